@@ -1,0 +1,23 @@
+"""Shared by all tests: jaxtyping shapes are checked at every call of the package; third-party data is found or skipped."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+SHARED_DATA = Path(os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+_CHECKED = [
+    "ctf", "fourier", "mask", "noise", "so3", "symmetry", "projection", "likelihood", "reconstruct", "resolution", "restore", "simulate",
+    "phantom", "atoms", "engine", "algorithms",
+]  # fmt: skip
+_hook = install_import_hook([f"halfmap.{name}" for name in _CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of third-party data; a test that asks for it skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"third-party data not found at {SHARED_DATA} (set HALFMAP_SHARED_DATA)")
+    return SHARED_DATA
