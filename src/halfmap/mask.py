@@ -1,0 +1,116 @@
+"""Real-space masks: soft spheres, masks from a file, and filling the outside with the background as RELION does."""
+
+from math import pi
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.errors import InputError
+
+
+def soft_sphere(
+    box: int,
+    *,
+    radius_px: float | int,
+    edge_px: float | int,
+    dimensions: Literal[2, 3] = 3,
+    centre_px: tuple[float | int, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "..."]:
+    """Sphere (3D) or disc (2D) that falls from 1 to 0 along a raised cosine.
+
+    ``m(r) = 1`` for ``r <= radius``, ``(1 + cos(pi (r - radius) / edge)) / 2`` up to ``radius + edge``, 0 beyond; an edge of 0 is hard.
+
+    Args:
+        box: side N in pixels.
+        radius_px: where the edge begins, pixels.
+        edge_px: width of the edge, pixels.
+        dimensions: 2 for an (N, N) disc, 3 for an (N, N, N) sphere.
+        centre_px: pixel of the centre as (x, y) or (x, y, z); default ``N // 2`` on every axis.
+
+    Returns:
+        (N,) * dimensions, indexed [y, x] or [z, y, x], values in 0..1.
+
+    Raises:
+        InputError: a negative radius or edge, or a centre of the wrong length.
+    """
+    if radius_px < 0 or edge_px < 0:
+        raise InputError(f"mask: expected radius_px and edge_px of at least 0, got {radius_px} and {edge_px}")
+    centre = tuple(centre_px) if centre_px is not None else (float(box // 2),) * dimensions
+    if len(centre) != dimensions:
+        raise InputError(f"mask: centre_px needs {dimensions} numbers (x first), got {len(centre)}")
+    squared = torch.zeros((1,) * dimensions, dtype=dtype, device=device)
+    for axis, middle in enumerate(reversed(centre)):  # axes are [z, y, x], the centre is x first
+        line = torch.arange(box, dtype=dtype, device=device) - middle
+        squared = squared + line.square().reshape([box if a == axis else 1 for a in range(dimensions)])
+    radius = squared.sqrt()
+    if edge_px == 0:
+        return (radius <= radius_px).to(dtype)
+    along_edge = ((radius - radius_px) / edge_px).clamp(0, 1)
+    return 0.5 * (1 + torch.cos(pi * along_edge))
+
+
+def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[Tensor, "box box box"]:
+    """Mask from an MRC file, checked against the maps it is for.
+
+    Returns:
+        (N, N, N) float32, values in 0..1.
+
+    Raises:
+        InputError: the file is missing or no MRC, its box or pixel size (by over 1 %) differs, its values leave 0..1 or are all zero.
+    """
+    values, mask_pixel_size = _read_map(Path(path))
+    if values.shape != (box,) * 3:
+        raise InputError(f"mask {path}: box is {'x'.join(map(str, values.shape))}, the map's is {box}; make it from a map of this box")
+    if mask_pixel_size > 0 and abs(mask_pixel_size / pixel_size_angstrom - 1) > 0.01:
+        raise InputError(
+            f"mask {path}: pixel size {mask_pixel_size:.4g} A, the map's is {pixel_size_angstrom:.4g} A; correct or resample it"
+        )
+    low, high = values.min().item(), values.max().item()
+    if not (low >= -1e-4 and high <= 1 + 1e-4):  # also catches NaN
+        raise InputError(f"mask {path}: values run from {low:.4g} to {high:.4g}, expected 0 to 1; threshold and soften it first")
+    if high <= 0:
+        raise InputError(f"mask {path}: every value is 0, nothing is left inside; make the mask from a lower threshold")
+    return values.clamp(0, 1)
+
+
+def _read_map(path: Path) -> tuple[Float[Tensor, "z y x"], float]:
+    import mrcfile
+
+    if not path.is_file():
+        raise InputError(f"mask {path}: no such file")
+    try:
+        with mrcfile.open(path, permissive=False) as file:
+            return torch.from_numpy(file.data.astype("float32")), float(file.voxel_size.x)
+    except ValueError as error:
+        raise InputError(f"mask {path}: not a readable MRC map ({str(error).splitlines()[0]})") from None
+
+
+def apply_background_mask(
+    images: Float[Tensor, "..."], mask: Float[Tensor, "..."], *, fill: Literal["mean", "zero"] = "mean"
+) -> Float[Tensor, "..."]:
+    """Keep the inside of a soft mask, replace the outside by the background's mean, as RELION's soft mask does.
+
+    ``Y = m X + (1 - m) b``, where ``b = sum (1 - m) X / sum (1 - m)`` for each image, or 0.
+
+    Args:
+        images: (..., N, N) images or (..., N, N, N) volumes.
+        mask: (N, N) or (N, N, N); its number of axes says which of the images' last axes it covers.
+        fill: "mean" or "zero".
+
+    Returns:
+        The same shape as ``images``; the input is left as it is.
+    """
+    if images.shape[images.ndim - mask.ndim :] != mask.shape:
+        raise InputError(f"mask: its shape {tuple(mask.shape)} does not match the last axes of {tuple(images.shape)}")
+    if fill == "zero":
+        return images * mask
+    axes = tuple(range(-mask.ndim, 0))
+    outside = 1 - mask
+    # a mask of ones has no background; the clamp makes that mean 0 instead of 0/0
+    background = (outside * images).sum(axes, keepdim=True) / outside.sum().clamp_min(1e-6)
+    return mask * images + outside * background
