@@ -123,7 +123,7 @@ def test_the_ssnr_measured_from_the_images_is_the_one_they_were_made_with() -> N
     noiseless, values, _ = _stack(10, ssnr=None)
     found = measure_ssnr(stack_sums(noiseless, values), PLANE)
     assert torch.isfinite(found).all()
-    assert found[1:15].min() > 1e5
+    assert found[1:15].min() > 100  # not infinite: |A|^2 varies within a shell
 
 
 def test_known_ssnr_gives_the_least_error_of_all_radial_wiener_filters() -> None:
