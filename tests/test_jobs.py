@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,7 +211,8 @@ def test_resume_calls_the_command_with_its_parameters_where_it_was_started(tmp_p
         calls.append((particles, Path(out), iterations, angles, seed, resume, os.getcwd()))
         return "done"
 
-    monkeypatch.setitem(vars(halfmap), "refine", refine)
+    monkeypatch.setitem(halfmap._PUBLIC, "refine", "a_module_of_this_test")
+    monkeypatch.setitem(sys.modules, "a_module_of_this_test", SimpleNamespace(refine=refine))
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
     with pytest.raises(JobStopped), make(tmp_path / "job", seed=7):

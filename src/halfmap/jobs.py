@@ -8,7 +8,6 @@ rename, so that a job killed at any moment leaves a folder from which `halfmap r
 
 import contextlib
 import fcntl
-import importlib
 import importlib.metadata
 import inspect
 import json
@@ -31,7 +30,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from halfmap import __version__
+import halfmap
 from halfmap.errors import InputError
 
 JOB, EVENTS, CHECKPOINT, ERROR = "job.json", "events.jsonl", "checkpoint", "error.txt"
@@ -257,7 +256,8 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Any:
     record = read_job(folder)
     if record["status"] == "finished":
         raise InputError(f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} shows it")
-    function = getattr(importlib.import_module("halfmap"), record["command"])
+    # asked of __getattr__ because a module of that name, once imported, hides the function (halfmap.reconstruct is both)
+    function: Any = halfmap.__getattr__(record["command"])
     accepted = inspect.signature(function).parameters
     if "resume" not in accepted:
         raise InputError(f"{folder}: halfmap {record['command']} starts from the beginning; run it again with --overwrite")
@@ -362,7 +362,7 @@ def _plain(value: Any, *, keep_nan: bool = False) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {"halfmap": __version__, "python": platform.python_version()}
+    found = {"halfmap": halfmap.__version__, "python": platform.python_version()}
     for name in ("torch", "numba", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
