@@ -1,0 +1,39 @@
+# make install: .venv with the halfmap command; make demo: the whole story on an embedded example; make test: every quick check
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO ?= demo
+
+.PHONY: install demo test test-all check benchmarks clean
+
+install: $(INSTALLED)
+
+$(BIN)/python:
+	scripts/make_venv.sh $(PYTHON) .venv
+
+# the package is installed editable, so only these two files call for another install
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install
+	$(BIN)/halfmap demo --out $(DEMO) --overwrite
+
+check: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: check
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+benchmarks: install
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
