@@ -68,8 +68,8 @@ def test_read_mask_takes_a_good_one_and_names_what_is_wrong_with_a_bad_one(tmp_p
     _write(tmp_path / "empty.mrc", 0 * good.numpy(), 2.5)
     with pytest.raises(InputError, match="nothing is left"):
         read_mask(tmp_path / "empty.mrc", 16, 2.5)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"none\.mrc: cannot be read"):
         read_mask(tmp_path / "none.mrc", 16, 2.5)
     (tmp_path / "text.mrc").write_text("not a map")
-    with pytest.raises(InputError, match="not a readable MRC"):
+    with pytest.raises(InputError, match=r"text\.mrc: expected an MRC header"):
         read_mask(tmp_path / "text.mrc", 16, 2.5)

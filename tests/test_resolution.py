@@ -7,6 +7,7 @@ from halfmap.fourier import shell_index
 from halfmap.mask import soft_sphere
 from halfmap.resolution import (
     Curve,
+    compare_maps,
     fourier_shell_correlation,
     half_map_curves,
     phase_randomise,
@@ -160,3 +161,35 @@ def test_the_star_is_read_by_an_independent_reader(tmp_path) -> None:
     np.testing.assert_allclose(table["rlnFourierShellCorrelationUnmaskedMaps"], curves.unmasked.correlation, atol=1e-6)
     np.testing.assert_allclose(table["rlnFourierShellCorrelationCorrected"], curves.corrected.correlation, atol=1e-6)
     np.testing.assert_allclose(table["rlnAngstromResolution"][1:], 32 / np.arange(1, 9), atol=1e-5)
+
+
+def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from halfmap.cli.fsc import fsc
+    from halfmap.io.mrc import write_map
+
+    a = _coloured(24, 3, seed=17)
+    b = a + 0.1 * _noise(24, 24, 24, seed=18)
+    write_map(tmp_path / "a.mrc", a.numpy(), 2.0)
+    write_map(tmp_path / "b.mrc", b.numpy(), 2.0)
+    write_map(tmp_path / "c.mrc", b.numpy(), 2.5)
+    write_map(tmp_path / "d.mrc", b[:20, :20, :20].numpy(), 2.0)
+    app = typer.Typer()
+    app.command()(fsc)
+    maps = [str(tmp_path / "a.mrc"), str(tmp_path / "b.mrc")]
+    result = CliRunner().invoke(app, [*maps, "--diameter", "30", "--out", str(tmp_path / "fsc.star")])
+    assert result.exit_code == 0, result.output
+    half = resolution_at(fourier_shell_correlation(a, b, pixel_size_angstrom=2.0), 0.5)
+    assert f"{half:.2f}" in result.output.splitlines()[1]
+    assert (tmp_path / "fsc.star").exists()
+    assert (tmp_path / "fsc.png").stat().st_size > 1000
+    for other, what in (("c.mrc", "pixel size"), ("d.mrc", "box is 20")):
+        error = CliRunner().invoke(app, [maps[0], str(tmp_path / other)]).exception
+        assert isinstance(error, InputError)
+        assert what in str(error)
+    with pytest.raises(InputError, match="at most one"):
+        compare_maps(*maps, mask=maps[0], diameter_angstrom=30.0)
+    with pytest.raises(InputError, match="at most the box"):
+        compare_maps(*maps, diameter_angstrom=60.0)

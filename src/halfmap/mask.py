@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.errors import InputError
+from halfmap.io.mrc import read_map
 
 
 def soft_sphere(
@@ -63,7 +64,8 @@ def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[T
     Raises:
         InputError: the file is missing or no MRC, its box or pixel size (by over 1 %) differs, its values leave 0..1 or are all zero.
     """
-    values, mask_pixel_size = _read_map(Path(path))
+    data, mask_pixel_size = read_map(path)
+    values = torch.from_numpy(data)
     if values.shape != (box,) * 3:
         raise InputError(f"mask {path}: box is {'x'.join(map(str, values.shape))}, the map's is {box}; make it from a map of this box")
     if mask_pixel_size > 0 and abs(mask_pixel_size / pixel_size_angstrom - 1) > 0.01:
@@ -76,18 +78,6 @@ def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[T
     if high <= 0:
         raise InputError(f"mask {path}: every value is 0, nothing is left inside; make the mask from a lower threshold")
     return values.clamp(0, 1)
-
-
-def _read_map(path: Path) -> tuple[Float[Tensor, "z y x"], float]:
-    import mrcfile
-
-    if not path.is_file():
-        raise InputError(f"mask {path}: no such file")
-    try:
-        with mrcfile.open(path, permissive=False) as file:
-            return torch.from_numpy(file.data.astype("float32")), float(file.voxel_size.x)
-    except ValueError as error:
-        raise InputError(f"mask {path}: not a readable MRC map ({str(error).splitlines()[0]})") from None
 
 
 def apply_background_mask(

@@ -7,12 +7,17 @@ A shell is the coefficients whose radius ``|k|`` in Fourier pixels rounds to s, 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
 from halfmap.errors import InputError
 from halfmap.fourier import shell_index
+from halfmap.io.mrc import read_map
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
+from halfmap.mask import read_mask, soft_sphere
 
 
 @dataclass(frozen=True)
@@ -225,20 +230,53 @@ def write_fsc_star(path: str | Path, curves: HalfMapCurves | Curve) -> None:
     if isinstance(curves, Curve):
         curves = HalfMapCurves(unmasked=curves)
     final, first = curves.final, curves.unmasked
-    lines = ["", "data_general", "", f"_rlnFinalResolution {resolution_at(final, 0.143):.6f}"]
+    general = {"rlnFinalResolution": resolution_at(final, 0.143)}
     if curves.randomised_from is not None:
-        lines.append(f"_rlnRandomiseFrom {first.box * first.pixel_size_angstrom / curves.randomised_from:.6f}")
-    columns = {
+        general["rlnRandomiseFrom"] = first.box * first.pixel_size_angstrom / curves.randomised_from
+    resolution = first.resolution_angstrom.numpy().copy()
+    resolution[0] = 999.0  # RELION's word for infinity
+    shells: dict[str, np.ndarray] = {
+        "rlnSpectralIndex": np.arange(len(first.correlation)),
+        "rlnResolution": first.frequency_per_angstrom.numpy(),
+        "rlnAngstromResolution": resolution,
+    }
+    correlations = {
         "rlnFourierShellCorrelationCorrected": final,
         "rlnFourierShellCorrelationUnmaskedMaps": first,
         "rlnFourierShellCorrelationMaskedMaps": curves.masked,
         "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
     }
-    given = {name: curve for name, curve in columns.items() if curve is not None}
-    names = ["rlnSpectralIndex", "rlnResolution", "rlnAngstromResolution", *given]
-    lines += ["", "", "data_fsc", "", "loop_", *(f"_{name} #{i}" for i, name in enumerate(names, start=1))]
-    for shell, frequency in enumerate(first.frequency_per_angstrom.tolist()):
-        angstrom = 1 / frequency if shell else 999.0  # RELION's word for infinity
-        correlations = "".join(f" {curve.correlation[shell].item():12.6f}" for curve in given.values())
-        lines.append(f"{shell:6d} {frequency:12.6f} {angstrom:12.6f}{correlations}")
-    Path(path).write_text("\n".join(lines) + "\n\n")
+    shells |= {name: curve.correlation.numpy() for name, curve in correlations.items() if curve is not None}
+    one_row = Table.from_columns({name: [value] for name, value in general.items()}, is_loop=False)
+    write_star(path, {"general": one_row, "fsc": Table.from_columns(shells)})
+
+
+def compare_maps(
+    map1: str | Path, map2: str | Path, *, mask: str | Path | None = None, diameter_angstrom: float | None = None, seed: int = 0
+) -> HalfMapCurves:
+    """:func:`half_map_curves` of two MRC files, inside a mask file or a soft sphere of a diameter (whose edge is 5 pixels), or unmasked.
+
+    Raises:
+        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size, both or wrong masks.
+    """
+    volume1, pixel_size = read_map(map1)
+    volume2, other_pixel_size = read_map(map2)
+    box = len(volume1)
+    if volume1.shape != volume2.shape:
+        raise InputError(f"{map2}: box is {len(volume2)} pixels, that of {map1} is {box}; rescale one of them")
+    if pixel_size <= 0:
+        raise InputError(f"{map1}: the header has no pixel size; write one into it")
+    if abs(other_pixel_size / pixel_size - 1) > 0.01:
+        raise InputError(f"{map2}: pixel size is {other_pixel_size:.4g} A, that of {map1} is {pixel_size:.4g} A; correct or rescale one")
+    inside = None
+    if mask is not None and diameter_angstrom is not None:
+        raise InputError("--mask and --diameter both given; expected at most one of them")
+    if mask is not None:
+        inside = read_mask(mask, box, pixel_size)
+    elif diameter_angstrom is not None:
+        largest = box * pixel_size
+        if not 0 < diameter_angstrom <= largest:
+            raise InputError(f"--diameter {diameter_angstrom:g}: expected more than 0 and at most the box, {largest:.1f} A")
+        inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
+    halves = torch.from_numpy(volume1), torch.from_numpy(volume2)
+    return half_map_curves(*halves, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)

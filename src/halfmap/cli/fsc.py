@@ -1,0 +1,36 @@
+"""`halfmap fsc`: how far two maps agree."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def fsc(
+    map1: Annotated[Path, typer.Argument(help="First map (MRC), for example half1.mrc.")],
+    map2: Annotated[Path, typer.Argument(help="Second map, same box and pixel size.")],
+    mask: Annotated[Path | None, typer.Option(help="Mask (MRC, values 0 to 1) for the masked curves.")] = None,
+    diameter: Annotated[float | None, typer.Option(help="Diameter of a soft spherical mask, Angstrom, in place of --mask.")] = None,
+    out: Annotated[Path | None, typer.Option(help="STAR file of the curves; a plot (.png) is written beside it.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the phase randomisation.")] = 0,
+) -> None:
+    """Fourier shell correlation of two maps, with its resolution at 0.5 and 0.143.
+
+    With a mask the curve is corrected for what the mask itself contributes, by phase randomisation.
+
+    Example: halfmap fsc half1.mrc half2.mrc --diameter 180 --out fsc.star
+    """
+    from halfmap.resolution import compare_maps, resolution_at, write_fsc_star
+
+    curves = compare_maps(map1, map2, mask=mask, diameter_angstrom=diameter, seed=seed)
+    named = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected for the mask": curves.corrected}
+    given = {name: curve for name, curve in named.items() if curve is not None}
+    typer.echo(f"{'resolution (Angstrom)':24}{'at 0.5':>10}{'at 0.143':>10}")
+    for name, curve in given.items():
+        typer.echo(f"{name:24}{resolution_at(curve, 0.5):10.2f}{resolution_at(curve, 0.143):10.2f}")
+    if out is not None:
+        from halfmap.pictures import save_fsc_plot
+
+        write_fsc_star(out, curves)
+        save_fsc_plot(out.with_suffix(".png"), given, title=f"{map1.name} and {map2.name}")
+        typer.echo(f"wrote {out} and {out.with_suffix('.png')}")
