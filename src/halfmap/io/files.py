@@ -1,0 +1,32 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from halfmap.errors import InputError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary name in the folder of `path`; rename it to `path` on success, remove it on failure.
+
+    A reader sees the old file or the whole new one, never a part, even when the process is killed.
+
+    Raises:
+        InputError: the folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
+        os.replace(temporary, path)
+    except PermissionError as error:
+        raise InputError(f"{path}: no permission to write here ({error.strerror}); choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)

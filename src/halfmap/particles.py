@@ -1,0 +1,341 @@
+"""The data set: metadata columns in plain arrays, images read lazily from the stacks on disk."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from halfmap.errors import InputError
+from halfmap.io.mrc import MrcStack, open_stack
+from halfmap.io.paths import ImageNames, not_found, resolve, split_image_names
+from halfmap.io.relion import ANGLES, OLD_ORIGINS, ORIGINS, ParticleTables, ctf_columns, particle_tables, pixel_size, poses, relion31_blocks
+from halfmap.io.star import StarFile, read_star, write_star
+from halfmap.io.table import Table, cells_from_tokens, quote
+
+_OPEN_FILES = 64
+_CHECK_BATCH = 256
+
+
+class _OpenStacks:
+    """The stacks read last, kept mapped; shared by all selections of a data set. Travels to other processes empty."""
+
+    def __init__(self) -> None:
+        self._stacks: OrderedDict[Path, MrcStack] = OrderedDict()
+
+    def __reduce__(self):
+        return _OpenStacks, ()
+
+    def get(self, path: Path) -> MrcStack:
+        stack = self._stacks.pop(path, None) or open_stack(path)
+        self._stacks[path] = stack
+        if len(self._stacks) > _OPEN_FILES:
+            self._stacks.popitem(last=False)
+        return stack
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    """n particles: one row per image in every array, RELION's conventions, Angstrom and degrees.
+
+    `take` and `with_results` return new data sets; nothing is changed in place. Images are read by `images` only.
+    """
+
+    path: str
+    table: Table  # all input columns, as text
+    optics: Table | None
+    box: int
+    pixel_size_angstrom: float
+    has_poses: bool
+    has_ctf: bool
+    notes: tuple[str, ...]  # things that a user should be told
+    rotations_deg: np.ndarray  # (n, 3) rot, tilt, psi
+    shift_angstrom: np.ndarray  # (n, 2) the shift that centres the image
+    class_number: np.ndarray  # (n,) from 1
+    half_set: np.ndarray  # (n,) 1 or 2; 0 where the file has none
+    optics_group: np.ndarray  # (n,) from 0: row of `optics`
+    micrograph: np.ndarray  # (n,) from 0
+    ctf_premultiplied: np.ndarray  # (n,) bool
+    defocus_u_angstrom: np.ndarray
+    defocus_v_angstrom: np.ndarray
+    defocus_angle_deg: np.ndarray
+    voltage_kv: np.ndarray
+    spherical_aberration_mm: np.ndarray
+    amplitude_contrast: np.ndarray
+    phase_shift_deg: np.ndarray
+    ctf_bfactor_angstrom2: np.ndarray
+    ctf_scale: np.ndarray
+    beam_tilt_x_mrad: np.ndarray
+    beam_tilt_y_mrad: np.ndarray
+    image_sign: np.ndarray  # (n,) +1, or -1 where cryoSPARC says that the stored contrast is inverted
+    image_file: np.ndarray  # (n,) index into `files`
+    image_index: np.ndarray  # (n,) from 0, inside the file
+    files: tuple[str, ...]  # stack names as the table has them
+    stack_paths: tuple[Path | None, ...]  # where they were found
+    new_columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # results to be written
+    _stacks: _OpenStacks = field(default_factory=_OpenStacks, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.image_file)
+
+    @classmethod
+    def from_stack(cls, path: str | os.PathLike[str], *, pixel_size_angstrom: float | None = None) -> "Particles":
+        """Data set of a bare MRC stack: no poses, no CTF.
+
+        Raises:
+            InputError: unreadable stack, images not square, or no pixel size given and none in the header.
+        """
+        stack = open_stack(path)
+        names = [f"{i + 1:06d}@{Path(path).absolute()}" for i in range(len(stack))]
+        columns: dict[str, list] = {"rlnImageName": names}
+        if pixel_size_angstrom is not None:
+            columns["rlnImagePixelSize"] = [float(pixel_size_angstrom)] * len(names)
+        table = Table.from_columns(columns, path=str(path))
+        return _from_star(StarFile(str(path), {"particles": table}), None, True)
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Images float32 `(b, N, N)` of the particles at `indices` `(b,)`, in that order.
+
+        Raises:
+            InputError: a stack is missing, or shorter than a row says.
+        """
+        indices = np.asarray(indices)
+        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        out = np.empty((len(indices), self.box, self.box), np.float32)
+        file = self.image_file[indices]
+        for number in np.unique(file):
+            rows = np.flatnonzero(file == number)
+            rows = rows[np.argsort(self.image_index[indices[rows]], kind="stable")]  # the disk is read forwards
+            path = self.stack_paths[number]
+            if path is None:
+                raise not_found(self.files[number], int(indices[rows[0]]), self.path)
+            out[rows] = self._stacks.get(path).read(self.image_index[indices[rows]])
+        if (self.image_sign[indices] < 0).any():
+            out *= self.image_sign[indices].astype(np.float32)[:, None, None]
+        return out
+
+    def take(self, indices: np.ndarray) -> "Particles":
+        """The particles at `indices` (integers in any order, or a boolean mask); stacks stay shared."""
+        indices = np.asarray(indices)
+        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        rows = {f.name: getattr(self, f.name)[indices] for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
+        new_columns = {name: values[indices] for name, values in self.new_columns.items()}
+        return replace(self, table=self.table.take(indices), new_columns=new_columns, **rows)
+
+    def with_results(
+        self,
+        *,
+        rotations_deg: np.ndarray | None = None,
+        shift_angstrom: np.ndarray | None = None,
+        class_number: np.ndarray | None = None,
+        half_set: np.ndarray | None = None,
+        extra: Mapping[str, np.ndarray] | None = None,
+    ) -> "Particles":
+        """Data set with new poses, classes, half sets or further RELION columns (`extra`), which `write_star` will write.
+
+        Raises:
+            InputError: an array has not one row per particle.
+        """
+        columns = dict(extra or {})
+        changed: dict[str, object] = {}
+        if rotations_deg is not None:
+            changed["rotations_deg"], changed["has_poses"] = np.array(rotations_deg, np.float64), True
+            columns |= dict(zip(ANGLES, np.asarray(rotations_deg).T, strict=True))
+        if shift_angstrom is not None:
+            changed["shift_angstrom"] = np.array(shift_angstrom, np.float64)
+            columns |= dict(zip(ORIGINS, np.asarray(shift_angstrom).T, strict=True))
+        if class_number is not None:
+            changed["class_number"] = columns["rlnClassNumber"] = np.array(class_number, np.int64)
+        if half_set is not None:
+            changed["half_set"] = columns["rlnRandomSubset"] = np.array(half_set, np.int64)
+        for name, values in columns.items():
+            if np.shape(values) != (len(self),):
+                raise InputError(f"column {name}: expected one value for each of {len(self)} particles, shape {np.shape(values)} arrived")
+        return replace(self, new_columns={**self.new_columns, **columns}, **changed)  # type: ignore[arg-type]
+
+    def write_star(self, path: str | os.PathLike[str]) -> None:
+        """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column, atomically.
+
+        Shifts in pixels (RELION 3.0 and before) become Angstrom. An image name stays to the letter when it is found from the new place
+        (beside the new file, or from the working directory); otherwise it becomes an absolute path.
+        """
+        table = self.table.with_columns(self.new_columns) if self.new_columns else self.table
+        if any(name in table for name in OLD_ORIGINS):
+            table = table.without(*OLD_ORIGINS)
+            if ORIGINS[0] not in table:
+                table = table.with_columns(dict(zip(ORIGINS, self.shift_angstrom.T, strict=True)))
+        names = self._names_from(Path(path))
+        if names != self.files:
+            rows = zip(self.image_index.tolist(), self.image_file.tolist(), strict=True)
+            table = table.with_cells({"rlnImageName": cells_from_tokens([quote(f"{i + 1:06d}@{names[f]}") for i, f in rows])})
+        tables = ParticleTables(self.path, table, self.optics, self.optics_group)
+        write_star(path, relion31_blocks(tables, self.box, self.pixel_size_angstrom))
+
+    def _names_from(self, star: Path) -> tuple[str, ...]:
+        """Stack names for a STAR at `star`."""
+        names = []
+        for name, found in zip(self.files, self.stack_paths, strict=True):
+            if found is None:
+                names.append(name)
+                continue
+            places = [Path(name)] if Path(name).is_absolute() else [star.absolute().parent / name, Path.cwd() / name]
+            first = next((place for place in places if place.is_file()), None)
+            same = first is not None and first.samefile(found)
+            names.append(name if same else str(found.absolute()))
+        return tuple(names)
+
+    def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
+        """Particles whose image is unusable, with the reason.
+
+        - NaN or infinite pixels;
+        - a constant image (zero variance);
+        - hot pixels: a pixel farther from the median than 10 times the 99.5th percentile of that distance in its own image. In Gaussian
+          noise that is 28 standard deviations; a particle covers more than 0.5 % of its box, so it never is an outlier of itself.
+        """
+        bad: dict[int, str] = {}
+        indices = np.asarray(indices, np.int64)
+        for first in range(0, len(indices), _CHECK_BATCH):
+            rows = indices[first : first + _CHECK_BATCH]
+            for row, image in zip(rows.tolist(), self.images(rows), strict=True):
+                reason = _fault(image)
+                if reason:
+                    bad[row] = reason
+        return bad
+
+
+def _fault(image: np.ndarray) -> str:
+    if not np.isfinite(image).all():
+        return f"{np.count_nonzero(~np.isfinite(image))} NaN or infinite pixels"
+    low, high, mean, deviation = (
+        float(image.min()),
+        float(image.max()),
+        float(image.mean(dtype=np.float64)),
+        float(image.std(dtype=np.float64)),
+    )
+    if low == high:
+        return f"constant image (every pixel is {low:g})"
+    if max(high - mean, mean - low) < 7 * deviation:  # cheap: nearly every image stops here
+        return ""
+    distance = np.abs(image - np.median(image))
+    typical = float(np.percentile(distance, 99.5))
+    hot = int(np.count_nonzero(distance > 10 * typical)) if typical > 0 else 0
+    return f"{hot} hot pixels (up to {distance.max() / typical:.0f} times the image's 99.5th percentile)" if hot else ""
+
+
+def load_particles(
+    path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    check_images: bool = True,
+) -> Particles:
+    """Read a RELION STAR of any version, a cryoSPARC `.cs`, or a bare MRC stack.
+
+    `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no stack (one, if the STAR has no image
+    size or pixel size): a missing stack is then found out when its images are read.
+
+    Raises:
+        InputError: anything wrong in the table or the stacks, in one line with file, row and column.
+    """
+    path = Path(path)
+    if path.suffix.lower() in (".mrcs", ".mrc", ".st"):
+        return Particles.from_stack(path)
+    if path.suffix.lower() == ".cs":
+        from halfmap.io.cryosparc import cs_to_star, read_cs
+
+        return _from_star(cs_to_star(read_cs(path)), data_dir, check_images)
+    return _from_star(read_star(path), data_dir, check_images)
+
+
+def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool) -> Particles:
+    tables = particle_tables(star)
+    particles = tables.particles
+    names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
+    found = tuple(resolve(name, star.path, data_dir) for name in names.files)
+    size, notes = pixel_size(tables), []
+    need_header = size is None or not tables.has("rlnImageSize")
+    box = header_size = 0
+    stacks = _OpenStacks()
+    if check_images or need_header:
+        box, header_size = _check_stacks(star.path, names, found, data_dir, stacks, first_only=not check_images)
+    if tables.has("rlnImageSize"):
+        sizes = tables.floats("rlnImageSize")
+        differs = np.flatnonzero(sizes != (box or sizes[0]))
+        if len(differs):
+            row = int(differs[0])
+            raise InputError(
+                f"{star.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says _rlnImageSize {sizes[row]:g}, "
+                f"{'the stack has' if box else 'row 1 says'} {box or sizes[0]:g} pixels; images of one size are needed"
+            )
+        box = box or int(sizes[0])
+    if size is None:
+        if header_size <= 0:
+            raise InputError(
+                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize with _rlnMagnification), and the MRC "
+                "header has none; add the column"
+            )
+        size = header_size
+        notes.append(f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header")
+    rotations, shifts, has_poses = poses(tables, size)
+    ctf, has_ctf = ctf_columns(tables)
+    n = len(particles)
+    half_set = particles.ints("rlnRandomSubset") if "rlnRandomSubset" in particles else np.zeros(n, np.int64)
+    wrong = np.flatnonzero((half_set < 0) | (half_set > 2))
+    if len(wrong):
+        raise InputError(f"{particles.where(int(wrong[0]), 'rlnRandomSubset')}: expected half set 1 or 2, found {half_set[wrong[0]]}")
+    micrograph = pd.factorize(particles.strings("rlnMicrographName"))[0] if "rlnMicrographName" in particles else np.zeros(n, np.int64)
+    return Particles(
+        path=star.path,
+        table=particles,
+        optics=tables.optics,
+        box=box,
+        pixel_size_angstrom=size,
+        has_poses=has_poses,
+        has_ctf=has_ctf,
+        notes=tuple(notes),
+        rotations_deg=rotations,
+        shift_angstrom=shifts,
+        class_number=particles.ints("rlnClassNumber") if "rlnClassNumber" in particles else np.ones(n, np.int64),
+        half_set=half_set,
+        optics_group=tables.optics_group,
+        micrograph=micrograph.astype(np.int64),
+        ctf_premultiplied=tables.floats("rlnCtfDataAreCtfPremultiplied", 0.0) != 0,
+        image_sign=np.where(tables.floats("csBlobSign", 1.0) < 0, -1, 1),
+        image_file=names.file,
+        image_index=names.index,
+        files=names.files,
+        stack_paths=found,
+        _stacks=stacks,
+        **ctf,
+    )
+
+
+def _check_stacks(
+    path: str, names: ImageNames, found: tuple[Path | None, ...], data_dir, stacks: _OpenStacks, *, first_only: bool
+) -> tuple[int, float]:
+    """Open the stacks' headers: all there, square, of one size, and long enough. Returns box and the header's pixel size."""
+    first_row = pd.Series(np.arange(len(names.file))).groupby(names.file).first()
+    longest = pd.Series(names.index).groupby(names.file).idxmax()
+    box, header_size = 0, 0.0
+    for number, (name, place) in enumerate(zip(names.files, found, strict=True)):
+        row = int(first_row[number])
+        if place is None:
+            raise not_found(name, row, path, data_dir)
+        stack = stacks.get(place)
+        n, ny, nx = stack.shape
+        if ny != nx:
+            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images are needed")
+        if box and nx != box:
+            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before {box}; one size is needed")
+        last = int(longest[number])
+        if names.index[last] >= n:
+            raise InputError(
+                f"{path}: row {last + 1}, column _rlnImageName: asks for image {names.index[last] + 1} of {place}, which holds {n}; "
+                "correct the row or copy the stack again"
+            )
+        box, header_size = nx, header_size or stack.pixel_size_angstrom
+        if first_only:
+            break
+    return box, header_size
