@@ -1,0 +1,97 @@
+"""Plain torch versions of the kernels: what they compute, on any device."""
+
+import torch
+from torch import Tensor
+
+
+def _corners(grid: Tensor, rotations: Tensor, kx: Tensor, ky: Tensor, padding: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat index (M, J) of the lower corner, its three trilinear fractions (M, J, 3), and where x was negative (M, J)."""
+    view = torch.stack([kx, ky], -1).to(rotations.dtype)
+    position = padding * torch.einsum("ja,mai->mji", view, rotations[:, :2])  # A^T (kx, ky, 0), components x, y, z
+    flipped = position[..., 0] < 0
+    position = torch.where(flipped[..., None], -position, position)
+    lower = position.floor()
+    _, nz, ny, nx = grid.shape[:4]
+    ix, iy, iz = lower.long().unbind(-1)
+    index = ((iz + (nz - 1) // 2) * ny + iy + (ny - 1) // 2) * nx + ix
+    return index, position - lower, flipped
+
+
+def _strides(grid: Tensor) -> list[tuple[int, int, int, int]]:
+    """(dx, dy, dz, flat offset) of the eight corners."""
+    _, _, ny, nx = grid.shape[:4]
+    return [(dx, dy, dz, (dz * ny + dy) * nx + dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
+
+
+def _weight(fraction: Tensor, dx: int, dy: int, dz: int) -> Tensor:
+    pick = torch.tensor([dx, dy, dz], dtype=fraction.dtype, device=fraction.device)
+    return (pick * fraction + (1 - pick) * (1 - fraction)).prod(-1)
+
+
+def slices(grid: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float) -> Tensor:
+    """Trilinear values (M, J) of complex grid[classes[m]] at `padding * rotations[m]^T (kx_j, ky_j, 0)`."""
+    index, fraction, flipped = _corners(grid, rotations, kx, ky, padding)
+    flat = grid.reshape(-1)
+    base = classes[:, None] * grid[0].numel()
+    value = sum((_weight(fraction, x, y, z) * flat[base + index + step] for x, y, z, step in _strides(grid)), torch.zeros_like(flat[:1]))
+    return torch.where(flipped, value.conj(), value)
+
+
+def insert(num: Tensor, den: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float) -> None:
+    """Adjoint of `slices`, in place: num (complex) and den gather values and weights with the trilinear weights."""
+    index, fraction, flipped = _corners(num, rotations, kx, ky, padding)
+    values = torch.where(flipped, values.conj(), values)
+    index = index + classes[:, None] * num[0].numel()
+    for x, y, z, step in _strides(num):
+        corner = _weight(fraction, x, y, z)
+        num.view(-1).index_add_(0, (index + step).reshape(-1), (corner * values).reshape(-1))
+        den.view(-1).index_add_(0, (index + step).reshape(-1), (corner * weights).reshape(-1))
+
+
+def pose_equations(
+    grid: Tensor, rotations: Tensor, shifts: Tensor, classes: Tensor, data: Tensor, power: Tensor, kx: Tensor, ky: Tensor, weight: Tensor,
+    box: int, padding: float,
+) -> Tensor:  # fmt: skip
+    """Sums (M, 27) of a Gauss-Newton step for poses m, given each pose's own rows of data `d = C X / sigma^2` and power `p = C^2 / sigma^2`.
+
+    With R the slice, D_a its derivative by parameter a (rotation vector in the view frame, radians: x, y, z; shift in pixels: x, y),
+    `d'` the data centred by the shift, and w the half-plane weights:
+
+        [0]     a    = sum w Re(conj(d') R)          [1]     b    = sum w p |R|^2
+        [2:7]   u_a  = sum w Re(conj(d') D_a)        [7:12]  h_a  = sum w p Re(conj(R) D_a)
+        [12:27] G_ab = sum w p Re(conj(D_a) D_b),  a <= b, row by row
+    """
+    index, fraction, flipped = _corners(grid, rotations, kx, ky, padding)
+    flat = grid.reshape(-1)
+    base = classes[:, None] * grid[0].numel()
+    value = torch.zeros_like(index, dtype=grid.dtype)
+    gradient = torch.zeros(*index.shape, 3, dtype=grid.dtype, device=grid.device)
+    for x, y, z, step in _strides(grid):
+        corner = flat[base + index + step]
+        value = value + _weight(fraction, x, y, z) * corner
+        along = [(x, 0), (y, 1), (z, 2)]
+        for upper, axis in along:
+            others = [fraction[..., a] if up else 1 - fraction[..., a] for up, a in along if a != axis]
+            gradient[..., axis] += (1 if upper else -1) * others[0] * others[1] * corner
+    value = torch.where(flipped, value.conj(), value)
+    gradient = torch.where(flipped[..., None], -gradient.conj(), gradient)
+    view = padding * torch.einsum("mai,mji->mja", rotations.to(grid.dtype), gradient)
+    turn = 2 * torch.pi / box
+    derivative = torch.stack(
+        [-ky * view[..., 2], kx * view[..., 2], ky * view[..., 0] - kx * view[..., 1], 1j * turn * kx * value, 1j * turn * ky * value], 1
+    )
+    angle = -turn * (shifts[:, :1] * kx + shifts[:, 1:] * ky)
+    centred = weight * data * torch.polar(torch.ones_like(angle), angle)
+    weighted = weight * power
+    upper = torch.triu_indices(5, 5, device=grid.device)
+    gram = torch.einsum("mj,maj,mbj->mab", weighted.to(grid.dtype), derivative.conj(), derivative).real
+    return torch.cat(
+        [
+            (centred.conj() * value).real.sum(-1, keepdim=True),
+            (weighted * value.abs() ** 2).sum(-1, keepdim=True),
+            torch.einsum("mj,maj->ma", centred.conj(), derivative).real,
+            torch.einsum("mj,maj->ma", (weighted * value.conj()), derivative).real,
+            gram[:, upper[0], upper[1]],
+        ],
+        -1,
+    )

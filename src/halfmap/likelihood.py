@@ -1,0 +1,86 @@
+"""E-step: images and references -> scores, as a matrix product.
+
+Rows are (image, shift), columns are (class, orientation); the sum runs over the J samples of a Fourier half-plane:
+
+    a = sum_j w_j Re(conj(S_t^-1 C X / sigma^2) R)_j       b = sum_j w_j (C^2 / sigma^2)_j |R|^2_j
+
+with w the half-plane weights. Everything that any method asks of an image and a reference is a function of a and b.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from halfmap.fourier import HalfPlane
+
+
+@dataclass(frozen=True)
+class ImageTerms:
+    """What the scores need of a batch of images: `data = C X / sigma^2` and `power = C^2 / sigma^2` on a half-plane.
+
+    `sigma^2` is the noise variance E|N(k)|^2 of a Fourier coefficient. Sample 0 (k = 0) is zero in both: the mean grey value of an
+    image carries no pose.
+    """
+
+    data: Complex[Tensor, "B J"]
+    power: Float[Tensor, "B J"]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def take(self, index: Tensor) -> "ImageTerms":
+        return ImageTerms(self.data[index], self.power[index])
+
+
+def image_terms(
+    transforms: Complex[Tensor, "B J"], ctf: Float[Tensor, "B J"], sigma2: Float[Tensor, "B J"], *, premultiplied: Float[Tensor, " B"]
+) -> ImageTerms:
+    """`C X / sigma^2` and `C^2 / sigma^2`; where an image is stored as C X already (`premultiplied` 1), it is not multiplied again.
+
+    sigma2 is the noise of the image before any premultiplication.
+    """
+    once = premultiplied[:, None]
+    data = transforms * ((1 - once) * ctf + once) / sigma2
+    power = ctf**2 / sigma2
+    keep = torch.ones_like(power[0])
+    keep[0] = 0
+    return ImageTerms(data * keep, power * keep)
+
+
+def cross_terms(
+    terms: ImageTerms, phases: Complex[Tensor, "T J"], slices: Complex[Tensor, "M J"], plane: HalfPlane
+) -> Float[Tensor, "B T M"]:
+    """a for every image, shift and shared slice: one real matrix product, (B T) x 2J times 2J x M."""
+    shifted = (terms.data * plane.hermitian_weight)[:, None] * phases
+    product = torch.view_as_real(shifted).flatten(-2).flatten(0, 1) @ torch.view_as_real(slices).flatten(-2).T
+    return product.view(len(terms), len(phases), len(slices))
+
+
+def slice_power(terms: ImageTerms, slices: Complex[Tensor, "M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+    """b for every image and shared slice: B x J times J x M."""
+    return (terms.power * plane.hermitian_weight) @ (slices.real**2 + slices.imag**2).T
+
+
+def cross_terms_own(
+    terms: ImageTerms, phases: Complex[Tensor, "T J"], slices: Complex[Tensor, "B M J"], plane: HalfPlane
+) -> Float[Tensor, "B T M"]:
+    """a where each image has slices of its own: a batch of small matrix products."""
+    shifted = (terms.data * plane.hermitian_weight)[:, None] * phases
+    return torch.bmm(torch.view_as_real(shifted).flatten(-2), torch.view_as_real(slices).flatten(-2).mT)
+
+
+def slice_power_own(terms: ImageTerms, slices: Complex[Tensor, "B M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+    """b where each image has slices of its own."""
+    return torch.bmm((slices.real**2 + slices.imag**2), (terms.power * plane.hermitian_weight)[..., None])[..., 0]
+
+
+def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`a / sqrt(b) = |X / sigma| CC`, the lecture's correlation coefficient `X.R / (|X| |R|)` of whitened images, times a constant per image."""
+    return a / b.clamp(min=1e-20).sqrt()
+
+
+def log_likelihood_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image."""
+    return a - b / 2

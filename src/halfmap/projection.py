@@ -1,0 +1,195 @@
+"""P and its adjoint: central slices of volumes, rotated copies of class images, and their insertion (Fourier slice theorem).
+
+A reference is transformed once, padded twice, divided beforehand by the interpolation kernel's transform (sinc^2), and read
+by trilinear interpolation. 2D references are the same thing with a flat z axis; see `kernels`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from halfmap.fourier import HalfPlane
+from halfmap.kernels import reference as torch_kernels
+
+PADDING = 2
+
+
+@dataclass(frozen=True)
+class FourierReferences:
+    """K references on padded Fourier grids, inside a radius; made by `prepare_references`."""
+
+    grid: Complex[Tensor, "K Z Y X"]
+    box: int
+    radius: int
+    dimensions: int
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+
+def grid_shape(radius: int, dimensions: int) -> tuple[int, int, int]:
+    """(Z, Y, X) of the grid that holds every frequency up to radius, with the interpolation's upper neighbours."""
+    reach = PADDING * radius + 2
+    return (2 * reach + 1 if dimensions == 3 else 2, 2 * reach + 1, reach + 1)
+
+
+def gridding_correction(box: int, dimensions: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:
+    """Transform of the (bi-, tri-)linear kernel, `prod_axes sinc^2(n / (padding N))`, on the box in real space."""
+    n = (torch.arange(box, device=device) - box // 2) / (PADDING * box)
+    axis = torch.sinc(n) ** 2
+    grids = torch.meshgrid(*([axis] * dimensions), indexing="ij")
+    return torch.stack(grids).prod(0)
+
+
+def prepare_references(references: Float[Tensor, "K *box"], radius: int) -> FourierReferences:
+    """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to `radius` Fourier pixels."""
+    dimensions, box = references.ndim - 1, references.shape[-1]
+    axes = tuple(range(1, dimensions + 1))
+    corrected = references / gridding_correction(box, dimensions, device=references.device)
+    shape = grid_shape(radius, dimensions)
+    grid = torch.zeros(len(references), *shape, dtype=torch.complex64, device=references.device)
+    for k in range(len(references)):  # one at a time: the padded transform is the largest array of a run
+        transform = _padded_transform(corrected[k])
+        reach = min(shape[-1] - 1, PADDING * box // 2)
+        centred = torch.arange(-reach, reach + 1, device=references.device)
+        keep = transform.index_select(axes[0] - 1, centred % (PADDING * box))
+        if dimensions == 3:
+            keep = keep.index_select(1, centred % (PADDING * box))
+        centre, half = (shape[1] - 1) // 2, slice(0, reach + 1)
+        box_slice = slice(centre - reach, centre + reach + 1)
+        if dimensions == 3:
+            grid[k, box_slice, box_slice, half] = keep[..., half]
+        else:
+            grid[k, 0, box_slice, half] = keep[..., half]
+    return FourierReferences(grid, box, radius, dimensions)
+
+
+def _padded_transform(density: Float[Tensor, "..."]) -> Complex[Tensor, "..."]:
+    """rfftn of the density in a box padded `PADDING` times, with the centre N // 2 at the origin."""
+    box, dimensions = density.shape[0], density.ndim
+    padded = density.new_zeros([PADDING * box] * dimensions)
+    start = PADDING * box // 2 - box // 2
+    padded[(slice(start, start + box),) * dimensions] = density
+    return torch.fft.rfftn(torch.fft.ifftshift(padded))
+
+
+def project(
+    references: FourierReferences, rotations: Float[Tensor, "M 3 3"], plane: HalfPlane, *, classes: Int[Tensor, " M"] | None = None
+) -> Complex[Tensor, "M J"]:
+    """`P_phi A_k`: slices on the half-plane; `F(A^T (kx, ky, 0))` by trilinear interpolation of the padded transform.
+
+    Lecture: "Reconstruction using the Fourier Slice Theorem". Rotations take object to view coordinates (RELION).
+    """
+    classes = _classes(classes, rotations)
+    kx, ky = plane.kx.float(), plane.ky.float()
+    if references.grid.device.type != "cpu":
+        return torch_kernels.slices(references.grid, rotations, classes, kx, ky, PADDING)
+    from halfmap.kernels import cpu
+
+    out = torch.empty(len(rotations), len(plane), dtype=torch.complex64)
+    cpu.slices(
+        torch.view_as_real(references.grid).numpy(), rotations.contiguous().numpy(), classes.numpy(), kx.numpy(), ky.numpy(), PADDING,
+        torch.view_as_real(out).numpy(),
+    )  # fmt: skip
+    return out
+
+
+def _classes(classes: Int[Tensor, " M"] | None, rotations: Float[Tensor, "M 3 3"]) -> Int[Tensor, " M"]:
+    return torch.zeros(len(rotations), dtype=torch.long, device=rotations.device) if classes is None else classes.contiguous()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The two sums of every method: `num = sum Gamma P^T S^-1 C X / sigma^2`, `den = sum Gamma P^T C^2 / sigma^2`, per class."""
+
+    num: Complex[Tensor, "K Z Y X"]
+    den: Float[Tensor, "K Z Y X"]
+    box: int
+    radius: int
+    dimensions: int
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.num + other.num, self.den + other.den, self.box, self.radius, self.dimensions)
+
+
+def empty_sums(n_classes: int, box: int, radius: int, dimensions: int, *, device: torch.device | str = "cpu") -> Sums:
+    """Sums of nothing."""
+    shape = (n_classes, *grid_shape(radius, dimensions))
+    num = torch.zeros(shape, dtype=torch.complex64, device=device)
+    return Sums(num, torch.zeros(shape, device=device), box, radius, dimensions)
+
+
+def insert_slices(
+    sums: Sums,
+    values: Complex[Tensor, "M J"],
+    weights: Float[Tensor, "M J"],
+    rotations: Float[Tensor, "M 3 3"],
+    plane: HalfPlane,
+    *,
+    classes: Int[Tensor, " M"] | None = None,
+) -> None:
+    """`P^T`: add slices and their weights into the sums, in place; the adjoint of `project` up to `hermitian_mates`.
+
+    The one function here that writes into its argument: the sums of a run are too large to copy for every batch.
+    """
+    classes = _classes(classes, rotations)
+    kx, ky = plane.kx.float(), plane.ky.float()
+    half = plane.hermitian_weight / 2  # k = 0 is its own mate and enters once
+    values, weights = (values * half).contiguous(), (weights * half).contiguous()
+    if values.device.type != "cpu":
+        torch_kernels.insert(sums.num, sums.den, values, weights, rotations, classes, kx, ky, PADDING)
+        return
+    from halfmap.kernels import cpu
+
+    cpu.insert(
+        torch.view_as_real(sums.num).numpy(), sums.den.numpy(), torch.view_as_real(values).numpy(), weights.numpy(),
+        rotations.contiguous().numpy(), classes.numpy(), kx.numpy(), ky.numpy(), PADDING, slabs(sums.num.shape[1]),
+    )  # fmt: skip
+
+
+def slabs(planes: int) -> int:
+    """Number of z slabs that insertion works on in parallel: one a thread, since each slab looks at every sample."""
+    return max(1, min(torch.get_num_threads(), planes))
+
+
+def hermitian_mates(sums: Sums) -> Sums:
+    """Add the mates (-k, conjugate) that fall on the stored half: those of the plane x = 0. Apply once, after all insertions."""
+    num, den = sums.num.clone(), sums.den.clone()
+    mirror = (1, 2) if sums.dimensions == 3 else (2,)
+    num[..., 0] += sums.num[..., 0].flip(mirror).conj()
+    den[..., 0] += sums.den[..., 0].flip(mirror)
+    return Sums(num, den, sums.box, sums.radius, sums.dimensions)
+
+
+def grid_to_density(grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int) -> Float[Tensor, "..."]:
+    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's transform divided out."""
+    size = PADDING * box
+    centre_y, reach = (grid.shape[1] - 1) // 2, min(grid.shape[2] - 1, (size - 1) // 2)
+    centred = torch.arange(-reach, reach + 1, device=grid.device)
+    inner = slice(centre_y - reach, centre_y + reach + 1)
+    transform = torch.zeros([size] * (dimensions - 1) + [size // 2 + 1], dtype=grid.dtype, device=grid.device)
+    if dimensions == 3:
+        transform[(centred % size)[:, None], (centred % size)[None, :], : reach + 1] = grid[inner, inner, : reach + 1]
+    else:
+        transform[centred % size, : reach + 1] = grid[0, inner, : reach + 1]
+    density = torch.fft.fftshift(torch.fft.irfftn(transform, s=[size] * dimensions))
+    start = size // 2 - box // 2
+    density = density[(slice(start, start + box),) * dimensions]
+    return density / gridding_correction(box, dimensions, device=grid.device)
+
+
+def backproject(
+    values: Complex[Tensor, "M J"], rotations: Float[Tensor, "M 3 3"], plane: HalfPlane, *, dimensions: int
+) -> Float[Tensor, "..."]:
+    """`P^T u` in real space, the exact adjoint of `project(prepare_references(v))` under the whole-plane inner product.
+
+    `<P v, u> = sum_j w_j Re(conj(u_j) (P v)_j)` with w the half-plane weights equals `sum_n v_n (P^T u)_n`.
+    """
+    sums = empty_sums(1, plane.box, plane.radius, dimensions, device=values.device)
+    insert_slices(sums, values, torch.zeros_like(values.real), rotations, plane)
+    mated = hermitian_mates(sums)
+    density = grid_to_density(mated.num[0], plane.box, dimensions)
+    return density * math.prod([PADDING * plane.box] * dimensions)
