@@ -178,7 +178,7 @@ def test_grid_covers_so3_and_is_balanced() -> None:
     grid = orientation_grid(1)
     a = random_rotations(57600, generator(8))
     nearest = torch.stack([angular_distance_deg(grid.rotations, r).min() for r in a[:300]])
-    assert nearest.max() < 1.05 * grid.step_deg
+    assert nearest.max() < 0.85 * grid.step_deg
     held = torch.bincount(cell_of(a, 1), minlength=576)
     chi_squared = ((held - 100.0) ** 2 / 100).sum()  # 575 degrees of freedom
     assert chi_squared < 575 + 5 * np.sqrt(2 * 575)
@@ -196,10 +196,10 @@ def test_children_partition_the_parents(order: int) -> None:
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_children_surround_the_parents_centre(order: int) -> None:
-    """Also at the poles: all 8 within a step, their mean at the parent's centre, the pairs half a step of psi apart."""
+    """Also at the poles: all 8 within 0.65 of a step, their mean at the parent's centre, the pairs half a step of psi apart."""
     cells = torch.arange(0, 72 * 8**order, 37)
     centres, child = rotations_of(cells, order), rotations_of(children(cells, order), order + 1)
-    assert angular_distance_deg(child, centres[:, None]).max() < grid_step_deg(order)
+    assert angular_distance_deg(child, centres[:, None]).max() < 0.65 * grid_step_deg(order)
     mean = torch.linalg.svd(child.double().mean(1))
     assert angular_distance_deg(mean.U @ mean.Vh, centres.double()).max() < 0.15 * grid_step_deg(order)
     pairs = child.unflatten(1, (4, 2))

@@ -74,15 +74,15 @@ def test_asymmetric_unit_is_a_fundamental_domain(name: str) -> None:
     assert (inside.sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("name", ["C4", "D3", "O", "I2"])
-def test_reduced_grid_covers_all_orientations(name: str) -> None:
-    """M / |G| cells, and every rotation lies within about a step of one of them modulo the group."""
+@pytest.mark.parametrize(("name", "most"), [("C4", 1.0), ("D3", 1.3), ("O", 1.3), ("I2", 2.0), ("C50", 6.0)])
+def test_reduced_grid_covers_all_orientations(name: str, most: float) -> None:
+    """About M / |G| cells (more where the unit is narrower than a cell), and every rotation within about a step of one modulo the group."""
     group = symmetry_matrices(name)
     full, reduced = orientation_grid(2), orientation_grid(2, group)
-    assert len(reduced.cell_id) == pytest.approx(len(full.cell_id) / len(group), rel=0.3)
+    assert 1.0 <= len(reduced.cell_id) * len(group) / len(full.cell_id) <= most
     assert torch.isin(reduced.cell_id, full.cell_id).all()
     for a in random_rotations(100, torch.Generator().manual_seed(5)):
-        assert angular_distance_deg(reduced.rotations, a, symmetry=group).min() < 1.2 * full.step_deg
+        assert angular_distance_deg(reduced.rotations, a, symmetry=group).min() < 0.85 * full.step_deg
 
 
 def test_expand_gives_the_mates() -> None:

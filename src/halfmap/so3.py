@@ -129,13 +129,11 @@ def orientation_grid(
 ) -> OrientationGrid:
     """HEALPix directions x in-plane angles: 12 4^o directions, 6 2^o angles, step 60 / 2^o degrees (order 2: 4608 cells of 15 degrees).
 
-    Cell `direction * 6 2^o + psi` in HEALPix's nested order, so that cells subdivide (`children`). With a symmetry group only the
-    directions of its asymmetric unit remain. `perturbation` P turns the whole grid: A P.
+    Cell `direction * 6 2^o + psi` in HEALPix's nested order, so that cells subdivide (`children`). With a symmetry group, about
+    one direction of each set of mates remains. `perturbation` P turns the whole grid: A P.
     Yershova et al., Int. J. Robotics Research 29, 801 (2010); RELION uses the same counts.
     """
-    directions = torch.arange(12 * 4**order)
-    if symmetry_matrices is not None:
-        directions = directions[asymmetric_unit(_direction_vectors(directions, order), symmetry_matrices)]
+    directions = torch.arange(12 * 4**order) if symmetry_matrices is None else _distinct_directions(order, symmetry_matrices)
     cell_id = (directions[:, None] * _psi_count(order) + torch.arange(_psi_count(order))).flatten()
     return OrientationGrid(order, grid_step_deg(order), cell_id, rotations_of(cell_id, order, perturbation=perturbation))
 
@@ -168,11 +166,9 @@ def parent(cell_id: Int[Tensor, "*M"], order: int) -> Int[Tensor, "*M"]:
 
 def cell_of(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]:
     """The cell of the unperturbed grid that holds each rotation; for a grid turned by P, ask for A P^T."""
-    from astropy_healpix import xyz_to_healpix  # imports astropy, 0.3 s
-
     a = rotations.detach().cpu().double()
     n_psi = _psi_count(order)
-    pixels = torch.as_tensor(xyz_to_healpix(*np.moveaxis(a[..., 2, :].numpy(), -1, 0), 2**order, order="nested"))
+    pixels = _pixels(a[..., 2, :], order)
     in_plane = compose(a, _frames(a[..., 2, :], pixels // 4**order).mT)
     psi = torch.rad2deg(torch.atan2(in_plane[..., 0, 1], in_plane[..., 0, 0])) + 180
     return (pixels * n_psi + (psi / grid_step_deg(order)).long() % n_psi).to(rotations.device)
@@ -205,6 +201,29 @@ def in_plane_grid(step_deg: float) -> Float[Tensor, " n"]:
 
 def _psi_count(order: int) -> int:
     return 6 * 2**order
+
+
+def _distinct_directions(order: int, matrices: Float[Tensor, "G 3 3"]) -> Int[Tensor, " M"]:
+    """HEALPix pixels such that each pixel, or one that holds a mate of its centre, is among them.
+
+    These are the pixels with their centres in the asymmetric unit, and a few along its edge: the mates of a grid point are not grid
+    points, and a unit as narrow as that of C99 holds few or no centres at all.
+    """
+    d = _direction_vectors(torch.arange(12 * 4**order), order)
+    mates = torch.einsum("gji,mj->mgi", matrices.cpu().double(), d)
+    mate_pixels = _pixels(mates, order)
+    keep = asymmetric_unit(d, matrices.cpu())
+    for pixel in torch.nonzero(~keep[mate_pixels].any(1)).flatten().tolist():
+        if not keep[mate_pixels[pixel]].any():
+            keep[pixel] = True
+    return torch.nonzero(keep).flatten()
+
+
+def _pixels(directions: Float[Tensor, "*M 3"], order: int) -> Int[Tensor, "*M"]:
+    """HEALPix pixel in nested order that holds each direction (float64, on the CPU)."""
+    from astropy_healpix import xyz_to_healpix  # imports astropy, 0.3 s
+
+    return torch.as_tensor(xyz_to_healpix(*np.moveaxis(directions.numpy(), -1, 0), 2**order, order="nested"))
 
 
 def _frames(directions: Float[Tensor, "*M 3"], base_pixels: Int[Tensor, "*M"]) -> Float[Tensor, "*M 3 3"]:
