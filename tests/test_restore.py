@@ -7,8 +7,13 @@ import torch
 from halfmap.ctf import CTFParameters, ctf
 from halfmap.errors import InputError
 from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform
+from halfmap.io.mrc import open_stack, write_stack
+from halfmap.io.star import read_star, write_star
+from halfmap.io.table import Table
+from halfmap.particles import load_particles
 from halfmap.resolution import shell_correlations
-from halfmap.restore import (
+from halfmap.restore import restore
+from halfmap.undo_ctf import (
     StackSums,
     aligned_transform,
     divide,
@@ -102,7 +107,7 @@ def test_sums_of_batches_are_the_sum_and_premultiplied_images_give_the_same() ->
     samples, values, _ = _stack(7, ssnr=0.1)
     whole = stack_sums(samples, values)
     parts = stack_sums(samples[:3], values[:3]) + stack_sums(samples[3:], values[3:]) + StackSums.zero(len(PLANE))
-    multiplied = stack_sums(values * samples, values, premultiplied=True)
+    multiplied = stack_sums(values * samples, values, torch.ones(7, dtype=torch.bool))
     for other in (parts, multiplied):
         assert other.images == whole.images
         for name in ("cx", "c2", "c2x2", "c4"):
@@ -230,3 +235,156 @@ def test_bad_constants_and_too_few_images_are_refused() -> None:
         wiener_stack(stack_sums(samples, values), constant=float("nan"))
     with pytest.raises(InputError, match="at least 2 images"):
         measure_ssnr(stack_sums(samples, values), PLANE)
+
+
+# ------------------------------------------------------------------ the job
+
+BLOBS = ((4.0, -3.0, 2.0, 1.0), (-7.0, 5.0, 1.4, 2.0), (6.0, 7.0, 1.5, -1.0), (-3.0, -8.0, 1.3, 1.5))
+
+
+def _blobs_transform(kx: torch.Tensor, ky: torch.Tensor) -> torch.Tensor:
+    """Closed form at any frequency, cycles per pixel."""
+    total = torch.zeros_like(kx, dtype=torch.complex128)
+    for x, y, s, height in BLOBS:
+        envelope = height * 2 * math.pi * s**2 * torch.exp(-2 * math.pi**2 * s**2 * (kx**2 + ky**2))
+        total += envelope * torch.exp(-2j * math.pi * (kx * x + ky * y))
+    return total
+
+
+def _particles_on_disk(
+    folder, n: int, *, noise: float, premultiplied: bool = False, poses: bool = True, tilt: float = 40.0
+) -> torch.Tensor:
+    """A STAR and a stack of n noisy views of one direction; returns the true image, (N, N)."""
+    box = 48
+    plane = half_plane(box, 23)
+    kx, ky = plane.kx.double() / box, plane.ky.double() / box
+    rng = np.random.default_rng(7)
+    psi = rng.uniform(-180, 180, n) if poses else np.zeros(n)
+    shift = rng.uniform(-3, 3, (n, 2)) if poses else np.zeros((n, 2))
+    parameters = _parameters(rng.uniform(8000, 20000, n).tolist(), astigmatism=500.0, angle=30.0)
+    values = ctf(parameters, *(k.double() for k in plane.frequencies(PIXEL)))
+    rows = []
+    for angle, (tx, ty) in zip(np.radians(psi), shift, strict=True):
+        c, s = math.cos(angle), math.sin(angle)
+        rows.append(_blobs_transform(c * kx - s * ky, s * kx + c * ky) * torch.exp(2j * math.pi * (kx * tx + ky * ty)))
+    samples = torch.stack(rows) * values
+    samples += noise * fourier_transform(torch.from_numpy(rng.standard_normal((n, box, box))), plane)
+    if premultiplied:
+        samples *= values
+    images = inverse_fourier_transform(samples, plane).float().numpy()
+    if n > 4:
+        images[2, 5, 5] = np.nan
+    write_stack(folder / "particles.mrcs", images, PIXEL)
+    optics = {
+        "rlnOpticsGroup": [1],
+        "rlnImagePixelSize": [PIXEL],
+        "rlnImageSize": [box],
+        "rlnVoltage": [300.0],
+        "rlnSphericalAberration": [2.7],
+    }
+    optics |= {"rlnAmplitudeContrast": [0.1], "rlnCtfDataAreCtfPremultiplied": [int(premultiplied)]}
+    columns = {"rlnImageName": [f"{i + 1}@particles.mrcs" for i in range(n)], "rlnOpticsGroup": [1] * n, "rlnClassNumber": [1] * n}
+    columns |= {"rlnDefocusU": parameters.defocus_u_angstrom.numpy(), "rlnDefocusV": parameters.defocus_v_angstrom.numpy()}
+    columns |= {"rlnDefocusAngle": [30.0] * n}
+    if poses:
+        columns |= {"rlnAngleRot": [70.0] * n, "rlnAngleTilt": [tilt] * n, "rlnAnglePsi": psi}
+        columns |= {"rlnOriginXAngst": shift[:, 0] * PIXEL, "rlnOriginYAngst": shift[:, 1] * PIXEL}
+    write_star(folder / "particles.star", {"optics": Table.from_columns(optics), "particles": Table.from_columns(columns)})
+    return inverse_fourier_transform(_blobs_transform(kx, ky)[None], plane)[0]
+
+
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("method", ["wiener-stack", "wiener-ssnr"])
+@pytest.mark.parametrize("premultiplied", [False, True])
+def test_a_job_restores_turned_and_shifted_views_together(tmp_path, method: str, premultiplied: bool) -> None:
+    truth = _particles_on_disk(tmp_path, 80, noise=0.3, premultiplied=premultiplied)
+    result = restore(tmp_path / "particles.star", method=method, out=tmp_path / "job", constant=1.0, quiet=True)
+    assert (result.images, result.set_aside) == (79, 1)
+    restored = torch.from_numpy(open_stack(tmp_path / "job" / "restored.mrcs").data[0].copy())
+    assert _correlation(restored, truth) > {"wiener-stack": 0.94, "wiener-ssnr": 0.97}[method]  # known SSNR keeps the noise out
+    halves = [torch.from_numpy(open_stack(tmp_path / "job" / f"half{i}.mrcs").data[0].copy()) for i in (1, 2)]
+    assert result.curve is not None
+    torch.testing.assert_close(result.curve.correlation, shell_correlations(halves[0][None], halves[1][None])[0])
+    assert result.curve.correlation[3:7].min() > 0.9
+    assert {"fsc.star", "fsc.png", "restored.png", "job.json"} <= {path.name for path in (tmp_path / "job").iterdir()}
+    ssnr = tmp_path / "job" / "ssnr.star"
+    assert ssnr.exists() == (method == "wiener-ssnr")
+
+
+@pytest.mark.parametrize("method", ["divide", "flip", "wiener"])
+def test_a_job_restores_each_image_and_leaves_no_ctf_to_undo_again(tmp_path, method: str) -> None:
+    _particles_on_disk(tmp_path, 8, noise=0.1)
+    result = restore(tmp_path / "particles.star", method=method, out=tmp_path / "job", constant=0.2, quiet=True)
+    assert result.curve is not None
+    before, after = load_particles(tmp_path / "particles.star"), load_particles(tmp_path / "job" / "particles.star")
+    assert before.has_ctf
+    assert not after.has_ctf
+    kept = np.array([0, 1, 3, 4, 5, 6, 7])  # image 3 of the stack has a NaN
+    np.testing.assert_allclose(after.rotations_deg, before.rotations_deg[kept])
+    plane = half_plane(48, 23)
+    samples = fourier_transform(torch.from_numpy(before.images(kept)), plane)
+    values = ctf(CTFParameters.from_particles(before, kept), *plane.frequencies(PIXEL))
+    expected = {"divide": divide(samples, values), "flip": phase_flip(samples, values), "wiener": wiener(samples, values, constant=0.2)}
+    found = fourier_transform(torch.from_numpy(after.images(np.arange(7))), plane)
+    clear = values.abs() > 1e-3  # nearer to a zero, division differs by rounding of C
+    torch.testing.assert_close(found[clear], expected[method][clear], rtol=1e-2, atol=1e-2)
+
+
+def test_images_without_poses_are_taken_as_aligned(tmp_path) -> None:
+    truth = _particles_on_disk(tmp_path, 30, noise=0.1, poses=False)
+    restore(tmp_path / "particles.star", method="wiener-stack", out=tmp_path / "job", quiet=True)
+    assert _correlation(torch.from_numpy(open_stack(tmp_path / "job" / "restored.mrcs").data[0].copy()), truth) > 0.97
+    result = restore(tmp_path / "particles.star", method="flip", out=tmp_path / "each", quiet=True)
+    assert result.curve is None
+
+
+def test_bad_requests_are_refused_and_leave_no_folder(tmp_path) -> None:
+    _particles_on_disk(tmp_path, 4, noise=0.1)
+    star = tmp_path / "particles.star"
+
+    def refused(match: str, path=star, **options) -> None:
+        with pytest.raises(InputError, match=match):
+            restore(path, out=tmp_path / "job", quiet=True, **({"method": "wiener-stack"} | options))
+        assert not (tmp_path / "job").exists()
+
+    refused("--method tikhonov: expected one of divide", method="tikhonov")
+    refused("k > 0", constant=0.0)
+    refused("--class 7: no particle", class_number=7)
+    blocks = read_star(star).blocks
+    turned = blocks["particles"].with_columns({"rlnAngleTilt": [40.0, 41.0, 40.0, 75.0]})
+    write_star(tmp_path / "views.star", {"optics": blocks["optics"], "particles": turned})
+    refused("particle 4 of 4 looks 2[0-9]\\.[0-9] degrees away", path=tmp_path / "views.star")
+    write_star(
+        tmp_path / "bare.star",
+        {"optics": blocks["optics"], "particles": blocks["particles"].without("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")},
+    )
+    refused("no defocus columns", path=tmp_path / "bare.star")
+
+
+def test_restore_command(tmp_path) -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    from halfmap.cli.restore import restore as command
+
+    _particles_on_disk(tmp_path, 12, noise=0.1)
+    app = typer.Typer()
+    app.command()(command)
+    arguments = [
+        "--particles",
+        str(tmp_path / "particles.star"),
+        "--method",
+        "wiener-stack",
+        "--out",
+        str(tmp_path / "job"),
+        "--class",
+        "1",
+        "--quiet",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "11 images, 1 set aside" in result.output
+    assert "0.143" in result.output

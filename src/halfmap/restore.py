@@ -1,179 +1,305 @@
-"""Undoing the CTF (lecture, part 1): one image at a time, or many images of one object together.
+"""`halfmap restore`: undo the CTF of a stack of particle images by any of the lecture's methods (see `undo_ctf`)."""
 
-The image model is ``X = C A + N`` in Fourier space. The functions act sample by sample, so any layout of samples (a half-plane, a whole
-transform) will do. Restoring from many images needs only two sums, ``sum C X`` and ``sum C^2``, kept with three more in :class:`StackSums`:
-sums add, so a stack of any length streams through in batches, and two halves give the whole.
-"""
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from dataclasses import dataclass, fields, replace
-
-import finufft
 import numpy as np
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from halfmap.ctf import CTFParameters
+from halfmap.ctf import CTFParameters, beam_tilt_phase, ctf
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane, fourier_transform, shift_phases
+from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform
+from halfmap.io.mrc import StackWriter, write_stack
+from halfmap.io.relion import DEFOCUS
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
+from halfmap.jobs import Job
+from halfmap.particles import Particles, load_particles
+from halfmap.pictures import save_class_gallery, save_fsc_plot
+from halfmap.progress import Progress
+from halfmap.resolution import Curve, HalfMapCurves, fourier_shell_correlation, resolution_at, write_fsc_star
+from halfmap.so3 import euler_to_matrix
+from halfmap.undo_ctf import (
+    StackSums,
+    aligned_transform,
+    divide,
+    in_plane_angles,
+    measure_ssnr,
+    phase_flip,
+    stack_sums,
+    turned_ctf,
+    wiener,
+    wiener_ssnr,
+    wiener_stack,
+)
 
-# ------------------------------------------------------------------ one image
-
-
-def divide(samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]) -> Complex[Tensor, "*b J"]:
-    """Plain division ``A~ = X / C`` (lecture: "can we do the deconvolution?").
-
-    Where C is exactly 0 the result is 0; near zeros of C the noise is amplified without limit, which is what the lecture shows it for.
-    """
-    return torch.where(ctf == 0, 0, samples / ctf)
-
-
-def phase_flip(samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]) -> Complex[Tensor, "*b J"]:
-    """Phase flipping ``A~ = sgn(C) X`` (lecture, method 1): right phases, amplitudes and noise as they are; C = 0 counts as positive."""
-    return torch.where(ctf < 0, -samples, samples)
-
-
-def wiener(samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"], *, constant: float) -> Complex[Tensor, "*b J"]:
-    """Wiener filter ``A~ = C X / (C^2 + k)`` of a single image, k > 0 constant (lecture, method 2)."""
-    _check_constant(constant)
-    return ctf * samples / (ctf.square() + constant)
-
-
-# ------------------------------------------------------------------ many images of one object
+PER_IMAGE = ("divide", "flip", "wiener")
+PER_STACK = ("wiener-stack", "wiener-ssnr")
+_BATCH_PIXELS = 1 << 23  # 32 MB of float32 images at a time
 
 
 @dataclass(frozen=True)
-class StackSums:
-    """Sums over the images i of one object, for each of J samples; ``a + b`` is the sums of both stacks."""
+class Restored:
+    """What a restore job gives: its folder, the images used, those set aside, and the FRC of two independent halves if there is one."""
 
-    cx: Complex[Tensor, " J"]  # sum C_i X_i
-    c2: Float[Tensor, " J"]  # sum C_i^2
-    c2x2: Float[Tensor, " J"]  # sum |C_i X_i|^2
-    c4: Float[Tensor, " J"]  # sum C_i^4
+    folder: Path
     images: int
-
-    def __add__(self, other: "StackSums") -> "StackSums":
-        return StackSums(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
-
-    @staticmethod
-    def zero(size: int, device: torch.device | str = "cpu") -> "StackSums":
-        real = torch.zeros(size, dtype=torch.float64, device=device)
-        return StackSums(torch.zeros(size, dtype=torch.complex128, device=device), real, real, real, 0)
+    set_aside: int
+    curve: Curve | None
 
 
-def stack_sums(samples: Complex[Tensor, "B J"], ctf: Float[Tensor, "B J"], *, premultiplied: bool = False) -> StackSums:
-    """The sums of a batch of aligned images; with ``premultiplied`` the samples are C X already. Sums are in float64."""
-    cx = samples if premultiplied else ctf * samples
-    c2 = ctf.double().square()
-    power = cx.real.double().square() + cx.imag.double().square()
-    return StackSums(cx.sum(0, dtype=torch.complex128), c2.sum(0), power.sum(0), c2.square().sum(0), len(samples))
+@dataclass(frozen=True)
+class _View:
+    """In-plane angle (degrees) and shift (pixels) of each image, relative to the mean viewing direction."""
+
+    psi_deg: Float[Tensor, " n"]
+    shift_px: Float[Tensor, "n 2"]
 
 
-def wiener_stack(sums: StackSums, *, constant: float) -> Complex[Tensor, " J"]:
-    """Wiener filter from many images ``A~ = sum C_i X_i / (k + sum C_i^2)``, k > 0 constant (lecture, method 3).
+def restore(
+    particles: str | Path,
+    *,
+    method: str,
+    out: str | Path,
+    constant: float = 0.1,
+    class_number: int | None = None,
+    view_tolerance: float = 3.0,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    threads: int | None = None,
+    quiet: bool = False,
+) -> Restored:
+    """Undo the CTF of particle images: `divide`, `flip`, `wiener` each image; `wiener-stack`, `wiener-ssnr` one image from all.
 
-    Different defoci have their zeros at different frequencies, so the denominator has none.
-    """
-    _check_constant(constant)
-    return sums.cx / (constant + sums.c2)
+    The per-image methods write `restored.mrcs` and `particles.star`, without the defocus columns, so that no program undoes the CTF twice.
+    The stack methods take the images for views of one object in one direction, centre them and turn them back by their poses (without
+    poses they are taken as aligned), and write `restored.mrcs`, and from independent halves `half1.mrcs`, `half2.mrcs` and their FRC,
+    `fsc.star` and `fsc.png`; `wiener-ssnr` also what it measured, `ssnr.star`. The per-image methods give the FRC of the averages of two
+    halves, where there are poses and the views agree.
 
-
-def wiener_ssnr(sums: StackSums, ssnr: Float[Tensor, " shells"], plane: HalfPlane) -> Complex[Tensor, " J"]:
-    """Wiener filter from many images with known spectral SNR: ``A~ = sum C_i X_i / (1/SSNR + sum C_i^2)`` (lecture, "k(s) = 1/SNR").
-
-    ``SSNR(s) = |A|^2 / |N|^2`` of one image before its CTF, per shell of ``plane``. Written as ``SSNR sum C X / (1 + SSNR sum C^2)``, so
-    that a shell without signal gives 0 and not 1/0.
-    """
-    snr = ssnr.to(sums.c2)[plane.shell]
-    return snr * sums.cx / (1 + snr * sums.c2)
-
-
-def measure_ssnr(sums: StackSums, plane: HalfPlane) -> Float[Tensor, " shells"]:
-    """Spectral SNR ``|A|^2 / |N|^2`` per shell, from the images themselves: from the covariance between images.
-
-    Noise of different images is independent, so products of *different* images hold signal alone. Over all pairs i != j at once
-    (sums over the samples k of a shell)
-
-        |A|^2 = sum_k ( |sum_i C_i X_i|^2 - sum_i |C_i X_i|^2 ) / sum_k ( (sum_i C_i^2)^2 - sum_i C_i^4 )
-        |N|^2 = sum_k ( sum_i |C_i X_i|^2 - |A|^2 sum_i C_i^4 ) / sum_k sum_i C_i^2
-
-    Both are unbiased at any CTF. The FRC of two halves estimates the same number from half of the pairs and depends on how the images
-    were split; FRC/(1 - FRC) also holds the CTFs' squares, which here are divided out. A shell whose signal comes out negative gets 0.
-
-    Returns:
-        (plane.radius + 1,) float64; finite, 0 or more (at most 1e6, for noise-free images).
+    Args:
+        particles: STAR, .cs or MRC stack with CTF parameters.
+        method: one of `divide`, `flip`, `wiener`, `wiener-stack`, `wiener-ssnr`.
+        out: job folder.
+        constant: the k of `wiener` and `wiener-stack`, > 0.
+        class_number: use the particles of this class only.
+        view_tolerance: largest angle between a viewing direction and their mean, degrees, for images to be of one view.
+        data_dir: further folder to look for the stacks in.
+        seed: splits the halves where the file has no half sets (rlnRandomSubset).
+        overwrite: replace a job folder.
+        threads: CPU threads; default all.
+        quiet: no progress line.
 
     Raises:
-        InputError: fewer than two images.
+        InputError: unknown method, bad constant, no CTF, no usable image, images of different views (stack methods), folder in use.
     """
-    if sums.images < 2:
-        raise InputError(f"wiener-ssnr: the spectral SNR needs at least 2 images of the object in each half, got {sums.images}")
-
-    def over_shells(values: Tensor) -> Tensor:
-        return values.new_zeros(plane.radius + 1).index_add_(0, plane.shell, values * plane.hermitian_weight)
-
-    tiny = torch.finfo(torch.float64).tiny
-    square = sums.cx.real.square() + sums.cx.imag.square()
-    signal = over_shells(square - sums.c2x2) / over_shells(sums.c2.square() - sums.c4).clamp_min(tiny)
-    signal = signal.clamp_min(0)
-    noise = (over_shells(sums.c2x2) - signal * over_shells(sums.c4)) / over_shells(sums.c2).clamp_min(tiny)
-    return torch.where(signal > 0, signal / torch.maximum(noise, 1e-6 * signal).clamp_min(tiny), 0)
-
-
-def _check_constant(constant: float) -> None:
+    if method not in PER_IMAGE + PER_STACK:
+        raise InputError(f"--method {method}: expected one of {', '.join(PER_IMAGE + PER_STACK)}")
     if not constant > 0:
-        raise InputError(f"constant: expected k > 0, got {constant}; --method divide is the filter without k")
+        raise InputError(f"--constant {constant}: expected k > 0; --method divide is the filter without k")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    data = load_particles(particles, data_dir=data_dir)
+    if not data.has_ctf:
+        raise InputError(
+            f"{data.path}: no defocus columns (_rlnDefocusU, ...), so there is no CTF to undo; give the STAR of the CTF estimation"
+        )
+    if class_number is not None:
+        chosen = data.class_number == class_number
+        if not chosen.any():
+            raise InputError(
+                f"--class {class_number}: no particle of {data.path} is in it; it has classes {_few(np.unique(data.class_number))}"
+            )
+        data = data.take(chosen)
+    view = _common_view(data, view_tolerance, must_agree=method in PER_STACK)
+    parameters = {
+        "particles": particles, "method": method, "constant": constant, "class_number": class_number, "view_tolerance": view_tolerance,
+        "data_dir": data_dir, "threads": threads,
+    }  # fmt: skip
+    with Job.create("restore", parameters, out, seed=seed, overwrite=overwrite) as job, Progress("restore", quiet=quiet) as progress:
+        for note in data.notes:
+            progress.note(note)
+        bad = data.find_bad_images(np.arange(len(data)))
+        if bad:
+            job.event(set_aside={row + 1: reason for row, reason in bad.items()})
+            progress.note(f"{len(bad)} images set aside, listed in events.jsonl; the first: row {min(bad) + 1}, {bad[min(bad)]}")
+        good = np.setdiff1d(np.arange(len(data)), np.fromiter(bad, np.int64, len(bad)))
+        if not len(good):
+            raise InputError(f"{data.path}: no usable image among {len(data)}; the first: {bad[0]}")
+        data = data.take(good)
+        view = None if view is None else _View(view.psi_deg[good], view.shift_px[good])
+        progress.start_iteration(1, len(data), method)
+        halves = _halves(data, seed)
+        if method in PER_STACK:
+            curve = _restore_stack(data, method, constant, view, halves, job, progress)
+        else:
+            curve = _restore_each(data, method, constant, view, halves, job, progress)
+        if curve is not None:
+            write_fsc_star(job.path("fsc.star"), HalfMapCurves(unmasked=curve))
+            save_fsc_plot(job.path("fsc.png"), {f"{method}, two halves": curve}, title="Fourier ring correlation of independent halves")
+            found = {"resolution_angstrom": resolution_at(curve, 0.143), "resolution_angstrom_at_0.5": resolution_at(curve, 0.5)}
+            job.update(**found)
+        job.update(images=len(data), set_aside=len(bad))
+    return Restored(job.folder, len(data), len(bad), curve)
 
 
-# ------------------------------------------------------------------ bringing the images of one view together
+# ------------------------------------------------------------------ one image from all
 
 
-def in_plane_angles(rotation_matrices: Float[Tensor, "B 3 3"], reference: Float[Tensor, "3 3"]) -> tuple[Tensor, Tensor]:
-    """How each view differs from a reference view: in-plane angle and angle between the viewing directions, degrees, (B,) each.
+def _restore_stack(
+    data: Particles, method: str, constant: float, view: _View | None, halves: tuple[np.ndarray, np.ndarray], job: Job, progress: Progress
+) -> Curve | None:
+    plane = half_plane(data.box, (data.box - 1) // 2)
+    sums = [StackSums.zero(len(plane)) for _ in halves]
+    for i, half in enumerate(halves):
+        for rows in _batches(half, data.box):
+            sums[i] += _aligned_sums(data, rows, view, plane)
+            progress.advance(len(rows))
 
-    ``A_i A_ref^T`` is about ``Rz(psi)``, with ``Rz = [[cos, sin], [-sin, cos]]`` in RELION's convention.
+    def estimate(one: StackSums) -> Float[Tensor, "N N"]:
+        samples = wiener_stack(one, constant=constant) if method == "wiener-stack" else wiener_ssnr(one, measure_ssnr(one, plane), plane)
+        return inverse_fourier_transform(samples[None], plane)[0].float()
+
+    whole = sums[0] + sums[1]
+    restored = estimate(whole)
+    write_stack(job.path("restored.mrcs"), restored[None].numpy(), data.pixel_size_angstrom)
+    pictures = {"raw image": torch.from_numpy(data.images(np.array([0]))[0]), f"{method}, {whole.images} images": restored}
+    if method == "wiener-ssnr":
+        ssnr = measure_ssnr(whole, plane).numpy()
+        shells = np.arange(len(ssnr))
+        table = {"rlnSpectralIndex": shells, "rlnResolution": shells / (data.box * data.pixel_size_angstrom), "rlnSsnrMap": ssnr}
+        write_star(job.path("ssnr.star"), {"ssnr": Table.from_columns(table)})
+    curve = None
+    if min(one.images for one in sums) >= (2 if method == "wiener-ssnr" else 1):
+        pair = [estimate(one) for one in sums]
+        for name, image in zip(("half1", "half2"), pair, strict=True):
+            write_stack(job.path(f"{name}.mrcs"), image[None].numpy(), data.pixel_size_angstrom)
+            pictures[name] = image
+        curve = fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
+    else:
+        progress.note("too few images for two halves: no FRC")
+    save_class_gallery(job.path("restored.png"), np.stack([p.numpy() for p in pictures.values()]), list(pictures))
+    return curve
+
+
+def _aligned_sums(data: Particles, rows: np.ndarray, view: _View | None, plane: HalfPlane) -> StackSums:
+    images = torch.from_numpy(data.images(rows))
+    parameters = CTFParameters.from_particles(data, rows)
+    psi = torch.zeros(len(rows)) if view is None else view.psi_deg[rows]
+    shift = torch.zeros(len(rows), 2) if view is None else view.shift_px[rows]
+    parameters = turned_ctf(parameters, psi)
+    frequencies = plane.frequencies(data.pixel_size_angstrom)
+    samples = aligned_transform(images, plane, psi_deg=psi, shift_px=shift) * beam_tilt_phase(parameters, *frequencies).conj()
+    return stack_sums(samples, ctf(parameters, *frequencies), torch.from_numpy(data.ctf_premultiplied[rows]))
+
+
+# ------------------------------------------------------------------ every image by itself
+
+
+def _restore_each(
+    data: Particles, method: str, constant: float, view: _View | None, halves: tuple[np.ndarray, np.ndarray], job: Job, progress: Progress
+) -> Curve | None:
+    plane = half_plane(data.box, (data.box - 1) // 2)
+    averages = [torch.zeros(len(plane), dtype=torch.complex128) for _ in halves]
+    gallery: tuple[np.ndarray, np.ndarray] | None = None
+    with StackWriter(job.path("restored.mrcs"), data.pixel_size_angstrom) as writer:
+        for rows in _batches(np.arange(len(data)), data.box):
+            images = torch.from_numpy(data.images(rows))
+            restored = restore_images(data, rows, images, method, constant)
+            writer.append(restored.numpy())
+            gallery = gallery or (images[:4].numpy(), restored[:4].numpy())
+            for i, half in enumerate(halves):
+                inside = np.isin(rows, half)
+                if view is not None and inside.any():
+                    psi, shift = view.psi_deg[rows[inside]], view.shift_px[rows[inside]]
+                    averages[i] += aligned_transform(restored[torch.from_numpy(inside)], plane, psi_deg=psi, shift_px=shift).sum(0)
+            progress.advance(len(rows))
+    _without_ctf(data, job).write_star(job.path("particles.star"))
+    if gallery is not None:
+        titles = [f"raw {i + 1}" for i in range(len(gallery[0]))] + [f"{method} {i + 1}" for i in range(len(gallery[1]))]
+        save_class_gallery(job.path("restored.png"), np.concatenate(gallery), titles)
+    if view is None or min(map(len, halves)) == 0:
+        progress.note("no FRC: it needs poses and images of one view, to average two halves")
+        return None
+    pair = inverse_fourier_transform(torch.stack(averages), plane)
+    return fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
+
+
+def restore_images(
+    data: Particles, rows: np.ndarray, images: Float[Tensor, "B N N"], method: str, constant: float = 0.1
+) -> Float[Tensor, "B N N"]:
+    """Images `rows` of a data set restored one by one, over their whole transform.
+
+    The CTF of premultiplied images is C^2: division is by C^2, phases are right already, and Wiener's `C X` is what is stored.
     """
-    relative = rotation_matrices.double() @ reference.double().T
-    psi = torch.atan2(relative[:, 0, 1] - relative[:, 1, 0], relative[:, 0, 0] + relative[:, 1, 1])
-    # of the direction's component across the axis: acos of its component along the axis is blind near 0
-    across = torch.hypot(relative[:, 2, 0], relative[:, 2, 1])
-    return torch.rad2deg(psi), torch.rad2deg(torch.atan2(across, relative[:, 2, 2]))
+    box = data.box
+    ky, kx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
+    frequencies = kx.flatten() / data.pixel_size_angstrom, ky.flatten() / data.pixel_size_angstrom
+    parameters = CTFParameters.from_particles(data, rows)
+    c = ctf(parameters, *frequencies)
+    x: Complex[Tensor, "B J"] = torch.fft.rfft2(images).flatten(1) * beam_tilt_phase(parameters, *frequencies).conj()
+    done = torch.from_numpy(data.ctf_premultiplied[rows])[:, None]
+    if method == "wiener":
+        restored = torch.where(done, x / (c.square() + constant), wiener(x, c, constant=constant))
+    else:
+        restored = {"divide": divide, "flip": phase_flip}[method](x, torch.where(done, c.square(), c))
+    return torch.fft.irfft2(restored.unflatten(1, ky.shape), s=(box, box))
 
 
-def aligned_transform(
-    images: Float[Tensor, "B N N"], plane: HalfPlane, *, psi_deg: Float[Tensor, " B"], shift_px: Float[Tensor, "B 2"]
-) -> Complex[Tensor, "B J"]:
-    """Half-plane samples of images after centring them and turning them back by their in-plane angle.
-
-    ``Y(q) = X(Rz q) exp(-2 pi i (Rz q).t / N)``: the image's own transform, evaluated exactly between its grid points by a non-uniform FFT
-    (the image is taken as periodic), so that nothing is interpolated and white noise stays white.
-    """
-    if not psi_deg.any():
-        return fourier_transform(images, plane) * shift_phases(shift_px.to(images), plane)
-    box = plane.box
-    kx, ky = plane.kx.double().cpu(), plane.ky.double().cpu()
-    double = images.dtype == torch.float64
-    rows = []
-    for image, angle, shift in zip(images.cpu(), torch.deg2rad(psi_deg.double()).tolist(), shift_px.double().tolist(), strict=True):
-        cos, sin = np.cos(angle), np.sin(angle)
-        turned_x, turned_y = cos * kx + sin * ky, -sin * kx + cos * ky
-        points = [
-            np.ascontiguousarray((2 * np.pi / box * k).numpy(), dtype=np.float64 if double else np.float32) for k in (turned_y, turned_x)
-        ]
-        grid = image.numpy().astype(np.complex128 if double else np.complex64)
-        row = finufft.nufft2d2(*points, grid, eps=1e-12 if double else 1e-6, isign=-1, nthreads=1)
-        phase = (turned_x * shift[0] + turned_y * shift[1]) * (-2 * np.pi / box)
-        rows.append(torch.from_numpy(row) * torch.polar(torch.ones_like(phase), phase))
-    return torch.stack(rows).to(device=images.device, dtype=torch.complex128 if double else torch.complex64)
-
-
-def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFParameters:
-    """CTF parameters of images after :func:`aligned_transform`: astigmatism and beam tilt turn with the image."""
-    angle = torch.deg2rad(psi_deg).to(parameters.beam_tilt_x_mrad)
-    tilt_x, tilt_y = parameters.beam_tilt_x_mrad, parameters.beam_tilt_y_mrad
+def _without_ctf(data: Particles, job: Job) -> Particles:
+    """The data set of the restored stack: its images in their order, and no CTF left to undo."""
+    gone = (*DEFOCUS, "rlnCtfDataAreCtfPremultiplied", "csBlobSign")
+    names = [f"{i + 1:06d}@restored.mrcs" for i in range(len(data))]
     return replace(
-        parameters,
-        defocus_angle_deg=parameters.defocus_angle_deg + psi_deg.to(angle),
-        beam_tilt_x_mrad=torch.cos(angle) * tilt_x - torch.sin(angle) * tilt_y,
-        beam_tilt_y_mrad=torch.sin(angle) * tilt_x + torch.cos(angle) * tilt_y,
+        data,
+        table=data.table.without(*gone).with_columns({"rlnImageName": names}),
+        optics=None if data.optics is None else data.optics.without(*gone),
+        files=("restored.mrcs",),
+        stack_paths=(job.path("restored.mrcs"),),
+        image_file=np.zeros(len(data), np.int64),
+        image_index=np.arange(len(data)),
     )
+
+
+# ------------------------------------------------------------------ views, halves, batches
+
+
+def _common_view(data: Particles, tolerance: float, *, must_agree: bool) -> _View | None:
+    """How to bring the images of one view together; None without poses, or where views differ and need not agree."""
+    if not data.has_poses:
+        return None
+    rotations = euler_to_matrix(torch.from_numpy(data.rotations_deg))
+    x, y, z = rotations[:, 2].mean(0).tolist()  # viewing direction in object coordinates: the last row
+    mean = torch.tensor([np.degrees(np.arctan2(y, x)), np.degrees(np.arctan2(np.hypot(x, y), z)), 0.0], dtype=torch.float64)
+    psi, away = in_plane_angles(rotations, euler_to_matrix(mean))
+    worst = int(away.argmax())
+    if away[worst] > tolerance:
+        if not must_agree:
+            return None
+        raise InputError(
+            f"{data.path}: particle {worst + 1} of {len(data)} looks {away[worst]:.1f} degrees away from the mean view, expected one view "
+            f"(within {tolerance:g}); choose one class with --class, select the images, or use halfmap reconstruct"
+        )
+    return _View(psi.float(), torch.from_numpy(data.shift_angstrom / data.pixel_size_angstrom).float())
+
+
+def _halves(data: Particles, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two independent halves: the file's half sets, or a random split."""
+    if set(np.unique(data.half_set)) == {1, 2}:
+        return np.flatnonzero(data.half_set == 1), np.flatnonzero(data.half_set == 2)
+    order = np.random.default_rng(seed).permutation(len(data))
+    return np.sort(order[: (len(data) + 1) // 2]), np.sort(order[(len(data) + 1) // 2 :])
+
+
+def _batches(rows: np.ndarray, box: int) -> Iterator[np.ndarray]:
+    size = max(1, _BATCH_PIXELS // box**2)
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
+def _few(values: np.ndarray) -> str:
+    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
