@@ -1,7 +1,6 @@
 """The data set: metadata columns in plain arrays, images read lazily from the stacks on disk."""
 
 import os
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,31 +9,16 @@ import numpy as np
 import pandas as pd
 
 from halfmap.errors import InputError
-from halfmap.io.mrc import MrcStack, open_stack
-from halfmap.io.paths import ImageNames, not_found, resolve, split_image_names
-from halfmap.io.relion import ANGLES, OLD_ORIGINS, ORIGINS, ParticleTables, ctf_columns, particle_tables, pixel_size, poses, relion31_blocks
+from halfmap.io.cryosparc import cs_to_star, read_cs
+from halfmap.io.dialects import relion31_blocks
+from halfmap.io.mrc import open_stack
+from halfmap.io.paths import ImageNames, not_found, rename_images, resolve, split_image_names
+from halfmap.io.relion import ANGLES, OLD_ORIGINS, ORIGINS, ParticleTables, ctf_columns, particle_tables, pixel_size, poses
+from halfmap.io.stacks import OpenStacks, check_stacks
 from halfmap.io.star import StarFile, read_star, write_star
-from halfmap.io.table import Table, cells_from_tokens, quote
+from halfmap.io.table import Table
 
-_OPEN_FILES = 64
 _CHECK_BATCH = 256
-
-
-class _OpenStacks:
-    """The stacks read last, kept mapped; shared by all selections of a data set. Travels to other processes empty."""
-
-    def __init__(self) -> None:
-        self._stacks: OrderedDict[Path, MrcStack] = OrderedDict()
-
-    def __reduce__(self):
-        return _OpenStacks, ()
-
-    def get(self, path: Path) -> MrcStack:
-        stack = self._stacks.pop(path, None) or open_stack(path)
-        self._stacks[path] = stack
-        if len(self._stacks) > _OPEN_FILES:
-            self._stacks.popitem(last=False)
-        return stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +60,7 @@ class Particles:
     files: tuple[str, ...]  # stack names as the table has them
     stack_paths: tuple[Path | None, ...]  # where they were found
     new_columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # results to be written
-    _stacks: _OpenStacks = field(default_factory=_OpenStacks, repr=False)
+    _stacks: OpenStacks = field(default_factory=OpenStacks, repr=False)
 
     def __len__(self) -> int:
         return len(self.image_file)
@@ -159,33 +143,15 @@ class Particles:
     def write_star(self, path: str | os.PathLike[str]) -> None:
         """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column, atomically.
 
-        Shifts in pixels (RELION 3.0 and before) become Angstrom. An image name stays to the letter when it is found from the new place
-        (beside the new file, or from the working directory); otherwise it becomes an absolute path.
+        Shifts in pixels (RELION 3.0 and before) become Angstrom; image names that the new place would break become absolute paths, see
+        `halfmap.io.paths.rename_images`.
         """
-        table = self.table.with_columns(self.new_columns) if self.new_columns else self.table
-        if any(name in table for name in OLD_ORIGINS):
-            table = table.without(*OLD_ORIGINS)
-            if ORIGINS[0] not in table:
-                table = table.with_columns(dict(zip(ORIGINS, self.shift_angstrom.T, strict=True)))
-        names = self._names_from(Path(path))
-        if names != self.files:
-            rows = zip(self.image_index.tolist(), self.image_file.tolist(), strict=True)
-            table = table.with_cells({"rlnImageName": cells_from_tokens([quote(f"{i + 1:06d}@{names[f]}") for i, f in rows])})
+        table = self.table.without(*OLD_ORIGINS) if ORIGINS[0] in self.new_columns else self.table
+        table = table.with_columns(self.new_columns)
+        table = rename_images(table, ImageNames(self.files, self.image_file, self.image_index), self.stack_paths, path)
         tables = ParticleTables(self.path, table, self.optics, self.optics_group)
-        write_star(path, relion31_blocks(tables, self.box, self.pixel_size_angstrom))
-
-    def _names_from(self, star: Path) -> tuple[str, ...]:
-        """Stack names for a STAR at `star`."""
-        names = []
-        for name, found in zip(self.files, self.stack_paths, strict=True):
-            if found is None:
-                names.append(name)
-                continue
-            places = [Path(name)] if Path(name).is_absolute() else [star.absolute().parent / name, Path.cwd() / name]
-            first = next((place for place in places if place.is_file()), None)
-            same = first is not None and first.samefile(found)
-            names.append(name if same else str(found.absolute()))
-        return tuple(names)
+        blocks = relion31_blocks(tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=self.pixel_size_angstrom, box=self.box)
+        write_star(path, blocks)
 
     def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
         """Particles whose image is unusable, with the reason.
@@ -230,8 +196,9 @@ def load_particles(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     check_images: bool = True,
+    passthrough: str | os.PathLike[str] | None = None,
 ) -> Particles:
-    """Read a RELION STAR of any version, a cryoSPARC `.cs`, or a bare MRC stack.
+    """Read a RELION STAR of any version, a cryoSPARC `.cs` (with its `passthrough` file, see `read_cs`), or a bare MRC stack.
 
     `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no stack (one, if the STAR has no image
     size or pixel size): a missing stack is then found out when its images are read.
@@ -243,9 +210,9 @@ def load_particles(
     if path.suffix.lower() in (".mrcs", ".mrc", ".st"):
         return Particles.from_stack(path)
     if path.suffix.lower() == ".cs":
-        from halfmap.io.cryosparc import cs_to_star, read_cs
-
-        return _from_star(cs_to_star(read_cs(path)), data_dir, check_images)
+        star, notes = cs_to_star(read_cs(path, passthrough=passthrough), str(path))
+        particles = _from_star(star, data_dir, check_images)
+        return replace(particles, notes=particles.notes + notes)
     return _from_star(read_star(path), data_dir, check_images)
 
 
@@ -256,10 +223,10 @@ def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_im
     found = tuple(resolve(name, star.path, data_dir) for name in names.files)
     size, notes = pixel_size(tables), []
     need_header = size is None or not tables.has("rlnImageSize")
-    box = header_size = 0
-    stacks = _OpenStacks()
+    box, header_size = 0, 0.0
+    stacks = OpenStacks()
     if check_images or need_header:
-        box, header_size = _check_stacks(star.path, names, found, data_dir, stacks, first_only=not check_images)
+        box, header_size = check_stacks(star.path, names, found, data_dir, stacks, first_only=not check_images)
     if tables.has("rlnImageSize"):
         sizes = tables.floats("rlnImageSize")
         differs = np.flatnonzero(sizes != (box or sizes[0]))
@@ -308,34 +275,5 @@ def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_im
         files=names.files,
         stack_paths=found,
         _stacks=stacks,
-        **ctf,
+        **ctf,  # type: ignore[arg-type]
     )
-
-
-def _check_stacks(
-    path: str, names: ImageNames, found: tuple[Path | None, ...], data_dir, stacks: _OpenStacks, *, first_only: bool
-) -> tuple[int, float]:
-    """Open the stacks' headers: all there, square, of one size, and long enough. Returns box and the header's pixel size."""
-    first_row = pd.Series(np.arange(len(names.file))).groupby(names.file).first()
-    longest = pd.Series(names.index).groupby(names.file).idxmax()
-    box, header_size = 0, 0.0
-    for number, (name, place) in enumerate(zip(names.files, found, strict=True)):
-        row = int(first_row[number])
-        if place is None:
-            raise not_found(name, row, path, data_dir)
-        stack = stacks.get(place)
-        n, ny, nx = stack.shape
-        if ny != nx:
-            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images are needed")
-        if box and nx != box:
-            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before {box}; one size is needed")
-        last = int(longest[number])
-        if names.index[last] >= n:
-            raise InputError(
-                f"{path}: row {last + 1}, column _rlnImageName: asks for image {names.index[last] + 1} of {place}, which holds {n}; "
-                "correct the row or copy the stack again"
-            )
-        box, header_size = nx, header_size or stack.pixel_size_angstrom
-        if first_only:
-            break
-    return box, header_size

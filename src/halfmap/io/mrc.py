@@ -45,7 +45,8 @@ def _layout(path: Path) -> _Layout:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if len(raw) < _HEADER_BYTES:
         raise InputError(f"{path}: expected an MRC header of {_HEADER_BYTES} bytes, the file has {size}; it is truncated or not MRC")
-    for order in "<>":
+    order: Literal["<", ">"]
+    for order in ("<", ">"):
         header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
         shape = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
         if 0 <= header["mode"] < 1000 and all(0 < n < 2**24 for n in shape) and header["nsymbt"] >= 0:
@@ -73,7 +74,7 @@ class MrcStack:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.data.shape  # type: ignore[return-value]
+        return self.data.shape
 
     def __len__(self) -> int:
         return self.data.shape[0]
@@ -199,7 +200,7 @@ class StackWriter:
         if not len(images):
             return
         self._shape = images.shape[1:]
-        self._file.write(memoryview(images).cast("B"))
+        self._file.write(images.data.cast("B"))
         self._count += len(images)
         self._sum += float(images.sum(dtype=np.float64))
         self._sum2 += float(np.square(images, dtype=np.float64).sum())
@@ -233,4 +234,4 @@ def write_map(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_angst
     statistics = float(volume.min()), float(volume.max()), float(volume.mean(dtype=np.float64)), float(volume.std(dtype=np.float64))
     with replacing(path) as temporary, open(temporary, "wb") as file:
         file.write(_header(volume.shape, pixel_size_angstrom, statistics, stack=False))
-        file.write(memoryview(volume).cast("B"))
+        file.write(volume.data.cast("B"))

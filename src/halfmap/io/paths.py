@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmap.errors import InputError
+from halfmap.io.table import Table, cells_from_tokens, quote
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,25 @@ def not_found(name: str, row: int, table_path: str | os.PathLike[str], data_dir:
     """Error that says where a stack was looked for."""
     folders = ", ".join(dict.fromkeys(str(path.parent) for path in candidates(name, table_path, data_dir)))
     return InputError(f"{table_path}: row {row + 1}: image file {name} was not found; looked in {folders}; give its folder with --data-dir")
+
+
+def rename_images(table: Table, names: ImageNames, found: Sequence[Path | None], new_path: str | os.PathLike[str]) -> Table:
+    """Table whose image names find the same stacks when it is written to `new_path`.
+
+    A name stays to the letter when it is absolute, or leads to its stack from beside the new file or from the working directory (RELION
+    takes names from the working directory). Else it becomes the absolute path, the one form that every program finds from anywhere.
+    Names of stacks that were not found stay.
+    """
+    folder = Path(new_path).absolute().parent
+    files = []
+    for name, place in zip(names.files, found, strict=True):
+        if place is None:
+            files.append(name)
+            continue
+        places = [Path(name)] if Path(name).is_absolute() else [folder / name, Path.cwd() / name]
+        first = next((path for path in places if path.is_file()), None)
+        files.append(name if first is not None and first.samefile(place) else str(place.absolute()))
+    if tuple(files) == names.files:
+        return table
+    rows = zip(names.index.tolist(), names.file.tolist(), strict=True)
+    return table.with_cells({"rlnImageName": cells_from_tokens([quote(f"{i + 1:06d}@{files[f]}") for i, f in rows])})

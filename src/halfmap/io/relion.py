@@ -1,6 +1,5 @@
 """What the columns of a RELION particle table mean: the particle and optics tables, pixel size, poses, CTF."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +106,8 @@ def pixel_size(tables: ParticleTables) -> float | None:
     differs = np.flatnonzero(np.abs(sizes - sizes[0]) > 1e-3 * sizes[0])
     if len(differs):
         row = int(differs[0])
-        raise InputError(
-            f"{tables.path}: pixel sizes differ: {sizes[0]:.4f} A in row 1 (optics group {tables.optics_group[0] + 1}), {sizes[row]:.4f} A in "
-            f"row {row + 1} (optics group {tables.optics_group[row] + 1}), from _{name}; rescale the images or select one group"
-        )
+        first, other = (f"{sizes[i]:.4f} A in row {i + 1} (optics group {tables.optics_group[i] + 1})" for i in (0, row))
+        raise InputError(f"{tables.path}: pixel sizes differ: {first}, {other}, from _{name}; rescale the images or select one group")
     return float(sizes[0])
 
 
@@ -124,7 +121,7 @@ def poses(tables: ParticleTables, pixel_size_angstrom: float) -> tuple[np.ndarra
     return angles, np.stack(shifts, axis=1), all(tables.has(name) for name in ANGLES)
 
 
-def ctf_columns(tables: ParticleTables) -> tuple[Mapping[str, np.ndarray], bool]:
+def ctf_columns(tables: ParticleTables) -> tuple[dict[str, np.ndarray], bool]:
     """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all.
 
     Raises:
@@ -152,30 +149,3 @@ def ctf_columns(tables: ParticleTables) -> tuple[Mapping[str, np.ndarray], bool]
     if has_ctf and arrays["voltage_kv"].min() <= 0:
         raise InputError(f"{tables.path}: row {int(arrays['voltage_kv'].argmin()) + 1}, column _rlnVoltage: expected more than 0 kV")
     return arrays, has_ctf
-
-
-def relion31_blocks(tables: ParticleTables, box: int, pixel_size_angstrom: float) -> dict[str, Table]:
-    """Blocks `optics` and `particles` of RELION 3.1 and newer; the old dialect gets an optics group for each set of microscope values."""
-    particles, optics = tables.particles, tables.optics
-    if optics is None:
-        per_group = {name: tables.floats(name) for name in (*MICROSCOPE, "rlnBeamTiltX", "rlnBeamTiltY") if name in particles}
-        per_group |= {name: tables.floats(name) for name in ("rlnCtfDataAreCtfPremultiplied",) if name in particles}
-        keys = np.stack([tables.optics_group, *per_group.values()], axis=1)
-        groups, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        numbers = np.arange(1, len(groups) + 1)
-        columns: dict[str, object] = {"rlnOpticsGroupName": [f"opticsGroup{i}" for i in numbers], "rlnOpticsGroup": numbers}
-        optics = Table.from_columns(columns, path=tables.path).with_cells({name: particles.cells(name).take(first) for name in per_group})
-        particles = particles.with_columns({"rlnOpticsGroup": inverse.ravel() + 1})
-    added: dict[str, list] = {}
-    if "rlnImagePixelSize" not in optics:
-        added["rlnImagePixelSize"] = [pixel_size_angstrom] * len(optics)
-    if "rlnImageSize" not in optics:
-        added["rlnImageSize"] = [box] * len(optics)
-    if "rlnImageDimensionality" not in optics:
-        added["rlnImageDimensionality"] = [2] * len(optics)
-    if "rlnOpticsGroupName" not in optics:
-        added["rlnOpticsGroupName"] = [f"opticsGroup{label}" for label in optics.strings("rlnOpticsGroup")]
-    if "rlnOpticsGroup" not in particles:
-        label = optics.ints("rlnOpticsGroup")[tables.optics_group]
-        particles = particles.with_columns({"rlnOpticsGroup": label})
-    return {"optics": optics.with_columns(added), "particles": particles}

@@ -12,7 +12,7 @@ from halfmap.errors import InputError
 from halfmap.io.files import replacing
 from halfmap.io.table import Cells, FileCells, Table
 
-_CHUNK_BYTES = 1 << 23
+_CHUNK_BYTES = 1 << 20
 _IS_SPACE = np.zeros(256, bool)
 _IS_SPACE[list(b" \t\n\r\v\f")] = True
 # a token: in quotes that are closed before a space, or up to the next space
@@ -182,12 +182,12 @@ class _Parser:
         plain = (count == n_columns) & ~suspect
         rows: dict[int, list[tuple[int, int]]] = {}
         stop = len(count)
-        for i in np.flatnonzero((count > 0) & ~plain):
+        for i in np.flatnonzero((count > 0) & ~plain).tolist():
             found = self.tokens(first + int(line_first[i]), first + int(line_end[i]))
             if not found:
                 continue
             if self.opens_block(found, n_columns):
-                stop = int(i)
+                stop = i
                 self.position = first + int(line_first[i])
                 break
             if len(found) != n_columns:
@@ -197,7 +197,7 @@ class _Parser:
                     f"the loop has {n_columns} columns ({row} rows of this part were read)",
                     found[0][0],
                 )
-            rows[int(i)] = found
+            rows[i] = found
 
         keep = plain.copy()
         keep[stop:] = False
