@@ -1,0 +1,98 @@
+"""The `halfmap` command: one sub-command per job, errors in one line."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+import typer.main
+
+from halfmap import __version__
+from halfmap.cli.class2d import class2d
+from halfmap.cli.class3d import class3d
+from halfmap.cli.convert import convert
+from halfmap.cli.demo import demo
+from halfmap.cli.fsc import fsc
+from halfmap.cli.info import info
+from halfmap.cli.project import project
+from halfmap.cli.reconstruct import reconstruct
+from halfmap.cli.refine import refine
+from halfmap.cli.restore import restore
+from halfmap.cli.resume import resume
+from halfmap.cli.select import select
+from halfmap.cli.simulate import simulate
+from halfmap.errors import InputError
+
+app = typer.Typer(
+    name="halfmap",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_PANELS = {
+    "Start here": (demo, info),
+    "From particles to maps": (class2d, refine, class3d, reconstruct, restore),
+    "Around them": (simulate, project, fsc, select, convert, resume),
+}
+for _panel, _commands in _PANELS.items():
+    for _command in _commands:
+        app.command(_command.__name__, rich_help_panel=_panel)(_command)
+
+_USAGE_ERROR = typer.BadParameter.__bases__[0]  # typer brings its own click or uses the installed one: ask it
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"halfmap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+) -> None:
+    """Cryo-EM single-particle reconstruction: particle images in, refined half maps and honest resolution out."""
+    if debug:
+        os.environ["HALFMAP_DEBUG"] = "1"
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 unexpected error, 2 bad input (one line, no traceback), 130 stopped."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command = typer.main.get_command(app)
+    try:  # not app(...): that swallows the message of a KeyboardInterrupt, which says how to go on
+        with command.make_context("halfmap", list(given) or ["--help"]) as context:
+            command.invoke(context)
+        sys.exit(0)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except InputError as error:
+        _leave(str(error), 2)
+    except KeyboardInterrupt as error:
+        _leave(str(error) or "stopped", 130)
+    except typer.Abort:
+        _leave("stopped", 130)
+    except BrokenPipeError:  # the reader of our output has left, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if isinstance(error, _USAGE_ERROR):
+            where = getattr(error, "ctx", None)
+            name = where.command_path if where else "halfmap"
+            _leave(f"{error.format_message()} ({name} --help shows the options)", 2)  # type: ignore[attr-defined]
+        if os.environ.get("HALFMAP_DEBUG"):
+            raise
+        notes = "; ".join(getattr(error, "__notes__", [])) or "halfmap --debug COMMAND shows the traceback"
+        _leave(f"unexpected error, {type(error).__name__}: {error}; {notes}", 1)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"halfmap: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()
