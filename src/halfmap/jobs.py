@@ -7,14 +7,10 @@ rename, so that a job killed at any moment leaves a folder from which `halfmap r
 """
 
 import contextlib
-import fcntl
-import importlib.metadata
 import inspect
 import json
 import math
 import os
-import platform
-import resource
 import shutil
 import signal
 import sys
@@ -32,6 +28,7 @@ import numpy as np
 
 import halfmap
 from halfmap.errors import InputError
+from halfmap.machine import cpu_seconds, lock_folder, machine, peak_memory_bytes, rename_durably, versions
 
 JOB, EVENTS, CHECKPOINT, ERROR = "job.json", "events.jsonl", "checkpoint", "error.txt"
 _META = "__meta__"
@@ -56,7 +53,7 @@ class Job:
         self._fresh = fresh  # made by this process: nothing of an earlier run is in it
         self._lock = lock
         self._earlier = {name: float(record.get(name) or 0) for name in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
-        self._wall_start, self._cpu_start = time.monotonic(), _cpu_seconds()
+        self._wall_start, self._cpu_start = time.monotonic(), cpu_seconds()
         self._sigterm: Any = None
 
     @classmethod
@@ -81,7 +78,7 @@ class Job:
         elif folder.exists() and any(folder.iterdir()):
             _check_may_overwrite(folder, previous, asked, overwrite, out)
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder)
+        lock = lock_folder(folder)
         if lock is None:
             raise InputError(f"--out {out}: another halfmap process is at work there; wait for it, stop it, or choose another folder")
         if not resume:
@@ -93,8 +90,8 @@ class Job:
             "seed": seed,
             "working_directory": os.getcwd(),
             "command_line": sys.argv,
-            "versions": _versions(),
-            "machine": {"host": platform.node(), "system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()},
+            "versions": versions(),
+            "machine": machine(),
             "started": _now(),
             "runs": 1,
         }
@@ -132,7 +129,7 @@ class Job:
             np.savez(file, **contents)
             file.flush()
             os.fsync(file.fileno())
-        _rename(temporary, self.folder / CHECKPOINT)
+        rename_durably(temporary, self.folder / CHECKPOINT)
         self._write("running")
 
     def load_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
@@ -185,7 +182,7 @@ class Job:
             "ended": None if status == "running" else _now(),
             "threads": torch.get_num_threads() if torch else None,
             "wall_seconds": round(self._elapsed(), 3),
-            "cpu_seconds": round(self._earlier["cpu_seconds"] + _cpu_seconds() - self._cpu_start, 3),
+            "cpu_seconds": round(self._earlier["cpu_seconds"] + cpu_seconds() - self._cpu_start, 3),
             "peak_memory_bytes": int(max(self._earlier["peak_memory_bytes"], peak_memory_bytes())),
         }
         temporary = self.folder / f"{JOB}.new"
@@ -193,7 +190,7 @@ class Job:
             file.write(json.dumps({**self._record, **cost}, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        _rename(temporary, self.folder / JOB)
+        rename_durably(temporary, self.folder / JOB)
 
     def _drop_events_after_checkpoint(self) -> None:
         """Cut `events.jsonl` at the first event that the checkpoint does not cover: its iteration will be run, and told, again."""
@@ -206,7 +203,7 @@ class Job:
             kept.append(json.dumps(event) + "\n")
         temporary = self.folder / f"{EVENTS}.new"
         temporary.write_text("".join(kept), encoding="utf-8")
-        _rename(temporary, self.folder / EVENTS)
+        rename_durably(temporary, self.folder / EVENTS)
 
 
 def read_job(folder: str | Path) -> dict[str, Any]:
@@ -216,7 +213,7 @@ def read_job(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     record = _load_record(folder)
-    if record["status"] == "running" and (lock := _lock(folder)) is not None:
+    if record["status"] == "running" and (lock := lock_folder(folder)) is not None:
         os.close(lock)
         record |= {"status": "killed", "message": f"go on with: halfmap resume {folder}"}
     return record
@@ -269,17 +266,6 @@ def resume(folder: str | Path, *, quiet: bool = False) -> Any:
         return function(**arguments)
 
 
-def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but bytes on macOS
-
-
-def _cpu_seconds() -> float:
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in usage)
-
-
 def _check_same(previous: dict[str, Any], command: str, asked: dict[str, Any], seed: int, out: str | Path) -> None:
     if previous["command"] != command:
         raise InputError(f"--out {out}: the job there is halfmap {previous['command']}, not {command}; use: halfmap resume {out}")
@@ -321,27 +307,6 @@ def _load_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _lock(folder: Path) -> int | None:
-    """Hold the folder for this process; None if another holds it. The system lets go when the process ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    except OSError:  # a file system without locks: go on unprotected
-        pass
-    return handle
-
-
-def _rename(temporary: Path, final: Path) -> None:
-    os.replace(temporary, final)
-    handle = os.open(final.parent, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        os.fsync(handle)
-    os.close(handle)
-
-
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -359,22 +324,6 @@ def _plain(value: Any, *, keep_nan: bool = False) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist(), keep_nan=keep_nan)
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
-
-
-def _versions() -> dict[str, str]:
-    found = {"halfmap": halfmap.__version__, "python": platform.python_version()}
-    for name in ("torch", "numba", "numpy"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def _now() -> str:

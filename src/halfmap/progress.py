@@ -10,7 +10,7 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from halfmap.jobs import peak_memory_bytes
+from halfmap.machine import peak_memory_bytes
 
 _PLAIN_SECONDS = 60.0  # without a terminal, a word this often inside a long iteration
 

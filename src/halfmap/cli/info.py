@@ -30,7 +30,7 @@ def info(
 
 def _words(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+        return "; ".join(f"{name} {_words(one)}" for name, one in value.items())
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

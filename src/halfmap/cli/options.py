@@ -53,22 +53,30 @@ ParticlesFile = Annotated[
     Path, typer.Option("--particles", metavar="STAR", help="Particles: RELION STAR of any version, or cryoSPARC .cs.")
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Job folder to make.")]
-Symmetry = Annotated[str, typer.Option(help="Point group: C1, C4, D2, T, O, I ...")]
-Diameter = Annotated[float | None, typer.Option(help="Diameter of the particle, Angstrom, for the soft mask. Default: most of the box.")]
-InitialLowpass = Annotated[float | None, typer.Option(help="Low-pass of the starting map, Angstrom. Default: 60, or what the box allows.")]
+Symmetry = Annotated[str, typer.Option(metavar="G", help="Point group: C1, C4, D2, T, O, I ...")]
+Diameter = Annotated[
+    float | None, typer.Option(metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: most of the box.")
+]
+InitialLowpass = Annotated[
+    float | None, typer.Option(metavar="A", help="Low-pass of the starting map, Angstrom. Default: 60, or what the box allows.")
+]
 Mask = Annotated[Path | None, typer.Option(metavar="MAP", help="Mask (MRC, values 0 to 1) in place of a sphere.")]
-Iterations = Annotated[int | None, typer.Option(min=1, help="Iterations. Default: until resolution and poses stop improving.")]
-AngularStep = Annotated[float | None, typer.Option(help="Angular step of the search grid, degrees. Default: from resolution and diameter.")]
-ShiftRange = Annotated[float, typer.Option(min=0, help="Largest shift searched, pixels.")]
-ShiftStep = Annotated[float, typer.Option(help="Step of the shift search, pixels.")]
+Iterations = Annotated[int | None, typer.Option(metavar="N", min=1, help="Iterations. Default: until resolution and poses stop improving.")]
+AngularStep = Annotated[
+    float | None, typer.Option(metavar="DEG", help="Angular step of the search grid, degrees. Default: from resolution and diameter.")
+]
+ShiftRange = Annotated[float, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels.")]
+ShiftStep = Annotated[float, typer.Option(metavar="PX", help="Step of the shift search, pixels.")]
 Local = Annotated[bool, typer.Option("--local", help="Search only around the poses in the particle file.")]
-LocalRange = Annotated[float | None, typer.Option(help="Range of a local search, degrees.")]
-WienerConstant = Annotated[float | None, typer.Option(help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")]
+LocalRange = Annotated[float | None, typer.Option(metavar="DEG", help="Range of a local search, degrees.")]
+WienerConstant = Annotated[
+    float | None, typer.Option(metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")
+]
 Ctf = Annotated[bool, typer.Option("--ctf/--no-ctf", help="Correct for the CTF in the particle file, or take images as they are.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random: the same seed gives the same result.")]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random: the same seed gives the same result.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: all cores.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads. Default: all cores.")]
 Memory = Annotated[
     int | None, typer.Option(parser=parse_memory, metavar="SIZE", help="Memory to stay below, for example 8GB. Default: from the machine.")
 ]
