@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfmap.ctf import CTFParameters, beam_tilt_phase, ctf
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform
+from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, largest_radius
 from halfmap.io.mrc import StackWriter, write_stack
 from halfmap.io.relion import DEFOCUS
 from halfmap.io.star import write_star
@@ -153,7 +153,7 @@ def restore(
 def _restore_stack(
     data: Particles, method: str, constant: float, view: _View | None, halves: tuple[np.ndarray, np.ndarray], job: Job, progress: Progress
 ) -> Curve | None:
-    plane = half_plane(data.box, (data.box - 1) // 2)
+    plane = half_plane(data.box, largest_radius(data.box))
     sums = [StackSums.zero(len(plane)) for _ in halves]
     for i, half in enumerate(halves):
         for rows in _batches(half, data.box):
@@ -203,7 +203,7 @@ def _aligned_sums(data: Particles, rows: np.ndarray, view: _View | None, plane: 
 def _restore_each(
     data: Particles, method: str, constant: float, view: _View | None, halves: tuple[np.ndarray, np.ndarray], job: Job, progress: Progress
 ) -> Curve | None:
-    plane = half_plane(data.box, (data.box - 1) // 2)
+    plane = half_plane(data.box, largest_radius(data.box))
     averages = [torch.zeros(len(plane), dtype=torch.complex128) for _ in halves]
     gallery: tuple[np.ndarray, np.ndarray] | None = None
     with StackWriter(job.path("restored.mrcs"), data.pixel_size_angstrom) as writer:
