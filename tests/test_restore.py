@@ -347,7 +347,7 @@ def test_bad_requests_are_refused_and_leave_no_folder(tmp_path) -> None:
 
     def refused(match: str, path=star, **options) -> None:
         with pytest.raises(InputError, match=match):
-            restore(path, out=tmp_path / "job", quiet=True, **({"method": "wiener-stack"} | options))
+            restore(path, options.pop("method", "wiener-stack"), tmp_path / "job", quiet=True, **options)
         assert not (tmp_path / "job").exists()
 
     refused("--method tikhonov: expected one of divide", method="tikhonov")
@@ -356,7 +356,7 @@ def test_bad_requests_are_refused_and_leave_no_folder(tmp_path) -> None:
     blocks = read_star(star).blocks
     turned = blocks["particles"].with_columns({"rlnAngleTilt": [40.0, 41.0, 40.0, 75.0]})
     write_star(tmp_path / "views.star", {"optics": blocks["optics"], "particles": turned})
-    refused("particle 4 of 4 looks 2[0-9]\\.[0-9] degrees away", path=tmp_path / "views.star")
+    refused("row 4 looks 2[0-9]\\.[0-9] degrees away", path=tmp_path / "views.star")
     write_star(
         tmp_path / "bare.star",
         {"optics": blocks["optics"], "particles": blocks["particles"].without("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")},

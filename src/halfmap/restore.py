@@ -61,14 +61,14 @@ class _View:
 
 def restore(
     particles: str | Path,
-    *,
     method: str,
     out: str | Path,
+    *,
     constant: float = 0.1,
     class_number: int | None = None,
     view_tolerance: float = 3.0,
     data_dir: str | Path | None = None,
-    seed: int = 0,
+    seed: int = 1,
     overwrite: bool = False,
     threads: int | None = None,
     quiet: bool = False,
@@ -108,14 +108,15 @@ def restore(
         raise InputError(
             f"{data.path}: no defocus columns (_rlnDefocusU, ...), so there is no CTF to undo; give the STAR of the CTF estimation"
         )
+    file_row = np.arange(len(data)) + 1  # what a user is told
     if class_number is not None:
         chosen = data.class_number == class_number
         if not chosen.any():
             raise InputError(
                 f"--class {class_number}: no particle of {data.path} is in it; it has classes {_few(np.unique(data.class_number))}"
             )
-        data = data.take(chosen)
-    view = _common_view(data, view_tolerance, must_agree=method in PER_STACK)
+        data, file_row = data.take(chosen), file_row[chosen]
+    view = _common_view(data, file_row, view_tolerance, must_agree=method in PER_STACK)
     parameters = {
         "particles": particles, "method": method, "constant": constant, "class_number": class_number, "view_tolerance": view_tolerance,
         "data_dir": data_dir, "threads": threads,
@@ -125,8 +126,8 @@ def restore(
             progress.note(note)
         bad = data.find_bad_images(np.arange(len(data)))
         if bad:
-            job.event(set_aside={row + 1: reason for row, reason in bad.items()})
-            progress.note(f"{len(bad)} images set aside, listed in events.jsonl; the first: row {min(bad) + 1}, {bad[min(bad)]}")
+            job.event(set_aside={int(file_row[row]): reason for row, reason in bad.items()})
+            progress.note(f"{len(bad)} images set aside, listed in events.jsonl; the first: row {file_row[min(bad)]}, {bad[min(bad)]}")
         good = np.setdiff1d(np.arange(len(data)), np.fromiter(bad, np.int64, len(bad)))
         if not len(good):
             raise InputError(f"{data.path}: no usable image among {len(data)}; the first: {bad[0]}")
@@ -268,7 +269,7 @@ def _without_ctf(data: Particles, job: Job) -> Particles:
 # ------------------------------------------------------------------ views, halves, batches
 
 
-def _common_view(data: Particles, tolerance: float, *, must_agree: bool) -> _View | None:
+def _common_view(data: Particles, file_row: np.ndarray, tolerance: float, *, must_agree: bool) -> _View | None:
     """How to bring the images of one view together; None without poses, or where views differ and need not agree."""
     if not data.has_poses:
         return None
@@ -281,7 +282,7 @@ def _common_view(data: Particles, tolerance: float, *, must_agree: bool) -> _Vie
         if not must_agree:
             return None
         raise InputError(
-            f"{data.path}: particle {worst + 1} of {len(data)} looks {away[worst]:.1f} degrees away from the mean view, expected one view "
+            f"{data.path}: row {file_row[worst]} looks {away[worst]:.1f} degrees away from the mean view, expected one view "
             f"(within {tolerance:g}); choose one class with --class, select the images, or use halfmap reconstruct"
         )
     return _View(psi.float(), torch.from_numpy(data.shift_angstrom / data.pixel_size_angstrom).float())

@@ -5,14 +5,16 @@ from typing import Annotated
 
 import typer
 
+from halfmap.cli import options
+
 
 def fsc(
     map1: Annotated[Path, typer.Argument(help="First map (MRC), for example half1.mrc.")],
     map2: Annotated[Path, typer.Argument(help="Second map, same box and pixel size.")],
-    mask: Annotated[Path | None, typer.Option(help="Mask (MRC, values 0 to 1) for the masked curves.")] = None,
-    diameter: Annotated[float | None, typer.Option(help="Diameter of a soft spherical mask, Angstrom, in place of --mask.")] = None,
+    mask: options.Mask = None,
+    diameter: Annotated[float | None, typer.Option(metavar="A", help="Diameter of a soft sphere in place of --mask, Angstrom.")] = None,
     out: Annotated[Path | None, typer.Option(help="STAR file of the curves; a plot (.png) is written beside it.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the phase randomisation.")] = 0,
+    seed: options.Seed = 1,
 ) -> None:
     """Fourier shell correlation of two maps, with its resolution at 0.5 and 0.143.
 
