@@ -63,7 +63,7 @@ def read_atoms(path: str | Path) -> Atoms:
     if not atoms:
         raise InputError(f"{path}: the model holds no atoms; expected PDB ATOM records or an mmCIF _atom_site table")
     for atom in atoms:
-        if atom.element.c4322 is None:
+        if atom.element.c4322 is None or atom.element == gemmi.Element("X"):  # gemmi gives an unknown element oxygen's
             raise InputError(
                 f"{path}: atom serial {atom.serial} has element {atom.element.name!r}, which has no electron scattering factors"
             )

@@ -7,7 +7,6 @@ domain swap and the stack's twist make it chiral, and nothing relates top and bo
 """
 
 import math
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -49,8 +48,8 @@ def phantom(
     box: int,
     pixel_size_angstrom: float,
     *,
-    symmetry: Literal["C4", "C1"] = "C4",
-    state: Literal[0, 1] = 0,
+    symmetry: str = "C4",
+    state: int = 0,
     resolution_angstrom: float | None = None,
 ) -> Float[Tensor, "N N N"]:
     """The phantom's electrostatic potential (V), band-limited at Nyquist or at `resolution_angstrom`, four-fold axis along z.
@@ -62,7 +61,7 @@ def phantom(
     return density_from_atoms(atoms, box=box, pixel_size_angstrom=pixel_size_angstrom, resolution_angstrom=resolution_angstrom)
 
 
-def phantom_atoms(*, symmetry: Literal["C4", "C1"] = "C4", state: Literal[0, 1] = 0) -> Atoms:
+def phantom_atoms(*, symmetry: str = "C4", state: int = 0) -> Atoms:
     """The phantom's atoms: N, CA, C, O and up to seven side-chain atoms a residue; the centre of mass of C4, state 0, is the origin.
 
     C1 distinguishes the subunits: the second's soluble domain is turned by 14 degrees, the third has lost the outer half of its stack, the

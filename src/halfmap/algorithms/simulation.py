@@ -186,7 +186,7 @@ def _atoms(source: str | Path, symmetry: str | None) -> Atoms | None:
         group = (symmetry or "C4").upper()
         if group not in ("C4", "C1"):
             raise InputError(f"symmetry: the phantom exists as C4 and C1, got {symmetry}")
-        return phantom_atoms(symmetry="C1" if group == "C1" else "C4", state=1 if state == "1" else 0)
+        return phantom_atoms(symmetry=group, state=int(state))
     return read_atoms(source).centred() if str(source).lower().endswith(_MODEL_SUFFIXES) else None
 
 
