@@ -19,10 +19,13 @@ from pathlib import Path
 
 READERS = ("halfmap", "gemmi", "pandas", "starfile")
 NAMES = (
-    "CoordinateX CoordinateY ImageName MicrographName CtfMaxResolution CtfFigureOfMerit DefocusU DefocusV DefocusAngle CtfBfactor "
-    "CtfScalefactor PhaseShift AngleRot AngleTilt AnglePsi ClassNumber NormCorrection RandomSubset LogLikeliContribution "
-    "MaxValueProbDistribution NrOfSignificantSamples OpticsGroup OriginXAngst OriginYAngst GroupNumber"
-).split()
+    "CoordinateX", "CoordinateY", "ImageName", "MicrographName", "CtfMaxResolution", "CtfFigureOfMerit",
+    "DefocusU", "DefocusV", "DefocusAngle", "CtfBfactor", "CtfScalefactor", "PhaseShift",
+    "AngleRot", "AngleTilt", "AnglePsi", "ClassNumber", "NormCorrection", "RandomSubset",
+    "LogLikeliContribution", "MaxValueProbDistribution", "NrOfSignificantSamples", "OpticsGroup", "OriginXAngst", "OriginYAngst",
+    "GroupNumber",
+)  # fmt: skip
+INTEGERS = ("ClassNumber", "RandomSubset", "NrOfSignificantSamples", "OpticsGroup", "GroupNumber")
 
 
 def write_big(path: Path, rows: int) -> None:
@@ -36,13 +39,13 @@ def write_big(path: Path, rows: int) -> None:
         )
         out.write("\n# version 30001\n\ndata_particles\n\nloop_ \n" + "".join(f"_rln{name} #{i} \n" for i, name in enumerate(NAMES, 1)))
         for first in range(0, rows, 10000):
-            numbers = random.normal(0, 100, (10000, 21)).tolist()
-            for i, v in enumerate(numbers[: rows - first], first):
+            numbers = random.normal(0, 100, (10000, len(NAMES))).tolist()
+            for i, values in enumerate(numbers[: rows - first], first):
                 stack = f"Micrographs/FoilHole_{i // 300:08d}_Data_10985376_10985377_20180810_2123-144102_DW.mrc"
-                text = [f"{x:12.6f}" for x in v]
-                text[2:2] = [f"{i % 300 + 1:06d}@Extract/job133/{stack}s", stack]
-                text[15:15], text[17:17] = [f"{1:12d}"], [f"{i % 2 + 1:12d}"]
-                out.write(" ".join(text) + " \n")
+                text = {name: f"{x:12.6f}" for name, x in zip(NAMES, values, strict=True)}
+                text |= {name: f"{1:12d}" for name in INTEGERS} | {"RandomSubset": f"{i % 2 + 1:12d}"}
+                text |= {"ImageName": f"{i % 300 + 1:06d}@Extract/job133/{stack}s", "MicrographName": stack}
+                out.write(" ".join(text.values()) + " \n")
         out.write(" \n")
 
 

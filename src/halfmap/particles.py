@@ -78,7 +78,7 @@ class Particles:
         if pixel_size_angstrom is not None:
             columns["rlnImagePixelSize"] = [float(pixel_size_angstrom)] * len(names)
         table = Table.from_columns(columns, path=str(path))
-        return _from_star(StarFile(str(path), {"particles": table}), None, True)
+        return _from_star(StarFile(str(path), {"particles": table}), None, True, True)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Images float32 `(b, N, N)` of the particles at `indices` `(b,)`, in that order.
@@ -150,8 +150,8 @@ class Particles:
         table = table.with_columns(self.new_columns)
         table = rename_images(table, ImageNames(self.files, self.image_file, self.image_index), self.stack_paths, path)
         tables = ParticleTables(self.path, table, self.optics, self.optics_group)
-        blocks = relion31_blocks(tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=self.pixel_size_angstrom, box=self.box)
-        write_star(path, blocks)
+        pixel, box = self.pixel_size_angstrom, self.box or None
+        write_star(path, relion31_blocks(tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=pixel, box=box))
 
     def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
         """Particles whose image is unusable, with the reason.
@@ -196,12 +196,14 @@ def load_particles(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     check_images: bool = True,
+    use_ctf: bool = True,
     passthrough: str | os.PathLike[str] | None = None,
 ) -> Particles:
     """Read a RELION STAR of any version, a cryoSPARC `.cs` (with its `passthrough` file, see `read_cs`), or a bare MRC stack.
 
-    `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no stack (one, if the STAR has no image
-    size or pixel size): a missing stack is then found out when its images are read.
+    `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no stack (one, if it is there and the STAR
+    has no image size or pixel size; `box` is 0 if neither tells): a missing stack is then found out when its images are read.
+    `use_ctf=False` (--no-ctf) leaves the CTF columns alone, complete or not.
 
     Raises:
         InputError: anything wrong in the table or the stacks, in one line with file, row and column.
@@ -211,18 +213,18 @@ def load_particles(
         return Particles.from_stack(path)
     if path.suffix.lower() == ".cs":
         star, notes = cs_to_star(read_cs(path, passthrough=passthrough), str(path))
-        particles = _from_star(star, data_dir, check_images)
+        particles = _from_star(star, data_dir, check_images, use_ctf)
         return replace(particles, notes=particles.notes + notes)
-    return _from_star(read_star(path), data_dir, check_images)
+    return _from_star(read_star(path), data_dir, check_images, use_ctf)
 
 
-def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool) -> Particles:
+def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool, use_ctf: bool) -> Particles:
     tables = particle_tables(star)
     particles = tables.particles
     names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
     found = tuple(resolve(name, star.path, data_dir) for name in names.files)
     size, notes = pixel_size(tables), []
-    need_header = size is None or not tables.has("rlnImageSize")
+    need_header = (size is None or not tables.has("rlnImageSize")) and found[0] is not None
     box, header_size = 0, 0.0
     stacks = OpenStacks()
     if check_images or need_header:
@@ -246,7 +248,7 @@ def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_im
         size = header_size
         notes.append(f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header")
     rotations, shifts, has_poses = poses(tables, size)
-    ctf, has_ctf = ctf_columns(tables)
+    ctf, has_ctf = ctf_columns(tables, use_ctf=use_ctf)
     n = len(particles)
     half_set = particles.ints("rlnRandomSubset") if "rlnRandomSubset" in particles else np.zeros(n, np.int64)
     wrong = np.flatnonzero((half_set < 0) | (half_set > 2))

@@ -13,11 +13,15 @@ from halfmap.io.table import Table, cells_from_tokens, quote
 
 @dataclass(frozen=True)
 class ImageNames:
-    """Image names `index@file` taken apart: row i is image `index[i]` (0-based) of `files[file[i]]`."""
+    """Image names `index@file` taken apart: row i is image `index[i]` (0-based) of `files[file[i]]`.
+
+    `single` are the files that were named without an index, which must hold one image.
+    """
 
     files: tuple[str, ...]
     file: np.ndarray
     index: np.ndarray
+    single: frozenset[int] = frozenset()
 
 
 def split_image_names(names: Sequence[str], where: str) -> ImageNames:
@@ -27,6 +31,7 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
         InputError: a name is empty or its index is not a positive integer (`where` and the 1-based row are named).
     """
     numbers: dict[str, int] = {}
+    single: set[int] = set()
     file, index = np.empty(len(names), np.int32), np.empty(len(names), np.int64)
     for i, name in enumerate(names):
         number, at, stack = name.rpartition("@")
@@ -34,10 +39,11 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
             raise InputError(f"{where}: row {i + 1}, column _rlnImageName: the image name is empty; expected index@stack.mrcs")
         if not at:
             number = "1"
+            single.add(numbers.setdefault(stack, len(numbers)))
         if not number.isdecimal() or int(number) < 1:
             raise InputError(f"{where}: row {i + 1}, column _rlnImageName: expected a 1-based index before '@', found {name!r}")
         file[i], index[i] = numbers.setdefault(stack, len(numbers)), int(number) - 1
-    return ImageNames(tuple(numbers), file, index)
+    return ImageNames(tuple(numbers), file, index, frozenset(single))
 
 
 def candidates(name: str, table_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -121,13 +121,13 @@ def poses(tables: ParticleTables, pixel_size_angstrom: float) -> tuple[np.ndarra
     return angles, np.stack(shifts, axis=1), all(tables.has(name) for name in ANGLES)
 
 
-def ctf_columns(tables: ParticleTables) -> tuple[dict[str, np.ndarray], bool]:
-    """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all.
+def ctf_columns(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[dict[str, np.ndarray], bool]:
+    """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all (`use_ctf=False`: zeros, no matter what it has).
 
     Raises:
         InputError: some CTF columns are there and others are missing.
     """
-    has_ctf = any(tables.has(name) for name in DEFOCUS)
+    has_ctf = use_ctf and any(tables.has(name) for name in DEFOCUS)
     missing = [name for name in (*DEFOCUS, *MICROSCOPE) if not tables.has(name)]
     if has_ctf and missing:
         names = ", ".join(f"_{name}" for name in missing)
@@ -145,7 +145,8 @@ def ctf_columns(tables: ParticleTables) -> tuple[dict[str, np.ndarray], bool]:
         "beam_tilt_x_mrad": ("rlnBeamTiltX", 0.0),
         "beam_tilt_y_mrad": ("rlnBeamTiltY", 0.0),
     }
-    arrays = {field: tables.floats(name, default) for field, (name, default) in columns.items()}
+    n = len(tables.particles)
+    arrays = {field: tables.floats(name, default) if use_ctf else np.full(n, default) for field, (name, default) in columns.items()}
     if has_ctf and arrays["voltage_kv"].min() <= 0:
         raise InputError(f"{tables.path}: row {int(arrays['voltage_kv'].argmin()) + 1}, column _rlnVoltage: expected more than 0 kV")
     return arrays, has_ctf

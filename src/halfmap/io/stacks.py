@@ -54,6 +54,8 @@ def check_stacks(
             raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images are needed")
         if box and nx != box:
             raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before {box}; one size is needed")
+        if number in names.single and n > 1:
+            raise InputError(f"{path}: row {row + 1}: {place} holds {n} images and the name gives no index; expected index@{name}")
         last = int(longest[number])
         if names.index[last] >= n:
             raise InputError(

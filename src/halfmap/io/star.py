@@ -191,12 +191,8 @@ class _Parser:
                 self.position = first + int(line_first[i])
                 break
             if len(found) != n_columns:
-                row = int(plain[:i].sum()) + len(rows)
-                raise self.error(
-                    f"a row of the loop has {len(found)} cells (it starts with {_shown(self.data[slice(*found[0])])}); "
-                    f"the loop has {n_columns} columns ({row} rows of this part were read)",
-                    found[0][0],
-                )
+                shown = _shown(self.data[slice(*found[0])])
+                raise self.error(f"a row starting with {shown} has {len(found)} cells; the loop has {n_columns} columns", found[0][0])
             rows[i] = found
 
         keep = plain.copy()
