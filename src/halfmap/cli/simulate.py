@@ -1,9 +1,10 @@
 """`halfmap simulate`: particles whose truth is known."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from halfmap.cli import options
 
 
 def simulate(
@@ -13,7 +14,7 @@ def simulate(
             metavar="MAP|MODEL|phantom...", help="MRC map, PDB or mmCIF model, or the word phantom (phantom:1 is its second state)."
         ),
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Job folder to make.")],
+    out: options.OutFolder,
     n: Annotated[int, typer.Option("--n", min=1, help="Number of particles.")],
     snr: Annotated[
         float, typer.Option(help="Variance of the image without noise over variance of the noise, all pixels; inf for no noise.")
@@ -21,7 +22,7 @@ def simulate(
     box: Annotated[int | None, typer.Option(help="Box, pixels. Default: the map's, or 1.25 times the molecule.")] = None,
     pixel_size: Annotated[float | None, typer.Option(help="Pixel size, Angstrom. Default: the map's, or 2.")] = None,
     symmetry: Annotated[str | None, typer.Option(help="Average over this point group; the phantom is C4 or C1.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
+    seed: options.Seed = 1,
     weights: Annotated[str | None, typer.Option(help="Proportions of several sources, such as 2,1,1. Default: equal.")] = None,
     preferred: Annotated[float, typer.Option(help="Share of particles seen along the z axis, within about 15 degrees.")] = 0.0,
     shift: Annotated[float, typer.Option(help="Root mean square shift, pixels.")] = 2.0,
@@ -38,7 +39,8 @@ def simulate(
     beam_tilt: Annotated[float, typer.Option(help="Beam tilt, mrad, in another direction for each optics group.")] = 0.0,
     noise_colour: Annotated[float, typer.Option(help="Extra noise amplitude a at low frequency s: 1 + a / (1 + (40 A s)^2).")] = 0.0,
     junk: Annotated[float, typer.Option(help="Share of junk: empty images, ice, overlapping pairs.")] = 0.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the job folder.")] = False,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make particle images with known poses from a map, an atomic model or the built-in phantom.
 
@@ -79,5 +81,6 @@ def simulate(
         noise_colour=noise_colour,
         junk_fraction=junk,
         overwrite=overwrite,
+        quiet=quiet,
     )
     typer.echo(f"simulate: {n} particles in {out}")
