@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform, shift_phases
+from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform, largest_radius, shift_phases
 from halfmap.kernels import cpu
 from halfmap.kernels import reference as torch_kernels
 from halfmap.projection import (
@@ -40,7 +40,7 @@ def _blob(box: int, dimensions: int, centre: tuple[float, ...], sigma: float) ->
 @pytest.mark.parametrize("box", [32, 33])
 def test_projection_of_an_off_centre_gaussian_is_its_closed_form(box):
     sigma, centre = 2.0, torch.tensor([4.0, -3.0, 5.0])
-    plane = half_plane(box, (box - 1) // 2)
+    plane = half_plane(box, largest_radius(box))
     rotations = _rotations(50, 3)
     slices = project(prepare_references(_blob(box, 3, tuple(centre.tolist()), sigma)[None], plane.radius), rotations, plane)
     view = rotations @ centre  # where the blob lands in each view
@@ -72,7 +72,7 @@ def test_slices_agree_with_the_exact_non_uniform_transform(box):
     axis = torch.arange(box) - box // 2
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     volume = volume * torch.exp(-(x**2 + y**2 + z**2) / (2 * (box / 8) ** 2))  # a particle fills part of its box
-    plane = half_plane(box, (box - 1) // 2)
+    plane = half_plane(box, largest_radius(box))
     rotations = _rotations(20, 3)
     slices = project(prepare_references(volume[None], plane.radius), rotations, plane)
     exact = exact_slices(volume, rotations, plane.kx, plane.ky)
@@ -84,7 +84,7 @@ def test_slices_agree_with_the_exact_non_uniform_transform(box):
 @pytest.mark.parametrize("box", [16, 17])
 def test_adjoint(box, dimensions):
     generator = torch.Generator().manual_seed(5)
-    plane = half_plane(box, (box - 1) // 2)
+    plane = half_plane(box, largest_radius(box))
     rotations = _rotations(7, dimensions)
     density = torch.randn(*([box] * dimensions), generator=generator)
     u = torch.complex(torch.randn(7, len(plane), generator=generator), torch.randn(7, len(plane), generator=generator))
@@ -159,7 +159,7 @@ def test_weights_inserted_are_weights_found():
 @pytest.mark.parametrize("box", [16, 17])
 def test_half_plane_transform_round_trip(box):
     images = torch.randn(3, box, box, generator=torch.Generator().manual_seed(0))
-    plane = half_plane(box, (box - 1) // 2)
+    plane = half_plane(box, largest_radius(box))
     samples = fourier_transform(images, plane)
     filtered = inverse_fourier_transform(samples, plane)  # loses only the corners beyond the radius
     torch.testing.assert_close(fourier_transform(filtered, plane), samples, rtol=1e-4, atol=1e-3)

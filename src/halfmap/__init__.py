@@ -4,7 +4,9 @@ One engine; the methods are combinations of score, assignment, update and search
 function here of the same name; heavy imports happen on first use.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -16,7 +18,8 @@ _PUBLIC = {
     "class2d": "halfmap.algorithms.class2d",
     "reconstruct": "halfmap.algorithms.reconstruct3d",
     "restore": "halfmap.restore",
-    "simulate": "halfmap.simulate",
+    "simulate": "halfmap.algorithms.simulation",
+    "project": "halfmap.reproject",
     "load_particles": "halfmap.particles",
 }
 
@@ -31,3 +34,14 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Importing the submodule `halfmap.restore` must not hide the function `halfmap.restore`: such names stay functions."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

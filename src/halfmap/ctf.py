@@ -26,17 +26,28 @@ _ANGSTROM_PER_MM = 1e7
 class HasCTF(Protocol):
     """What `CTFParameters.from_particles` reads of a data set: one number per particle in each column, in the unit of its name."""
 
-    defocus_u_angstrom: np.ndarray
-    defocus_v_angstrom: np.ndarray
-    defocus_angle_deg: np.ndarray
-    voltage_kv: np.ndarray
-    spherical_aberration_mm: np.ndarray
-    amplitude_contrast: np.ndarray
-    phase_shift_deg: np.ndarray
-    ctf_bfactor_angstrom2: np.ndarray
-    ctf_scale: np.ndarray
-    beam_tilt_x_mrad: np.ndarray
-    beam_tilt_y_mrad: np.ndarray
+    @property
+    def defocus_u_angstrom(self) -> np.ndarray: ...
+    @property
+    def defocus_v_angstrom(self) -> np.ndarray: ...
+    @property
+    def defocus_angle_deg(self) -> np.ndarray: ...
+    @property
+    def voltage_kv(self) -> np.ndarray: ...
+    @property
+    def spherical_aberration_mm(self) -> np.ndarray: ...
+    @property
+    def amplitude_contrast(self) -> np.ndarray: ...
+    @property
+    def phase_shift_deg(self) -> np.ndarray: ...
+    @property
+    def ctf_bfactor_angstrom2(self) -> np.ndarray: ...
+    @property
+    def ctf_scale(self) -> np.ndarray: ...
+    @property
+    def beam_tilt_x_mrad(self) -> np.ndarray: ...
+    @property
+    def beam_tilt_y_mrad(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,15 @@ class HalfPlane:
         return self.kx * scale, self.ky * scale
 
 
+def largest_radius(box: int) -> int:
+    """Last shell whose every sample, and its neighbours on a padded grid, stay clear of Nyquist: N // 2 - 1."""
+    return box // 2 - 1
+
+
 @lru_cache(maxsize=32)
 def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> HalfPlane:
-    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= (N - 1) // 2`, sorted by |k|."""
-    limit = (box - 1) // 2
+    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= largest_radius(N)`, sorted by |k|."""
+    limit = largest_radius(box)
     if not 1 <= radius <= limit:
         raise InputError(f"radius: expected 1 to {limit} Fourier pixels for a box of {box}, got {radius}")
     axis = torch.arange(-radius, radius + 1)
@@ -61,9 +66,7 @@ def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> Hal
     weight = torch.full((len(kx),), 2.0)
     weight[0] = 1.0
     sizes = torch.cumsum(torch.bincount(shell, minlength=radius + 1), 0)
-    return HalfPlane(
-        box, radius, kx.to(device), ky.to(device), shell.to(device), weight.to(device), tuple(int(s) for s in sizes)
-    )
+    return HalfPlane(box, radius, kx.to(device), ky.to(device), shell.to(device), weight.to(device), tuple(int(s) for s in sizes))
 
 
 def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Complex[Tensor, "B J"]:
@@ -123,7 +126,9 @@ def filter_shells(
     return torch.fft.irfftn(torch.fft.rfftn(density, dim=axes) * values, s=density.shape[-dimensions:], dim=axes)
 
 
-def lowpass(density: Float[Tensor, "..."], resolution_angstrom: float, pixel_size_angstrom: float, *, dimensions: int) -> Float[Tensor, "..."]:
+def lowpass(
+    density: Float[Tensor, "..."], resolution_angstrom: float, pixel_size_angstrom: float, *, dimensions: int
+) -> Float[Tensor, "..."]:
     """Low-pass filter at a resolution, with a raised-cosine edge two Fourier pixels to each side of it."""
     n = density.shape[-1]
     cut = n * pixel_size_angstrom / resolution_angstrom

@@ -20,8 +20,7 @@ from halfmap.fourier import HalfPlane
 class ImageTerms:
     """What the scores need of a batch of images: `data = C X / sigma^2` and `power = C^2 / sigma^2` on a half-plane.
 
-    `sigma^2` is the noise variance E|N(k)|^2 of a Fourier coefficient. Sample 0 (k = 0) is zero in both: the mean grey value of an
-    image carries no pose.
+    `sigma^2` is the noise variance E|N(k)|^2 of a Fourier coefficient.
     """
 
     data: Complex[Tensor, "B J"]
@@ -35,18 +34,24 @@ class ImageTerms:
 
 
 def image_terms(
-    transforms: Complex[Tensor, "B J"], ctf: Float[Tensor, "B J"], sigma2: Float[Tensor, "B J"], *, premultiplied: Float[Tensor, " B"]
+    transforms: Complex[Tensor, "B J"],
+    ctf: Float[Tensor, "B J"],
+    sigma2: Float[Tensor, "B J"],
+    *,
+    premultiplied: Float[Tensor, " B"],
+    with_mean: bool,
 ) -> ImageTerms:
     """`C X / sigma^2` and `C^2 / sigma^2`; where an image is stored as C X already (`premultiplied` 1), it is not multiplied again.
 
-    sigma2 is the noise of the image before any premultiplication.
+    sigma2 is the noise of the image before any premultiplication. `with_mean` keeps k = 0: the mean grey value belongs into a map, but
+    carries no pose, so that the E-step leaves it out.
     """
     once = premultiplied[:, None]
     data = transforms * ((1 - once) * ctf + once) / sigma2
     power = ctf**2 / sigma2
-    keep = torch.ones_like(power[0])
-    keep[0] = 0
-    return ImageTerms(data * keep, power * keep)
+    if not with_mean:
+        data[:, 0], power[:, 0] = 0, 0
+    return ImageTerms(data, power)
 
 
 def cross_terms(
@@ -58,9 +63,9 @@ def cross_terms(
     return product.view(len(terms), len(phases), len(slices))
 
 
-def slice_power(terms: ImageTerms, slices: Complex[Tensor, "M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
-    """b for every image and shared slice: B x J times J x M."""
-    return (terms.power * plane.hermitian_weight) @ (slices.real**2 + slices.imag**2).T
+def slice_power(terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+    """b for every image and shared slice, given |R|^2 with samples first: B x J times J x M."""
+    return (terms.power * plane.hermitian_weight) @ squared
 
 
 def cross_terms_own(
@@ -73,7 +78,8 @@ def cross_terms_own(
 
 def slice_power_own(terms: ImageTerms, slices: Complex[Tensor, "B M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
     """b where each image has slices of its own."""
-    return torch.bmm((slices.real**2 + slices.imag**2), (terms.power * plane.hermitian_weight)[..., None])[..., 0]
+    weights = (terms.power * plane.hermitian_weight).repeat_interleave(2, dim=-1)  # the real and the imaginary part lie side by side
+    return torch.bmm(torch.view_as_real(slices).flatten(-2).square(), weights[..., None])[..., 0]
 
 
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -73,6 +73,12 @@ def test_rows_quotes_comments_and_blank_lines(tmp_path, monkeypatch, chunk):
     assert table.strings("b").tolist() == ["x y", "", "data_x", "_y", "loop_", "it's#7"]
 
 
+@pytest.mark.parametrize("name", ["data_set1/x.mrc", "_odd/x.mrc", "loop_2/x.mrc", "$x/a.mrc", "'it", ";x", "[x]", "été/é.mrc", "a#b"])
+def test_names_that_relion_takes_and_cif_forbids(tmp_path, name):
+    table = read_star(save(tmp_path, f"data_a\nloop_\n_n #1\n_m #2\n{name} 1\n{name} 2\n")).blocks["a"]
+    assert table.strings("n").tolist() == [name, name]
+
+
 @pytest.mark.shared
 def test_every_dialect_file_round_trips_bit_equal(shared_data, tmp_path):
     paths = sorted(shared_data.glob("*/*.star"))

@@ -93,11 +93,9 @@ def load_batch(
         transfer, premultiplied = torch.ones_like(transforms.real), torch.zeros_like(premultiplied)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
     sigma2 = noise_variance[group][:, plane.shell]
-    return Batch(
-        index.to(device), group,
-        image_terms(masked, transfer, sigma2, premultiplied=premultiplied), image_terms(transforms, transfer, sigma2, premultiplied=premultiplied),
-        transforms, transfer, premultiplied,
-    )  # fmt: skip
+    scored = image_terms(masked, transfer, sigma2, premultiplied=premultiplied, with_mean=False)
+    whole = image_terms(transforms, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
+    return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied)
 
 
 def noise_sums(batch: Batch, model: Complex[Tensor, "B J"] | None, plane: HalfPlane, n_groups: int) -> Float[Tensor, "2 G S"]:

@@ -42,9 +42,9 @@ def pose_equations(
 
     out = torch.empty(len(rotations), 27)
     cpu.pose_equations(
-        torch.view_as_real(references.grid).numpy(), rotations.contiguous().numpy(), shift_px.contiguous().numpy(), classes.contiguous().numpy(),
-        image.contiguous().numpy(), torch.view_as_real(terms.data).numpy(), terms.power.numpy(), kx.numpy(), ky.numpy(), weight.numpy(), n_samples,
-        plane.box, PADDING, out.numpy(),
+        torch.view_as_real(references.grid).numpy(), rotations.contiguous().numpy(), shift_px.contiguous().numpy(),
+        classes.contiguous().numpy(), image.contiguous().numpy(), torch.view_as_real(terms.data).numpy(), terms.power.numpy(),
+        kx.numpy(), ky.numpy(), weight.numpy(), n_samples, plane.box, PADDING, out.numpy(),
     )  # fmt: skip
     return out
 

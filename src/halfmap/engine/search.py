@@ -24,9 +24,10 @@ from halfmap.likelihood import (
     slice_power_own,
 )
 from halfmap.projection import FourierReferences, project
-from halfmap.so3 import angular_distance_deg, children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
+from halfmap.so3 import children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
 
 SCORES_PER_PASS = 2_000_000  # a tile of scores that stays in cache between the product and the pass over it
+FINE_TABLE_BYTES = 1 << 30  # slices of all fine cells are cut once up to this size, else for each image's own cells
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Floa
 
 @dataclass(frozen=True)
 class GlobalSearch:
-    """A search prepared for one set of references: both levels' planes and shifts, and the coarse slices themselves."""
+    """A search prepared for one set of references: both levels' planes and shifts, the coarse slices, and the fine ones if they fit."""
 
     references: FourierReferences
     settings: SearchSettings
@@ -105,6 +106,8 @@ class GlobalSearch:
     planes: tuple[HalfPlane, HalfPlane]
     shifts: tuple[Float[Tensor, "T0 2"], Float[Tensor, "T1 2"]]
     slices: Complex[Tensor, "KM J0"]
+    slices_squared: Float[Tensor, "J0 KM"]
+    fine_slices: Complex[Tensor, "KMc J1"] | None
     kept: int
 
 
@@ -124,7 +127,13 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells)
     coarse = project(references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes)
     kept = min(n_cells * n_classes, max(settings.kept_least, math.ceil(settings.kept_share * n_cells * n_classes)))
-    return GlobalSearch(references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, kept)
+    n_children = grid.children.shape[1]
+    squared = (coarse.real**2 + coarse.imag**2).T.contiguous()
+    fine = None
+    if 8 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
+        rotations = grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
+        fine = project(references, rotations, planes[1], classes=classes.repeat_interleave(n_children))
+    return GlobalSearch(references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared, fine, kept)
 
 
 def search_globally(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, radius: int) -> Candidates:
@@ -151,7 +160,7 @@ def best_cells(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor,
     for start in range(0, len(terms), size):
         part = inside.take(torch.arange(start, min(start + size, len(terms)), device=centre_px.device))
         cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
-        score = search.settings.score(cross, slice_power(part, search.slices, level))
+        score = search.settings.score(cross, slice_power(part, search.slices_squared, level))
         cells.append(torch.topk(score, search.kept, dim=1).indices)
     return torch.cat(cells)
 
@@ -172,7 +181,12 @@ def best_children(
         own = cells[rows]
         rotations = finer[own % n_cells].flatten(1, 2)
         classes = (own // n_cells).repeat_interleave(n_children, dim=1)
-        slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten()).view(len(rows), -1, len(level))
+        if search.fine_slices is None:
+            slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten())
+        else:
+            table = search.fine_slices.view(-1, n_children * len(level))
+            slices = table[own.flatten()]
+        slices = slices.view(len(rows), -1, len(level))
         part = inside.take(rows)
         cross, best_shift = cross_terms_own(part, phases, slices, level).max(1)
         score = settings.score(cross, slice_power_own(part, slices, level))
@@ -215,7 +229,9 @@ def refine_candidates(
         rounds = [(first, n, 3), (min(radius, 2 * first), 3, 2)]
     rounds += [(radius, 2, 3), (radius, 1, 3)]
     for shells, survivors, steps in rounds:
-        candidates = refine_each(references, terms, plane, candidates.best(survivors), radius=shells, steps=steps, step_deg=step_deg, score=settings.score)
+        candidates = refine_each(
+            references, terms, plane, candidates.best(survivors), radius=shells, steps=steps, step_deg=step_deg, score=settings.score
+        )
     return candidates
 
 
@@ -231,8 +247,3 @@ def refine_each(
         classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2, largest_step_px=plane.box / (4 * radius), score=score,
     )  # fmt: skip
     return Candidates(rotations.view(n_images, n, 3, 3), shift_px.view(n_images, n, 2), candidates.classes, value.view(n_images, n))
-
-
-def pose_change_deg(before: Float[Tensor, "N 3 3"], after: Float[Tensor, "N 3 3"], symmetry: Float[Tensor, "G 3 3"]) -> Float[Tensor, " N"]:
-    """Angle between two poses of each image, modulo symmetry."""
-    return angular_distance_deg(before, after, symmetry=symmetry)

@@ -40,9 +40,8 @@ class Cells:
             start = self.start[first : first + _CHUNK_ROWS].astype(np.int64)
             length = self.length[first : first + _CHUNK_ROWS]
             offset = np.arange(max(1, int(length.max(initial=0))))
-            inside = offset < length[:, None]
-            text = np.zeros(inside.shape, np.uint8)
-            text[inside] = self.buffer[(start[:, None] + offset)[inside]]
+            text = self.buffer.take(start[:, None] + offset, mode="clip") if self.buffer.size else np.zeros((len(start), 1), np.uint8)
+            text *= offset < length[:, None]
             yield text.view(f"S{len(offset)}")[:, 0]
 
 
@@ -159,7 +158,9 @@ class Table:
         out = np.empty(len(cells), object)
         first = 0
         for chunk in cells.chunks():
-            out[first : first + len(chunk)] = [unquote(token) for token in chunk.tolist()]
+            quoted = np.isin(chunk.view(np.uint8)[:: chunk.itemsize], np.frombuffer(b"'\"", np.uint8)).any()
+            tokens = chunk.tolist()
+            out[first : first + len(chunk)] = [unquote(t) if quoted else t.decode("utf-8", "surrogateescape") for t in tokens]
             first += len(chunk)
         return out
 

@@ -16,10 +16,8 @@ def _locate(rotation, kx, ky, padding):
     x = padding * (rotation[0, 0] * kx + rotation[1, 0] * ky)
     y = padding * (rotation[0, 1] * kx + rotation[1, 1] * ky)
     z = padding * (rotation[0, 2] * kx + rotation[1, 2] * ky)
-    sign = np.float32(1.0)
-    if x < 0:
-        x, y, z, sign = -x, -y, -z, np.float32(-1.0)
-    return x, y, z, sign
+    sign = np.float32(-1.0) if x < 0 else np.float32(1.0)
+    return sign * x, sign * y, sign * z, sign
 
 
 @numba.njit(**_JIT)
@@ -27,26 +25,26 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
     """out[m, j] = trilinear value of grid[classes[m]] at `rotations[m]^T (kx_j, ky_j, 0)`."""
     n_slices, n_samples = out.shape[0], len(kx)
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2
+    row, plane = 2 * grid.shape[3], 2 * grid.shape[3] * grid.shape[2]  # floats from one y, one z to the next
+    padding = np.float32(padding)
     for m in numba.prange(n_slices):
-        volume = grid[classes[m]]
+        volume = grid[classes[m]].reshape(-1)
         rotation = rotations[m]
         for j in range(n_samples):
             x, y, z, sign = _locate(rotation, kx[j], ky[j], padding)
             fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
-            ix, iy, iz = int(fx), int(fy) + cy, int(fz) + cz
             wx, wy, wz = x - fx, y - fy, z - fz
-            re = np.float32(0)
-            im = np.float32(0)
-            for dz in range(2):
-                az = wz if dz else np.float32(1) - wz
-                for dy in range(2):
-                    ay = az * (wy if dy else np.float32(1) - wy)
-                    a0 = ay * (np.float32(1) - wx)
-                    a1 = ay * wx
-                    re += a0 * volume[iz + dz, iy + dy, ix, 0] + a1 * volume[iz + dz, iy + dy, ix + 1, 0]
-                    im += a0 * volume[iz + dz, iy + dy, ix, 1] + a1 * volume[iz + dz, iy + dy, ix + 1, 1]
-            out[m, j, 0] = re
-            out[m, j, 1] = sign * im
+            c = (int(fz) + cz) * plane + (int(fy) + cy) * row + 2 * int(fx)
+            cy1, cz1, czy = c + row, c + plane, c + plane + row
+            # along x on four edges, then along y on two faces, then along z
+            r00, i00 = volume[c] + wx * (volume[c + 2] - volume[c]), volume[c + 1] + wx * (volume[c + 3] - volume[c + 1])
+            r01, i01 = volume[cy1] + wx * (volume[cy1 + 2] - volume[cy1]), volume[cy1 + 1] + wx * (volume[cy1 + 3] - volume[cy1 + 1])
+            r10, i10 = volume[cz1] + wx * (volume[cz1 + 2] - volume[cz1]), volume[cz1 + 1] + wx * (volume[cz1 + 3] - volume[cz1 + 1])
+            r11, i11 = volume[czy] + wx * (volume[czy + 2] - volume[czy]), volume[czy + 1] + wx * (volume[czy + 3] - volume[czy + 1])
+            r0, i0 = r00 + wy * (r01 - r00), i00 + wy * (i01 - i00)
+            r1, i1 = r10 + wy * (r11 - r10), i10 + wy * (i11 - i10)
+            out[m, j, 0] = r0 + wz * (r1 - r0)
+            out[m, j, 1] = sign * (i0 + wz * (i1 - i0))
 
 
 @numba.njit(**_JIT)
@@ -59,6 +57,7 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
     n_slices, n_samples = values.shape[0], len(kx)
     planes = num.shape[1]
     cz, cy = (planes - 1) // 2, (num.shape[2] - 1) // 2
+    padding = np.float32(padding)
     for slab in numba.prange(n_slabs):
         first, last = slab * planes // n_slabs, (slab + 1) * planes // n_slabs
         for m in range(n_slices):
@@ -90,74 +89,93 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
                         den[k, iz + dz, iy + dy, ix + 1] += a1 * weight
 
 
+_BLOCK = 64  # samples whose values and derivatives are laid out side by side, so that the 27 sums run at vector speed
+
+
 @numba.njit(**_JIT)
 def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky, weight, n_samples, box, padding, out):
     """For each pose, the sums that a Gauss-Newton step needs (see `reference.pose_equations`); out has 27 columns."""
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2
+    row, plane = 2 * grid.shape[3], 2 * grid.shape[3] * grid.shape[2]
+    reach = box // 2
     turn = np.float32(2 * np.pi / box)
-    one = np.float32(1)
+    padding = np.float32(padding)
     for m in numba.prange(len(rotations)):
-        volume = grid[classes[m]]
+        volume = grid[classes[m]].reshape(-1)
         r = rotations[m]
         i = images[m]
-        tx, ty = shifts[m, 0], shifts[m, 1]
-        sums = np.zeros(27, np.float64)
-        dr = np.zeros(5, np.float32)
-        di = np.zeros(5, np.float32)
-        for j in range(n_samples):
-            qx, qy = kx[j], ky[j]
-            x, y, z, sign = _locate(r, qx, qy, padding)
-            fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
-            ix, iy, iz = int(fx), int(fy) + cy, int(fz) + cz
-            wx, wy, wz = x - fx, y - fy, z - fz
-            c = volume[iz, iy, ix : ix + 2]
-            cy1 = volume[iz, iy + 1, ix : ix + 2]
-            cz1 = volume[iz + 1, iy, ix : ix + 2]
-            czy = volume[iz + 1, iy + 1, ix : ix + 2]
-            # value and gradient by successive interpolation along x, y, z
-            x00r = c[0, 0] + wx * (c[1, 0] - c[0, 0])
-            x00i = c[0, 1] + wx * (c[1, 1] - c[0, 1])
-            x01r = cy1[0, 0] + wx * (cy1[1, 0] - cy1[0, 0])
-            x01i = cy1[0, 1] + wx * (cy1[1, 1] - cy1[0, 1])
-            x10r = cz1[0, 0] + wx * (cz1[1, 0] - cz1[0, 0])
-            x10i = cz1[0, 1] + wx * (cz1[1, 1] - cz1[0, 1])
-            x11r = czy[0, 0] + wx * (czy[1, 0] - czy[0, 0])
-            x11i = czy[0, 1] + wx * (czy[1, 1] - czy[0, 1])
-            y0r, y0i = x00r + wy * (x01r - x00r), x00i + wy * (x01i - x00i)
-            y1r, y1i = x10r + wy * (x11r - x10r), x10i + wy * (x11i - x10i)
-            re, im = y0r + wz * (y1r - y0r), sign * (y0i + wz * (y1i - y0i))
-            gzr, gzi = y1r - y0r, y1i - y0i
-            gyr, gyi = (one - wz) * (x01r - x00r) + wz * (x11r - x10r), (one - wz) * (x01i - x00i) + wz * (x11i - x10i)
-            a00, a01, a10, a11 = (one - wz) * (one - wy), (one - wz) * wy, wz * (one - wy), wz * wy
-            gxr = a00 * (c[1, 0] - c[0, 0]) + a01 * (cy1[1, 0] - cy1[0, 0]) + a10 * (cz1[1, 0] - cz1[0, 0]) + a11 * (czy[1, 0] - czy[0, 0])
-            gxi = a00 * (c[1, 1] - c[0, 1]) + a01 * (cy1[1, 1] - cy1[0, 1]) + a10 * (cz1[1, 1] - cz1[0, 1]) + a11 * (czy[1, 1] - czy[0, 1])
-            # gradient along view axes, per unpadded Fourier pixel; conjugation (sign -1) flips the real part's gradient
-            sr, si = sign * padding, padding
-            vxr = sr * (r[0, 0] * gxr + r[0, 1] * gyr + r[0, 2] * gzr)
-            vxi = si * (r[0, 0] * gxi + r[0, 1] * gyi + r[0, 2] * gzi)
-            vyr = sr * (r[1, 0] * gxr + r[1, 1] * gyr + r[1, 2] * gzr)
-            vyi = si * (r[1, 0] * gxi + r[1, 1] * gyi + r[1, 2] * gzi)
-            vzr = sr * (r[2, 0] * gxr + r[2, 1] * gyr + r[2, 2] * gzr)
-            vzi = si * (r[2, 0] * gxi + r[2, 1] * gyi + r[2, 2] * gzi)
-            dr[0], di[0] = -qy * vzr, -qy * vzi
-            dr[1], di[1] = qx * vzr, qx * vzi
-            dr[2], di[2] = qy * vxr - qx * vyr, qy * vxi - qx * vyi
-            dr[3], di[3] = -turn * qx * im, turn * qx * re
-            dr[4], di[4] = -turn * qy * im, turn * qy * re
-            angle = -turn * (qx * tx + qy * ty)
-            ca, sa = np.cos(angle), np.sin(angle)
-            ur, ui = data[i, j, 0], data[i, j, 1]
-            w = weight[j]
-            xr, xi = w * (ur * ca - ui * sa), w * (ur * sa + ui * ca)
-            p = w * power[i, j]
-            sums[0] += xr * re + xi * im
-            sums[1] += p * (re * re + im * im)
-            n = 12
-            for a in range(5):
-                sums[2 + a] += xr * dr[a] + xi * di[a]
-                sums[7 + a] += p * (re * dr[a] + im * di[a])
-                for b in range(a, 5):
-                    sums[n] += p * (dr[a] * dr[b] + di[a] * di[b])
-                    n += 1
+        # exp(-2 pi i k t / N) factorises: one table for each axis
+        phase = np.empty((2, 2 * reach + 1, 2), np.float32)
+        for axis in range(2):
+            for k in range(-reach, reach + 1):
+                angle = -turn * k * shifts[m, axis]
+                phase[axis, k + reach, 0], phase[axis, k + reach, 1] = np.cos(angle), np.sin(angle)
+        sums = np.zeros(27, np.float32)
+        # columns of `re`, `im`: the slice, its five derivatives, the centred data; `p`: the weights
+        re, im = np.empty((7, _BLOCK), np.float32), np.empty((7, _BLOCK), np.float32)
+        p = np.empty(_BLOCK, np.float32)
+        for start in range(0, n_samples, _BLOCK):
+            n = min(_BLOCK, n_samples - start)
+            for s in range(n):
+                j = start + s
+                qx, qy = kx[j], ky[j]
+                x, y, z, sign = _locate(r, qx, qy, padding)
+                fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
+                wx, wy, wz = x - fx, y - fy, z - fz
+                c = (int(fz) + cz) * plane + (int(fy) + cy) * row + 2 * int(fx)
+                cy1, cz1, czy = c + row, c + plane, c + plane + row
+                dr00, di00 = volume[c + 2] - volume[c], volume[c + 3] - volume[c + 1]
+                dr01, di01 = volume[cy1 + 2] - volume[cy1], volume[cy1 + 3] - volume[cy1 + 1]
+                dr10, di10 = volume[cz1 + 2] - volume[cz1], volume[cz1 + 3] - volume[cz1 + 1]
+                dr11, di11 = volume[czy + 2] - volume[czy], volume[czy + 3] - volume[czy + 1]
+                r00, i00 = volume[c] + wx * dr00, volume[c + 1] + wx * di00
+                r01, i01 = volume[cy1] + wx * dr01, volume[cy1 + 1] + wx * di01
+                r10, i10 = volume[cz1] + wx * dr10, volume[cz1 + 1] + wx * di10
+                r11, i11 = volume[czy] + wx * dr11, volume[czy + 1] + wx * di11
+                r0, i0, r1, i1 = r00 + wy * (r01 - r00), i00 + wy * (i01 - i00), r10 + wy * (r11 - r10), i10 + wy * (i11 - i10)
+                value_re, value_im = r0 + wz * (r1 - r0), sign * (i0 + wz * (i1 - i0))
+                # gradient along the object's axes
+                gzr, gzi = r1 - r0, i1 - i0
+                gyr, gyi = (r01 - r00) + wz * ((r11 - r10) - (r01 - r00)), (i01 - i00) + wz * ((i11 - i10) - (i01 - i00))
+                er0, ei0, er1, ei1 = (
+                    dr00 + wy * (dr01 - dr00),
+                    di00 + wy * (di01 - di00),
+                    dr10 + wy * (dr11 - dr10),
+                    di10 + wy * (di11 - di10),
+                )
+                gxr, gxi = er0 + wz * (er1 - er0), ei0 + wz * (ei1 - ei0)
+                # along the view's axes, per unpadded Fourier pixel; where the conjugate was read (sign -1), d/dk of the real part flips
+                sr = sign * padding
+                vxr, vxi = sr * (r[0, 0] * gxr + r[0, 1] * gyr + r[0, 2] * gzr), padding * (r[0, 0] * gxi + r[0, 1] * gyi + r[0, 2] * gzi)
+                vyr, vyi = sr * (r[1, 0] * gxr + r[1, 1] * gyr + r[1, 2] * gzr), padding * (r[1, 0] * gxi + r[1, 1] * gyi + r[1, 2] * gzi)
+                vzr, vzi = sr * (r[2, 0] * gxr + r[2, 1] * gyr + r[2, 2] * gzr), padding * (r[2, 0] * gxi + r[2, 1] * gyi + r[2, 2] * gzi)
+                re[0, s], im[0, s] = value_re, value_im
+                re[1, s], im[1, s] = -qy * vzr, -qy * vzi
+                re[2, s], im[2, s] = qx * vzr, qx * vzi
+                re[3, s], im[3, s] = qy * vxr - qx * vyr, qy * vxi - qx * vyi
+                re[4, s], im[4, s] = -turn * qx * value_im, turn * qx * value_re
+                re[5, s], im[5, s] = -turn * qy * value_im, turn * qy * value_re
+                ax, bx = phase[0, int(qx) + reach, 0], phase[0, int(qx) + reach, 1]
+                ay, by = phase[1, int(qy) + reach, 0], phase[1, int(qy) + reach, 1]
+                ca, sa = ax * ay - bx * by, ax * by + bx * ay
+                w = weight[j]
+                re[6, s], im[6, s] = w * (data[i, j, 0] * ca - data[i, j, 1] * sa), w * (data[i, j, 0] * sa + data[i, j, 1] * ca)
+                p[s] = w * power[i, j]
+            for a in range(6):
+                total = np.float32(0)
+                for s in range(n):
+                    total += re[6, s] * re[a, s] + im[6, s] * im[a, s]
+                sums[0 if a == 0 else 1 + a] += total
+            column = 12
+            for a in range(6):
+                for b in range(a, 6):
+                    total = np.float32(0)
+                    for s in range(n):
+                        total += p[s] * (re[a, s] * re[b, s] + im[a, s] * im[b, s])
+                    if a > 0:
+                        sums[column] += total
+                        column += 1
+                    else:
+                        sums[1 if b == 0 else 6 + b] += total
         for n in range(27):
             out[m, n] = sums[n]

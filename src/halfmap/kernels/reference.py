@@ -37,7 +37,9 @@ def slices(grid: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Ten
     return torch.where(flipped, value.conj(), value)
 
 
-def insert(num: Tensor, den: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float) -> None:
+def insert(
+    num: Tensor, den: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float
+) -> None:
     """Adjoint of `slices`, in place: num (complex) and den gather values and weights with the trilinear weights."""
     index, fraction, flipped = _corners(num, rotations, kx, ky, padding)
     values = torch.where(flipped, values.conj(), values)

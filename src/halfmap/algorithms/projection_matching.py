@@ -1,0 +1,135 @@
+"""Projection matching (lecture part 2; FREALIGN) and template matching: the same four choices in 3D and in 2D.
+
+1. Vary pose and class of each image to find the projection `R_i = C_i P_phi A_k` that maximises `CC = X_i.R_i / (|X_i| |R_i|)`.
+2. Knowing the best pose and class of each image, update
+
+       A_k = sum_{i: k_i = k} P^T C_i X_i / (k(s) + sum_{i: k_i = k} P^T C_i^2),    k(s) = 1 / SSNR, or a constant.
+
+   The spectral signal-to-noise ratio comes from the correlation of half maps (class averages): SSNR = FSC / (1 - FSC).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.engine.assignment import assign_hard
+from halfmap.engine.images import Batch
+from halfmap.engine.loop import Method, Problem, Search, Update
+from halfmap.engine.search import SearchSettings, prepare_search, refine_candidates, search_globally
+from halfmap.engine.state import Candidates, Poses, State, as_candidates
+from halfmap.fourier import largest_radius
+from halfmap.projection import FourierReferences, Sums
+from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
+from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, ssnr_from_fsc
+
+GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all orientations are looked at again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices left to the user. With `local_range_deg`, poses are refined around those given and held near them; no global search.
+
+    `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5 where both halves were aligned to one
+    reference, whose noise they then share.
+    """
+
+    search: SearchSettings
+    threshold: float
+    solvent_mask: Float[Tensor, "*box"]
+    wiener_constant: float | None = None
+    local_range_deg: float | None = None
+
+
+def projection_matching(problem: Problem, settings: Settings) -> Method:
+    """The method as the engine runs it: hard assignment at the best correlation coefficient, Wiener update."""
+    return Method(
+        prepare=partial(_prepare, problem, settings),
+        assign=assign_hard,
+        update=partial(wiener, problem, settings),
+        finished=partial(_finished, settings),
+    )
+
+
+def _prepare(problem: Problem, settings: Settings, references: FourierReferences, state: State) -> Search:
+    """Global search until poses settle; then each image is refined around the pose it has, with a global check now and then."""
+    plane = problem.plane
+    if settings.local_range_deg is not None or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
+
+        def local(batch: Batch, poses: Poses) -> Candidates:
+            return _refine(references, batch, as_candidates(poses), plane, state.radius, settings)
+
+        return local
+
+    plan = prepare_search(references, settings.search, state.radius)
+
+    def everywhere(batch: Batch, poses: Poses) -> Candidates:
+        found = search_globally(plan, batch.scored, poses.shift_px, plane, state.radius)
+        if state.iteration == 0:  # no pose to keep yet
+            return found
+        return found.append(_refine(references, batch, as_candidates(poses), plane, state.radius, settings))
+
+    return everywhere
+
+
+def _refine(references: FourierReferences, batch: Batch, start: Candidates, plane, radius: int, settings: Settings) -> Candidates:
+    return refine_candidates(
+        references, batch.scored, plane, start, radius=radius, first_radius=radius, settings=settings.search,
+        step_deg=settings.search.angular_step_deg,
+    )  # fmt: skip
+
+
+def is_settled(settings: Settings, state: State) -> bool:
+    """Whether the last iteration moved poses by less than a quarter of the search grid's step (median), so that a search is not needed."""
+    return state.iteration > 1 and state.history[-1]["angular_change_deg"] < settings.search.angular_step_deg / 4
+
+
+def wiener(problem: Problem, settings: Settings, state: State, halves: list[Sums]) -> Update:
+    """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR, resolution and the next radius."""
+    curves = half_curves(problem, settings, halves)
+    fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
+    sets = halves if problem.independent_halves else [halves[0] + halves[1]]
+    ssnr = trusted_ssnr(fsc, of_sum=not problem.independent_halves)
+    references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets]) * settings.solvent_mask
+    resolutions = [resolution_at(c, settings.threshold) for c in curves]
+    best = min(resolutions)
+    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
+    shell = max(2.0, box * pixel / best)
+    radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
+    record = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
+    return Update(references, fsc.cpu(), radius, record)
+
+
+def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:
+    """Correlation between the half maps (or half class averages) of each class inside the solvent mask."""
+    first, second = (unregularised(s) for s in halves)
+    pixel = problem.particles.pixel_size_angstrom
+    return [
+        fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.solvent_mask) for a, b in zip(first, second, strict=True)
+    ]
+
+
+def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:
+    """SSNR from the FSC, zero from the first shell on where the correlation is not positive: what comes later is noise that agrees by chance."""
+    positive = torch.cumprod((fsc > 0).to(fsc.dtype), dim=1)
+    return ssnr_from_fsc(fsc.clamp(min=0), of_sum=of_sum) * positive
+
+
+def _regularised(problem: Problem, settings: Settings, state: State, sums: Sums, ssnr: Float[Tensor, "K S"]) -> Float[Tensor, "K *box"]:
+    if settings.wiener_constant is None:
+        return wiener_update(sums, ssnr_regulariser(sums, ssnr))
+    inverse_noise = (1 / state.noise_variance).mean(0)[: sums.radius + 1]
+    return wiener_update(sums, constant_regulariser(sums, settings.wiener_constant, inverse_noise))
+
+
+def _finished(settings: Settings, state: State) -> bool:
+    """No shell gained in the last two iterations, and poses have stopped moving, or move no less than before."""
+    if len(state.history) < 4:
+        return False
+    shells = [1 / record["resolution_angstrom"] for record in state.history]
+    if max(shells[-2:]) > 1.005 * max(shells[:-2]):
+        return False
+    moved = [record["angular_change_deg"] for record in state.history[-2:]]
+    return moved[1] > 0.7 * moved[0] or moved[1] < 0.02 * settings.search.angular_step_deg

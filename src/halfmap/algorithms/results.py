@@ -1,0 +1,132 @@
+"""What every job leaves behind: particles with their poses, maps and class images, curves, pictures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.algorithms.projection_matching import Settings, trusted_ssnr
+from halfmap.engine.loop import Problem, run, sum_at_poses
+from halfmap.engine.loop import Method
+from halfmap.engine.state import Poses, State, from_arrays
+from halfmap.io.mrc import write_map
+from halfmap.jobs import Job, read_events
+from halfmap.pictures import save_convergence_plot, save_fsc_plot, save_map_picture, save_orientation_plot
+from halfmap.progress import Progress
+from halfmap.projection import Sums
+from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
+from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
+from halfmap.so3 import matrix_to_euler
+
+
+@dataclass(frozen=True)
+class Refined:
+    """Where a 3D job's results are, and the resolution at FSC 0.143 (corrected for the mask) of each class, best first in `resolution_angstrom`."""
+
+    folder: Path
+    resolution_angstrom: float
+    resolutions_angstrom: tuple[float, ...]
+
+
+def run_iterations(job: Job, progress: Progress, problem: Problem, method: Method, state: State, *, iterations: int) -> State:
+    """The loop with its bookkeeping: go on from the checkpoint if there is one; after each iteration save state, event and progress."""
+    saved = job.load_checkpoint()
+    if saved is not None:
+        state = from_arrays(*saved, device=problem.images.device)
+        progress.note(f"going on after iteration {state.iteration}")
+    used = int((problem.half >= 0).sum())
+    progress.start_iteration(state.iteration + 1, used)
+    for new, seconds in run(problem, method, state, iterations=iterations, advance=progress.advance):
+        state = new
+        record = state.history[-1]
+        job.event(**record, seconds=seconds)
+        job.save_checkpoint(state.arrays(), state.meta())
+        progress.finish_iteration(_summary(record), resolution_angstrom=record["resolution_angstrom"])
+        progress.start_iteration(state.iteration + 1, used)
+    return state
+
+
+def _summary(record: dict) -> str:
+    words = f"resolution {record['resolution_angstrom']:.2f} A"
+    if record["iteration"] > 1:
+        words += f", poses moved {record['angular_change_deg']:.2f} deg and {record['shift_change_angstrom']:.2f} A (median)"
+    return words
+
+
+def write_maps(
+    job: Job,
+    progress: Progress,
+    problem: Problem,
+    settings: Settings,
+    poses: Poses,
+    noise_variance: Float[Tensor, "G S"],
+    *,
+    one_name: bool,
+) -> tuple[float, ...]:
+    """Half maps, maps, FSC and pictures from the final poses; the resolution of each class.
+
+    The map is `num / (k + den)` over both halves, k from the half maps' FSC inside the mask (or the constant asked for); half maps are
+    neither filtered nor masked. With `one_name` (K = 1) files are `map.mrc`, `half1.mrc` ...; else `class001.mrc`, `class001_half1.mrc` ...
+    """
+    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    sums = sum_at_poses(problem, poses, noise_variance, advance=progress.advance)
+    pixel = problem.particles.pixel_size_angstrom
+    halves = [unregularised(s).cpu() for s in sums]
+    mask = settings.solvent_mask.cpu()
+    curves = [half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask) for a, b in zip(*halves, strict=True)]
+    maps = combined_map(sums, settings, curves, noise_variance).cpu()
+    resolutions = tuple(resolution_at(c.final, 0.143) for c in curves)
+    for k, (volume, curve) in enumerate(zip(maps, curves, strict=True)):
+        prefix = "" if one_name else f"class{k + 1:03d}_"
+        name = "map" if one_name else f"class{k + 1:03d}"
+        write_map(job.path(f"{name}.mrc"), volume.numpy(), pixel)
+        for h in range(2):
+            write_map(job.path(f"{prefix}half{h + 1}.mrc"), halves[h][k].numpy(), pixel)
+        write_fsc_star(job.path(f"{prefix}fsc.star"), curve)
+        _picture_map(job, name, prefix, volume, curve, pixel)
+    return resolutions
+
+
+def combined_map(
+    sums: list[Sums], settings: Settings, curves: list[HalfMapCurves], noise_variance: Float[Tensor, "G S"]
+) -> Float[Tensor, "K *box"]:
+    """`num / (k + den)` over both halves, with k(s) = <den> / SSNR from the masked FSC, or the constant asked for."""
+    total = sums[0] + sums[1]
+    if settings.wiener_constant is not None:
+        return wiener_update(total, constant_regulariser(total, settings.wiener_constant, (1 / noise_variance).mean(0)[: total.radius + 1]))
+    fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
+    return wiener_update(total, ssnr_regulariser(total, trusted_ssnr(fsc, of_sum=True)))
+
+
+def _picture_map(job: Job, name: str, prefix: str, volume: Float[Tensor, "..."], curves: HalfMapCurves, pixel: float) -> None:
+    resolution = resolution_at(curves.final, 0.143)
+    save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), pixel, title=f"{name}, {resolution:.2f} A at FSC 0.143")
+    shown = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected for the mask": curves.corrected}
+    save_fsc_plot(job.path(f"pictures/{prefix}fsc.png"), {label: c for label, c in shown.items() if c is not None}, reference=0.143)
+
+
+def write_particles(job: Job, problem: Problem, poses: Poses) -> None:
+    """`particles.star`: every input column kept; poses, shifts, class, half set and score new. Images set aside are not in it."""
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    kept, found = problem.particles.take(used.numpy()), poses.take(used)
+    kept.with_results(
+        rotations_deg=matrix_to_euler(found.rotations.double()).numpy(),
+        shift_angstrom=found.shift_px.double().numpy() * kept.pixel_size_angstrom,
+        class_number=found.classes.numpy() + 1,
+        half_set=problem.half[used].numpy() + 1,
+        extra={"halfmapScore": found.score.double().numpy()},
+    ).write_star(job.path("particles.star"))
+
+
+def write_pictures(job: Job, problem: Problem, poses: Poses) -> None:
+    """Orientation distribution of the particles used, and how resolution and poses converged."""
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    angles = matrix_to_euler(poses.take(used).rotations.double()).numpy()
+    if problem.dimensions == 3:
+        save_orientation_plot(job.path("pictures/orientations.png"), angles, symmetry=np.asarray(problem.symmetry.cpu()))
+    events = read_events(job.folder)
+    if len(events) > 1:
+        save_convergence_plot(job.path("pictures/convergence.png"), events)

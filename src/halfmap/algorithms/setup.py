@@ -1,0 +1,237 @@
+"""What every job does before its first iteration: device and threads, particles and their faults, halves, references, masks, memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.engine.images import ImageSettings
+from halfmap.engine.loop import Problem
+from halfmap.engine.state import Poses
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius, lowpass
+from halfmap.io.mrc import read_map
+from halfmap.jobs import Job
+from halfmap.mask import read_mask, soft_sphere
+from halfmap.particles import Particles, load_particles
+from halfmap.progress import Progress
+from halfmap.projection import PADDING, grid_shape
+from halfmap.so3 import euler_to_matrix
+from halfmap.symmetry import symmetry_matrices
+
+MASK_EDGE_PX = 5.0
+_IMAGES_CHECKED_AT_ONCE = 1000
+_LARGEST_BATCH = 256
+
+
+def use_device(name: str, threads: int | None) -> torch.device:
+    """The torch device of `--device` (`auto`: CUDA, then MPS, then CPU), with the CPU's threads set for torch and numba.
+
+    Raises:
+        InputError: the device is not there, or threads is not positive.
+    """
+    if threads is not None:
+        import numba
+
+        if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
+            raise InputError(f"--threads {threads}: expected 1 to {numba.config.NUMBA_NUM_THREADS}, the processors of this machine")
+        torch.set_num_threads(threads)
+        numba.set_num_threads(threads)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available.get(name, False):
+        raise InputError(
+            f"--device {name}: expected one that this machine has ({', '.join(k for k, ok in available.items() if ok)}), or auto"
+        )
+    return torch.device(name)
+
+
+def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool) -> Particles:
+    """The data set, with what it needs to be matched against references.
+
+    Raises:
+        InputError: as `load_particles`; or `ctf` is wanted and the file has none.
+    """
+    particles = load_particles(path, data_dir=data_dir)
+    if ctf and not particles.has_ctf:
+        raise InputError(
+            f"{path}: no CTF columns (rlnDefocusU ...) found; add them, or say --no-ctf where images have no CTF, as class averages"
+        )
+    return particles
+
+
+def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress) -> Int[Tensor, " N"]:
+    """Halves with -1 for images that hold NaN, are constant or have wild pixels; they are listed in `set_aside.star`, and the job goes on.
+
+    Raises:
+        InputError: no image is left in one of the halves.
+    """
+    bad: dict[int, str] = {}
+    for start in range(0, len(particles), _IMAGES_CHECKED_AT_ONCE):
+        bad |= particles.find_bad_images(np.arange(start, min(start + _IMAGES_CHECKED_AT_ONCE, len(particles))))
+    half = half.clone()
+    if bad:
+        rows = np.array(sorted(bad))
+        half[torch.from_numpy(rows)] = -1
+        listed = particles.take(rows).with_results(extra={"halfmapSetAside": np.array([bad[r].replace(" ", "_") for r in rows])})
+        listed.write_star(job.path("set_aside.star"))
+        progress.note(
+            f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: {bad[rows[0]]} (all in set_aside.star)"
+        )
+    for value in (0, 1):
+        if not bool((half == value).any()):
+            raise InputError(f"{particles.path}: no usable image in half {value + 1}; at least 2 images are needed, {len(particles)} found")
+    return half
+
+
+def divide_into_halves(particles: Particles, seed: int) -> Int[Tensor, " N"]:
+    """0 or 1 per particle: the file's rlnRandomSubset where every row has it, else at random.
+
+    Images of one physical particle (tilts, named in rlnTomoParticleName) stay together.
+    """
+    if (particles.half_set > 0).all():
+        return torch.from_numpy(particles.half_set.astype(np.int64)) - 1
+    rng = np.random.default_rng([seed, 1])
+    unit = np.arange(len(particles))
+    if "rlnTomoParticleName" in particles.table:
+        unit = np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
+    order = rng.permutation(int(unit.max()) + 1)
+    return torch.from_numpy(order[unit] % 2)
+
+
+def make_problem(
+    particles: Particles,
+    half: Int[Tensor, " N"],
+    *,
+    device: torch.device,
+    radius_px: float,
+    symmetry: str,
+    dimensions: int,
+    n_classes: int,
+    independent_halves: bool,
+    ctf: bool,
+    memory: int | None,
+    progress: Progress,
+) -> Problem:
+    """The engine's problem, with the batch size that the memory allows; says beforehand what the job will need."""
+    matrices = symmetry_matrices(symmetry).float().to(device) if dimensions == 3 else torch.eye(3, device=device)[None]
+    fixed, per_image = memory_needed(particles.box, dimensions, n_classes, independent_halves=independent_halves)
+    budget = memory if memory is not None else _machine_memory(device) // 2
+    if fixed + per_image > budget:
+        raise InputError(
+            f"--memory: a box of {particles.box} with {n_classes} class(es) needs at least {_gb(fixed + per_image)}, got {_gb(budget)}"
+        )
+    batch = int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+    progress.note(
+        f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} A) on {device}; "
+        f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
+    )
+    settings = ImageSettings(radius_px, ctf, device)
+    return Problem(particles, settings, half, independent_halves, matrices, dimensions, n_classes, batch)
+
+
+def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halves: bool) -> tuple[int, int]:
+    """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in the making, search tables."""
+    grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
+    sums = 2 * n_classes * grid * 12 * 2  # num and den of both halves, and once more while mates are added
+    references = n_classes * grid * 8
+    transforms = 4 * (PADDING * box) ** dimensions * 8
+    density = 4 * n_classes * (2 if independent_halves else 1) * box**dimensions * 4
+    return sums + references + transforms + density + (2 << 30) // (1 if dimensions == 3 else 8), 200 * box * box
+
+
+def _machine_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def read_references(
+    paths: Sequence[str | Path], particles: Particles, *, lowpass_angstrom: float, device: torch.device
+) -> Float[Tensor, "K N N N"]:
+    """Starting maps, low-passed.
+
+    Raises:
+        InputError: a map's box or pixel size (by more than 2 %) differs from the images', it is constant, or holds NaN.
+    """
+    volumes = []
+    for path in paths:
+        volume, pixel = read_map(path)
+        box, expected = particles.box, particles.pixel_size_angstrom
+        if volume.shape[0] != box:
+            raise InputError(
+                f"{path}: the map's box is {volume.shape[0]}, the images' is {box}; crop or pad the map, or resample it to {box} pixels"
+            )
+        if pixel > 0 and abs(pixel / expected - 1) > 0.02:
+            raise InputError(
+                f"{path}: the map's pixel size is {pixel:.4g} A, the images' is {expected:.4g} A; resample the map or mend its header"
+            )
+        if not np.isfinite(volume).all() or np.ptp(volume) == 0:
+            raise InputError(
+                f"{path}: the map is {'constant' if np.isfinite(volume).all() else 'not finite (NaN or infinity)'}; a density was expected"
+            )
+        volumes.append(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).to(device))
+    return lowpass(torch.stack(volumes), lowpass_angstrom, particles.pixel_size_angstrom, dimensions=3)
+
+
+def particle_radius_px(diameter_angstrom: float | None, particles: Particles, reference: Float[Tensor, "N N N"] | None) -> float:
+    """Radius of the particle mask in pixels: half the diameter given; else what holds the reference, else 0.9 of the box.
+
+    The reference is held where its density, low-passed, exceeds a tenth of its maximum; a tenth of the radius is added.
+
+    Raises:
+        InputError: the diameter does not fit into the box.
+    """
+    box, pixel = particles.box, particles.pixel_size_angstrom
+    largest = box / 2 - 1
+    if diameter_angstrom is not None:
+        radius = diameter_angstrom / 2 / pixel
+        if not 2 <= radius <= box / 2:
+            raise InputError(f"--diameter {diameter_angstrom:g}: expected {4 * pixel:.3g} to {box * pixel:.4g} A, the width of the images")
+        return min(radius, largest)
+    if reference is None:
+        return 0.45 * box
+    axis = torch.arange(box, device=reference.device) - box // 2
+    distance = (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2).float().sqrt()
+    held = reference > 0.1 * reference.max()
+    return float(min(1.1 * distance[held].max(), torch.tensor(0.47 * box)))
+
+
+def solvent_mask(
+    mask: str | Path | None, particles: Particles, radius_px: float, *, dimensions: int, device: torch.device
+) -> Float[Tensor, "*box"]:
+    """The mask file given, or a soft sphere (circle) of the particle's radius."""
+    if mask is not None:
+        return read_mask(mask, particles.box, particles.pixel_size_angstrom).to(device)
+    edge = min(MASK_EDGE_PX, max(1.0, particles.box / 2 - radius_px))
+    return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(device)
+
+
+def poses_of(particles: Particles) -> Poses:
+    """The data set's poses; identity and zero where it has none."""
+    n, pixel = len(particles), particles.pixel_size_angstrom
+    rotations = euler_to_matrix(torch.from_numpy(particles.rotations_deg)).float()
+    shifts = torch.from_numpy(particles.shift_angstrom / pixel).float()
+    classes = torch.from_numpy(particles.class_number.astype(np.int64)) - 1
+    return Poses(rotations, shifts, classes, torch.zeros(n))
+
+
+def check_positive(**values: float | None) -> None:
+    """Refuse options that must be positive numbers and are not.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in values.items():
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a positive number")

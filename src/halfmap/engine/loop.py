@@ -1,0 +1,192 @@
+"""One iteration, the same for every method: score and search (E-step), assign, sum and update (M-step); and the loop around it."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.distributed import all_sum, my_share
+from halfmap.engine.accumulate import accumulate
+from halfmap.engine.images import Batch, ImageSettings, batches, load_batch, noise_from_sums, noise_sums
+from halfmap.engine.state import Candidates, Gamma, Poses, State
+from halfmap.fourier import HalfPlane, half_plane, largest_radius, shift_phases
+from halfmap.particles import Particles
+from halfmap.projection import FourierReferences, Sums, empty_sums, hermitian_mates, prepare_references, project
+from halfmap.so3 import angular_distance_deg
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays the same over the iterations: the data, how images are prepared, the halves, the symmetry and the box.
+
+    `half` is 0 or 1 per particle, -1 for one set aside. With `independent_halves` (gold standard) each half has its own references.
+    """
+
+    particles: Particles
+    images: ImageSettings
+    half: Int[Tensor, " N"]
+    independent_halves: bool
+    symmetry: Float[Tensor, "G 3 3"]
+    dimensions: int
+    n_classes: int
+    batch_size: int
+
+    @property
+    def plane(self) -> HalfPlane:
+        return half_plane(self.particles.box, largest_radius(self.particles.box), self.images.device)
+
+    @property
+    def n_groups(self) -> int:
+        return int(self.particles.optics_group.max()) + 1
+
+
+Search = Callable[[Batch, Poses], Candidates]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
+    `assign` turns candidates into Gamma; `update` turns the sums of both halves into the next references, curves, radius and record."""
+
+    prepare: Callable[[FourierReferences, State], Search]
+    assign: Callable[[Candidates], Gamma]
+    update: Callable[[State, list[Sums]], "Update"]
+    finished: Callable[[State], bool]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the M-step gives back: references (H, K, ...), a correlation curve per class, the next radius, and numbers for the record."""
+
+    references: Float[Tensor, "H K *box"]
+    curves: Float[Tensor, "K S"]
+    radius: int
+    record: dict[str, Any]
+
+
+Advance = Callable[[int], None]
+
+
+def iterate(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> tuple[State, dict[str, float]]:
+    """The pure function from one iteration's state to the next; also the seconds spent by stage (not part of the state)."""
+    plane, device = problem.plane, problem.images.device
+    clock = _Clock()
+    sums = [_empty(problem) for _ in range(2)]
+    noise = torch.zeros(2, problem.n_groups, plane.radius + 1, device=device)
+    poses = state.poses
+    for half in range(2):
+        with clock("references"):
+            shared = 0 if not problem.independent_halves else half
+            references = prepare_references(state.references[shared], state.radius)
+            search = method.prepare(references, state)
+        members = my_share(torch.nonzero(problem.half == half)[:, 0])
+        for index in batches(members, problem.batch_size):
+            with clock("images"):
+                before = state.poses.take(index).to(device)
+                batch = load_batch(problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images)
+            with clock("search"):
+                candidates = search(batch, before)
+            with clock("sums"):
+                accumulate(sums[half], batch.whole, method.assign(candidates), plane, problem.symmetry)
+            with clock("noise"):
+                found = _best(candidates)
+                poses = poses.put(index, found.to("cpu"))
+                noise += noise_sums(batch, shifted_slices(references, found, plane, state.radius), plane, problem.n_groups)
+            advance(len(index))
+    with clock("update"):
+        update = method.update(state, [_reduced(s) for s in sums])
+    record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
+    new = State(
+        state.iteration + 1,
+        update.references,
+        poses,
+        noise_from_sums(all_sum(noise)),
+        update.radius,
+        update.curves,
+        (*state.history, record),
+    )
+    return new, clock.seconds
+
+
+def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
+    """How far the particles in use moved in this iteration: medians of angle and shift, share that changed class; and their mean score."""
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    old, new = state.poses.take(used), poses.take(used)
+    angle = angular_distance_deg(old.rotations, new.rotations, symmetry=problem.symmetry)
+    pixel = problem.particles.pixel_size_angstrom
+    return {
+        "angular_change_deg": float(angle.median()),
+        "shift_change_angstrom": float((old.shift_px - new.shift_px).norm(dim=1).median()) * pixel,
+        "class_changes": float((old.classes != new.classes).float().mean()),
+        "mean_score": float(new.score.mean()),
+    }
+
+
+def run(
+    problem: Problem, method: Method, state: State, *, iterations: int, advance: Advance = lambda n: None
+) -> Iterator[tuple[State, dict[str, float]]]:
+    """Iterate until the method is finished or `iterations` have been done in all, yielding each new state."""
+    while state.iteration < iterations and not method.finished(state):
+        state, seconds = iterate(problem, method, state, advance=advance)
+        yield state, seconds
+
+
+def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, advance: Advance = lambda n: None) -> list[Sums]:
+    """The two sums of each half with every particle at its given pose: reconstruction without a search."""
+    sums = [_empty(problem) for _ in range(2)]
+    for half in range(2):
+        for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
+            here = poses.take(index).to(problem.images.device)
+            batch = load_batch(problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images)
+            rows = torch.arange(len(index), device=here.score.device)
+            gamma = Gamma(rows, rows, here.shift_px, torch.ones_like(here.score), here.rotations, here.classes)
+            accumulate(sums[half], batch.whole, gamma, problem.plane, problem.symmetry)
+            advance(len(index))
+    return [_reduced(s) for s in sums]
+
+
+def shifted_slices(references: FourierReferences, poses: Poses, plane: HalfPlane, radius: int) -> Tensor:
+    """`S_t P_phi A_k` for each pose on the whole plane, zero beyond the radius: the image that the model expects, before its CTF."""
+    inner = half_plane(plane.box, radius, plane.kx.device)
+    slices = project(references, poses.rotations, inner, classes=poses.classes) * shift_phases(poses.shift_px, inner).conj()
+    return torch.nn.functional.pad(slices, (0, len(plane) - len(inner)))
+
+
+def _empty(problem: Problem) -> Sums:
+    return empty_sums(problem.n_classes, problem.particles.box, problem.plane.radius, problem.dimensions, device=problem.images.device)
+
+
+def _reduced(sums: Sums) -> Sums:
+    all_sum(sums.num)
+    all_sum(sums.den)
+    return hermitian_mates(sums)
+
+
+def _best(candidates: Candidates) -> Poses:
+    best = candidates.best(1)
+    return Poses(best.rotations[:, 0], best.shift_px[:, 0], best.classes[:, 0], best.score[:, 0])
+
+
+class _Clock:
+    """Seconds by stage; on an accelerator the stage that waits is charged."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str) -> "_Stage":
+        return _Stage(self, stage)
+
+
+class _Stage:
+    def __init__(self, clock: _Clock, stage: str) -> None:
+        self.clock, self.stage = clock, stage
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.seconds[self.stage] = self.clock.seconds.get(self.stage, 0.0) + time.perf_counter() - self.start
