@@ -16,7 +16,7 @@ _SPACES = b" \t\n\r\v\f"
 class Cells:
     """One column: cell i is `buffer[start[i] : start[i] + length[i]]`, quotes included.
 
-    Many columns and tables share one buffer (the file), so that a million rows cost 12 bytes a cell besides the file itself.
+    Many columns and tables share one buffer (the file), so that a million rows cost 8 bytes a cell besides the file itself.
     """
 
     buffer: np.ndarray  # uint8
