@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.assignment import assign_hard
@@ -30,7 +30,7 @@ GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices left to the user. With `local_range_deg`, poses are refined around those given and held near them; no global search.
+    """The choices left to the user. `local`: refine around the poses given, never search globally.
 
     `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5 where both halves were aligned to one
     reference, whose noise they then share.
@@ -40,7 +40,7 @@ class Settings:
     threshold: float
     solvent_mask: Float[Tensor, "*box"]
     wiener_constant: float | None = None
-    local_range_deg: float | None = None
+    local: bool = False
 
 
 def projection_matching(problem: Problem, settings: Settings) -> Method:
@@ -56,7 +56,7 @@ def projection_matching(problem: Problem, settings: Settings) -> Method:
 def _prepare(problem: Problem, settings: Settings, references: FourierReferences, state: State) -> Search:
     """Global search until poses settle; then each image is refined around the pose it has, with a global check now and then."""
     plane = problem.plane
-    if settings.local_range_deg is not None or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
+    if settings.local or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
 
         def local(batch: Batch, poses: Poses) -> Candidates:
             return _refine(references, batch, as_candidates(poses), plane, state.radius, settings)
@@ -66,10 +66,8 @@ def _prepare(problem: Problem, settings: Settings, references: FourierReferences
     plan = prepare_search(references, settings.search, state.radius)
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
-        found = search_globally(plan, batch.scored, poses.shift_px, plane, state.radius)
-        if state.iteration == 0:  # no pose to keep yet
-            return found
-        return found.append(_refine(references, batch, as_candidates(poses), plane, state.radius, settings))
+        known = as_candidates(poses) if state.iteration > 0 else None  # no pose to keep in the first
+        return search_globally(plan, batch.scored, poses.shift_px, plane, state.radius, known=known)
 
     return everywhere
 
@@ -86,12 +84,15 @@ def is_settled(settings: Settings, state: State) -> bool:
     return state.iteration > 1 and state.history[-1]["angular_change_deg"] < settings.search.angular_step_deg / 4
 
 
-def wiener(problem: Problem, settings: Settings, state: State, halves: list[Sums]) -> Update:
+def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, halves: list[Sums]) -> Update:
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR, resolution and the next radius."""
     curves = half_curves(problem, settings, halves)
     fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
-    sets = halves if problem.independent_halves else [halves[0] + halves[1]]
     ssnr = trusted_ssnr(fsc, of_sum=not problem.independent_halves)
+    sets = halves
+    if not problem.independent_halves:
+        total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
+        sets = [total]
     references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets]) * settings.solvent_mask
     resolutions = [resolution_at(c, settings.threshold) for c in curves]
     best = min(resolutions)
@@ -109,6 +110,31 @@ def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> lis
     return [
         fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.solvent_mask) for a, b in zip(first, second, strict=True)
     ]
+
+
+def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:
+    """Number of particles in each class."""
+    return torch.bincount(poses.classes[problem.half >= 0], minlength=problem.n_classes)
+
+
+def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]) -> tuple[Sums, Float[Tensor, "K S"]]:
+    """Sums over both halves of each class; a class that ran empty gets one half of the largest class, which keeps the other half.
+
+    Empty means fewer than two particles, or than a fiftieth of an equal share. Two halves of one class show the same view with different
+    noise: near enough to start from, different enough to part.
+    """
+    total = halves[0] + halves[1]
+    empty = torch.nonzero(sizes < max(2, int(sizes.sum()) / len(sizes) / 50))[:, 0]
+    largest = torch.argsort(sizes, descending=True, stable=True)[: len(empty)]
+    ssnr = ssnr.clone()
+    for e, k in zip(empty.tolist(), largest.tolist(), strict=True):
+        if e == k:
+            continue
+        for field in ("num", "den"):
+            grid = getattr(total, field)
+            grid[k], grid[e] = getattr(halves[0], field)[k], getattr(halves[1], field)[k]
+        ssnr[e] = ssnr[k]
+    return total, ssnr
 
 
 def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:

@@ -7,7 +7,7 @@ import torch
 
 from halfmap.algorithms import setup
 from halfmap.algorithms.projection_matching import Settings, projection_matching
-from halfmap.algorithms.results import Refined, run_iterations, write_maps, write_particles, write_pictures
+from halfmap.algorithms.results import Refined, final_maps, run_iterations, write_map_files, write_particles, write_pictures
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
 from halfmap.engine.search import SearchSettings
@@ -20,7 +20,6 @@ from halfmap.progress import Progress
 METHODS = ("projection-matching",)
 ITERATIONS = 20
 INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
-LOCAL_RANGE_DEG = 5.0
 
 
 def refine(
@@ -60,7 +59,8 @@ def refine(
         initial_lowpass_angstrom: resolution to which the reference is filtered first, 60 if None.
         iterations: at most; 20 if None. angular_step_deg: of the finer search grid, 7.5 if None.
         shift_range_px, shift_step_px: of the global search.
-        local: refine around the poses of the STAR only, held within about `local_range_deg` (5 if None) of them.
+        local: refine around the poses of the STAR only; each iteration holds them within about `local_range_deg` (5 if None, three standard
+            deviations of a Gaussian prior, as RELION's local searches) and `shift_range_px` of where they were.
         wiener_constant: constant k of `num / (k + sum C^2)`; 1/SSNR from the half maps if None.
         memory: bytes to stay below; half of the machine's if None.
 
@@ -91,18 +91,20 @@ def refine(
         )  # fmt: skip
         search = SearchSettings(
             problem.symmetry, radius_px, angular_step_deg=angular_step_deg or 7.5, shift_range_px=shift_range_px, shift_step_px=shift_step_px,
+            restraint=setup.local_restraint(local_range_deg, shift_range_px) if local else None,
         )  # fmt: skip
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
-        settings = Settings(
-            search, 0.143, solvent, wiener_constant=wiener_constant, local_range_deg=(local_range_deg or LOCAL_RANGE_DEG) if local else None
-        )
+        settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, local=local)
         state = first_state(problem, start.expand(2, *start.shape[1:])[:, None] * solvent, lowpass)
         state = run_iterations(job, progress, problem, projection_matching(problem, settings), state, iterations=limit)
-        resolutions = write_maps(job, progress, problem, settings, state.poses, state.noise_variance, one_name=True)
+        final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
+        pictures = job.path("pictures/map.png").parent
+        write_map_files(final, 0, data.pixel_size_angstrom, map_path=job.path("map.mrc"), prefix=f"{job.folder}/", pictures=f"{pictures}/")
         write_particles(job, problem, state.poses)
         write_pictures(job, problem, state.poses)
-        job.update(resolution_angstrom=resolutions[0], iterations=state.iteration)
-    return Refined(Path(out), resolutions[0], resolutions)
+        resolution = final.resolutions_angstrom[0]
+        job.update(resolution_angstrom=resolution, iterations=state.iteration)
+    return Refined(Path(out), resolution, final.resolutions_angstrom)
 
 
 def first_state(problem: Problem, references: torch.Tensor, lowpass_angstrom: float) -> State:
@@ -113,4 +115,4 @@ def first_state(problem: Problem, references: torch.Tensor, lowpass_angstrom: fl
     shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
     radius = min(largest_radius(data.box), max(3, shells))
     curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
-    return State(0, references, setup.poses_of(data), noise, radius, curves)
+    return State(0, references, setup.poses_of(data).in_one_class(), noise, radius, curves)

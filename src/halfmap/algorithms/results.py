@@ -56,38 +56,44 @@ def _summary(record: dict) -> str:
     return words
 
 
-def write_maps(
-    job: Job,
-    progress: Progress,
-    problem: Problem,
-    settings: Settings,
-    poses: Poses,
-    noise_variance: Float[Tensor, "G S"],
-    *,
-    one_name: bool,
-) -> tuple[float, ...]:
-    """Half maps, maps, FSC and pictures from the final poses; the resolution of each class.
+@dataclass(frozen=True)
+class FinalMaps:
+    """Maps (K, N, N, N), their half maps (neither filtered nor masked), and the half maps' curves."""
 
-    The map is `num / (k + den)` over both halves, k from the half maps' FSC inside the mask (or the constant asked for); half maps are
-    neither filtered nor masked. With `one_name` (K = 1) files are `map.mrc`, `half1.mrc` ...; else `class001.mrc`, `class001_half1.mrc` ...
-    """
+    maps: Float[Tensor, "K N N N"]
+    halves: Float[Tensor, "2 K N N N"]
+    curves: list[HalfMapCurves]
+
+    @property
+    def resolutions_angstrom(self) -> tuple[float, ...]:
+        return tuple(resolution_at(curve.final, 0.143) for curve in self.curves)
+
+
+def final_maps(problem: Problem, settings: Settings, poses: Poses, noise_variance: Float[Tensor, "G S"], progress: Progress) -> FinalMaps:
+    """Reconstruct every class from the final poses: `num / (k + den)` over both halves, k from the half maps' FSC inside the mask, or the
+    constant asked for."""
     progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
     sums = sum_at_poses(problem, poses, noise_variance, advance=progress.advance)
-    pixel = problem.particles.pixel_size_angstrom
-    halves = [unregularised(s).cpu() for s in sums]
-    mask = settings.solvent_mask.cpu()
+    halves = torch.stack([unregularised(s).cpu() for s in sums])
+    pixel, mask = problem.particles.pixel_size_angstrom, settings.solvent_mask.cpu()
     curves = [half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask) for a, b in zip(*halves, strict=True)]
-    maps = combined_map(sums, settings, curves, noise_variance).cpu()
-    resolutions = tuple(resolution_at(c.final, 0.143) for c in curves)
-    for k, (volume, curve) in enumerate(zip(maps, curves, strict=True)):
-        prefix = "" if one_name else f"class{k + 1:03d}_"
-        name = "map" if one_name else f"class{k + 1:03d}"
-        write_map(job.path(f"{name}.mrc"), volume.numpy(), pixel)
+    return FinalMaps(combined_map(sums, settings, curves, noise_variance).cpu(), halves, curves)
+
+
+def write_map_files(
+    final: FinalMaps, k: int, pixel_size_angstrom: float, *, map_path: Path, prefix: str, pictures: str, with_halves: bool = True
+) -> None:
+    """Map k, and with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`, `{prefix}fsc.star` and pictures `{pictures}...png` of map and FSC."""
+    curves, resolution = final.curves[k], final.resolutions_angstrom[k]
+    write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
+    title = f"{map_path.stem}, {resolution:.2f} A at FSC 0.143"
+    save_map_picture(f"{pictures}{map_path.stem}.png", final.maps[k].numpy(), pixel_size_angstrom, title=title)
+    if with_halves:
         for h in range(2):
-            write_map(job.path(f"{prefix}half{h + 1}.mrc"), halves[h][k].numpy(), pixel)
-        write_fsc_star(job.path(f"{prefix}fsc.star"), curve)
-        _picture_map(job, name, prefix, volume, curve, pixel)
-    return resolutions
+            write_map(Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom)
+        write_fsc_star(f"{prefix}fsc.star", curves)
+        shown = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected for the mask": curves.corrected}
+        save_fsc_plot(f"{pictures}{Path(prefix + 'fsc').name}.png", {label: c for label, c in shown.items() if c is not None}, reference=0.143)
 
 
 def combined_map(
@@ -99,13 +105,6 @@ def combined_map(
         return wiener_update(total, constant_regulariser(total, settings.wiener_constant, (1 / noise_variance).mean(0)[: total.radius + 1]))
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
     return wiener_update(total, ssnr_regulariser(total, trusted_ssnr(fsc, of_sum=True)))
-
-
-def _picture_map(job: Job, name: str, prefix: str, volume: Float[Tensor, "..."], curves: HalfMapCurves, pixel: float) -> None:
-    resolution = resolution_at(curves.final, 0.143)
-    save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), pixel, title=f"{name}, {resolution:.2f} A at FSC 0.143")
-    shown = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected for the mask": curves.corrected}
-    save_fsc_plot(job.path(f"pictures/{prefix}fsc.png"), {label: c for label, c in shown.items() if c is not None}, reference=0.143)
 
 
 def write_particles(job: Job, problem: Problem, poses: Poses) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.images import ImageSettings
+from halfmap.engine.local import Restraint
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import Poses
 from halfmap.errors import InputError
@@ -23,6 +24,7 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 MASK_EDGE_PX = 5.0
+LOCAL_RANGE_DEG = 5.0
 _IMAGES_CHECKED_AT_ONCE = 1000
 _LARGEST_BATCH = 256
 
@@ -50,13 +52,18 @@ def use_device(name: str, threads: int | None) -> torch.device:
     return torch.device(name)
 
 
-def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool) -> Particles:
-    """The data set, with what it needs to be matched against references.
+def read_particles(
+    path: str | Path, *, data_dir: str | Path | None, ctf: bool, pixel_size_angstrom: float | None = None
+) -> Particles:
+    """The data set, with what it needs to be matched against references; `pixel_size_angstrom` is for bare stacks whose header has none.
 
     Raises:
         InputError: as `load_particles`; or `ctf` is wanted and the file has none.
     """
-    particles = load_particles(path, data_dir=data_dir)
+    if pixel_size_angstrom is not None:
+        particles = Particles.from_stack(path, pixel_size_angstrom=pixel_size_angstrom)
+    else:
+        particles = load_particles(path, data_dir=data_dir, use_ctf=ctf)
     if ctf and not particles.has_ctf:
         raise InputError(
             f"{path}: no CTF columns (rlnDefocusU ...) found; add them, or say --no-ctf where images have no CTF, as class averages"
@@ -64,8 +71,8 @@ def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool) 
     return particles
 
 
-def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress) -> Int[Tensor, " N"]:
-    """Halves with -1 for images that hold NaN, are constant or have wild pixels; they are listed in `set_aside.star`, and the job goes on.
+def find_bad_images(particles: Particles, half: Int[Tensor, " N"], progress: Progress) -> tuple[Int[Tensor, " N"], dict[int, str]]:
+    """Halves with -1 for images that hold NaN, are constant or have wild pixels, and the reason by row; the job goes on without them.
 
     Raises:
         InputError: no image is left in one of the halves.
@@ -75,16 +82,22 @@ def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job
         bad |= particles.find_bad_images(np.arange(start, min(start + _IMAGES_CHECKED_AT_ONCE, len(particles))))
     half = half.clone()
     if bad:
-        rows = np.array(sorted(bad))
-        half[torch.from_numpy(rows)] = -1
-        listed = particles.take(rows).with_results(extra={"halfmapSetAside": np.array([bad[r].replace(" ", "_") for r in rows])})
-        listed.write_star(job.path("set_aside.star"))
-        progress.note(
-            f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: {bad[rows[0]]} (all in set_aside.star)"
-        )
+        rows = sorted(bad)
+        half[torch.tensor(rows)] = -1
+        progress.note(f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: {bad[rows[0]]}")
     for value in (0, 1):
         if not bool((half == value).any()):
             raise InputError(f"{particles.path}: no usable image in half {value + 1}; at least 2 images are needed, {len(particles)} found")
+    return half, bad
+
+
+def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress) -> Int[Tensor, " N"]:
+    """As `find_bad_images`, and those set aside are listed with the reason in the job's `set_aside.star`."""
+    half, bad = find_bad_images(particles, half, progress)
+    if bad:
+        rows = np.array(sorted(bad))
+        reasons = np.array([bad[r].replace(" ", "_") for r in rows])
+        particles.take(rows).with_results(extra={"halfmapSetAside": reasons}).write_star(job.path("set_aside.star"))
     return half
 
 
@@ -224,6 +237,11 @@ def poses_of(particles: Particles) -> Poses:
     shifts = torch.from_numpy(particles.shift_angstrom / pixel).float()
     classes = torch.from_numpy(particles.class_number.astype(np.int64)) - 1
     return Poses(rotations, shifts, classes, torch.zeros(n))
+
+
+def local_restraint(range_deg: float | None, shift_range_px: float) -> Restraint:
+    """Gaussian prior of a local search: the ranges are three standard deviations (RELION's convention); 5 degrees if None."""
+    return Restraint((LOCAL_RANGE_DEG if range_deg is None else range_deg) / 3, max(shift_range_px, 0.1) / 3)
 
 
 def check_positive(**values: float | None) -> None:

@@ -50,11 +50,12 @@ Search = Callable[[Batch, Poses], Candidates]
 @dataclass(frozen=True)
 class Method:
     """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
-    `assign` turns candidates into Gamma; `update` turns the sums of both halves into the next references, curves, radius and record."""
+    `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next references,
+    curves, radius and record; `finished` tells when to stop."""
 
     prepare: Callable[[FourierReferences, State], Search]
     assign: Callable[[Candidates], Gamma]
-    update: Callable[[State, list[Sums]], "Update"]
+    update: Callable[[State, Poses, list[Sums]], "Update"]
     finished: Callable[[State], bool]
 
 
@@ -98,7 +99,7 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
                 noise += noise_sums(batch, shifted_slices(references, found, plane, state.radius), plane, problem.n_groups)
             advance(len(index))
     with clock("update"):
-        update = method.update(state, [_reduced(s) for s in sums])
+        update = method.update(state, poses, [_reduced(s) for s in sums])
     record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
     new = State(
         state.iteration + 1,

@@ -6,13 +6,14 @@ subdivided and scored on more shells; the best of those start Gauss-Newton refin
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from halfmap.engine.local import Score, refine_poses
+from halfmap.engine.local import Restraint, Score, refine_poses
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import (
@@ -35,7 +36,7 @@ class SearchSettings:
     """What a global search covers and how finely; angles in degrees, shifts in pixels around the present shift.
 
     `angular_step_deg` is the step of the finer of the two grids; `kept_share` of the coarse cells are subdivided, at least `kept_least`;
-    `n_refined` distinct candidates are then refined continuously.
+    `n_refined` distinct candidates are then refined continuously, held near where they start if a `restraint` is given.
     """
 
     symmetry: Float[Tensor, "G 3 3"]
@@ -47,6 +48,7 @@ class SearchSettings:
     kept_least: int = 16
     n_refined: int = 8
     score: Score = correlation_score
+    restraint: Restraint | None = None
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,14 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     return GlobalSearch(references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared, fine, kept)
 
 
-def search_globally(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, radius: int) -> Candidates:
-    """Best distinct poses of each image, refined on shells up to `radius`; shifts are searched around `centre_px`."""
+def search_globally(
+    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, radius: int, *, known: Candidates | None = None
+) -> Candidates:
+    """Best pose of each image, refined on shells up to `radius`; shifts are searched around `centre_px`, `known` poses compete."""
     cells = best_cells(search, terms, centre_px, plane)
     found = best_children(search, terms, centre_px, plane, cells)
+    if known is not None:
+        found = found.append(known)
     return refine_candidates(search.references, terms, plane, found, radius=radius, first_radius=search.planes[1].radius, settings=search.settings,
                              step_deg=search.grid.fine_step_deg)  # fmt: skip
 
@@ -150,19 +156,23 @@ def _inside(terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
     return ImageTerms(terms.data[:, :n] * shift_phases(centre_px, level), terms.power[:, :n])
 
 
-def best_cells(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane) -> Int[Tensor, "B kept"]:
-    """Coarse (class, orientation) cells of each image with the highest score over the shifts: one matrix product and one pass over it."""
+def coarse_scores(
+    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
+) -> Iterator[Float[Tensor, "b KM"]]:
+    """Scores of consecutive images at their best shift in every coarse (class, orientation) cell: a matrix product and a pass over it."""
     level = search.planes[0]
     phases = shift_phases(search.shifts[0], level)
     inside = _inside(terms, centre_px, plane, level)
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
-    cells = []
     for start in range(0, len(terms), size):
         part = inside.take(torch.arange(start, min(start + size, len(terms)), device=centre_px.device))
         cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
-        score = search.settings.score(cross, slice_power(part, search.slices_squared, level))
-        cells.append(torch.topk(score, search.kept, dim=1).indices)
-    return torch.cat(cells)
+        yield search.settings.score(cross, slice_power(part, search.slices_squared, level))
+
+
+def best_cells(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane) -> Int[Tensor, "B kept"]:
+    """The coarse cells of each image with the highest scores."""
+    return torch.cat([torch.topk(score, search.kept, dim=1).indices for score in coarse_scores(search, terms, centre_px, plane)])
 
 
 def best_children(
@@ -221,29 +231,25 @@ def refine_candidates(
     references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, first_radius: int,
     settings: SearchSettings, step_deg: float,
 ) -> Candidates:  # fmt: skip
-    """Refine all candidates on few shells, the better ones on more, the best on all: most of the work is spent on poses that can win."""
-    rounds = []  # (radius, how many survive into it, Gauss-Newton steps)
-    first = min(radius, math.ceil(1.5 * first_radius))
-    n = candidates.score.shape[1]
-    if n > 2:
-        rounds = [(first, n, 3), (min(radius, 2 * first), 3, 2)]
-    rounds += [(radius, 2, 3), (radius, 1, 3)]
-    for shells, survivors, steps in rounds:
-        candidates = refine_each(
-            references, terms, plane, candidates.best(survivors), radius=shells, steps=steps, step_deg=step_deg, score=settings.score
-        )
-    return candidates
+    """Refine all candidates on few shells, a third of them on twice as many, and so on: most work is spent on poses that can win."""
+    survivors, shells = candidates.score.shape[1], min(radius, first_radius)
+    while shells < radius:
+        candidates = refine_each(references, terms, plane, candidates, radius=shells, steps=2, step_deg=step_deg, settings=settings)
+        survivors, shells = max(1, survivors // 3), min(radius, 2 * shells)
+        candidates = candidates.best(survivors)
+    return refine_each(references, terms, plane, candidates, radius=radius, steps=4, step_deg=step_deg, settings=settings).best(1)
 
 
 def refine_each(
     references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, steps: int, step_deg: float,
-    score: Score,
+    settings: SearchSettings,
 ) -> Candidates:  # fmt: skip
     """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a grid cell."""
     n_images, n = candidates.score.shape
     image = torch.arange(n_images, device=candidates.score.device).repeat_interleave(n)
     rotations, shift_px, value = refine_poses(
         references, terms, plane, radius=radius, image=image, rotations=candidates.rotations.flatten(0, 1), shift_px=candidates.shift_px.flatten(0, 1),
-        classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2, largest_step_px=plane.box / (4 * radius), score=score,
+        classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2, largest_step_px=plane.box / (4 * radius),
+        score=settings.score, restraint=settings.restraint,
     )  # fmt: skip
     return Candidates(rotations.view(n_images, n, 3, 3), shift_px.view(n_images, n, 2), candidates.classes, value.view(n_images, n))

@@ -32,6 +32,10 @@ class Poses:
             fields.append(copy)
         return Poses(*fields)
 
+    def in_one_class(self) -> "Poses":
+        """The same poses, all of class 0."""
+        return Poses(self.rotations, self.shift_px, torch.zeros_like(self.classes), self.score)
+
     def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.rotations, self.shift_px, self.classes, self.score
 

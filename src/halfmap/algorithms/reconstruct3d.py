@@ -1,0 +1,72 @@
+"""The job `halfmap reconstruct`: a map from particles whose poses are known."""
+
+from pathlib import Path
+
+import torch
+
+from halfmap.algorithms import setup
+from halfmap.algorithms.projection_matching import Settings
+from halfmap.algorithms.results import Refined, final_maps, write_map_files
+from halfmap.engine.images import initial_noise
+from halfmap.engine.search import SearchSettings
+from halfmap.errors import InputError
+from halfmap.progress import Progress
+
+
+def reconstruct(
+    particles: str | Path,
+    out: str | Path,
+    *,
+    symmetry: str = "C1",
+    halves: bool = False,
+    wiener_constant: float | None = None,
+    ctf: bool = True,
+    diameter_angstrom: float | None = None,
+    mask: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Refined:
+    """Reconstruct `num / (k + den)` from the poses in the particle file into the map `out`; with `halves` the half maps and FSC beside it.
+
+    Args:
+        particles: STAR or .cs file with poses. out: map to write, `x.mrc`; half maps are `x_half1.mrc`, `x_half2.mrc`, the curve `x_fsc.star`.
+        wiener_constant: constant k; 1/SSNR from the half maps' FSC inside the mask if None.
+        diameter_angstrom: of the soft sphere in which the FSC is taken, 0.9 of the box if None; or a `mask` file.
+
+    Raises:
+        InputError: any bad input, in one line; `out` exists.
+    """
+    target = Path(out)
+    setup.check_positive(wiener_constant=wiener_constant)
+    if target.suffix != ".mrc":
+        raise InputError(f"--out {out}: expected the name of a map to write, ending in .mrc")
+    if target.exists() and not overwrite:
+        raise InputError(f"--out {out}: the file exists; choose another name, or --overwrite it")
+    where = setup.use_device(device, threads)
+    with Progress("reconstruct", quiet=quiet) as progress:
+        data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
+        if not data.has_poses:
+            raise InputError(f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine")
+        radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
+        half, bad = setup.find_bad_images(data, setup.divide_into_halves(data, seed), progress)
+        problem = setup.make_problem(
+            data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
+            ctf=ctf, memory=memory, progress=progress,
+        )  # fmt: skip
+        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        settings = Settings(SearchSettings(problem.symmetry, radius_px), 0.143, solvent, wiener_constant=wiener_constant)
+        used = torch.nonzero(half >= 0)[:, 0]
+        noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
+        poses = setup.poses_of(data).in_one_class()
+        final = final_maps(problem, settings, poses, noise, progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stem = str(target.with_suffix(""))
+        write_map_files(
+            final, 0, data.pixel_size_angstrom, map_path=target, prefix=f"{stem}_", pictures=f"{target.parent}/", with_halves=halves
+        )
+    return Refined(target, final.resolutions_angstrom[0], final.resolutions_angstrom)
