@@ -1,0 +1,59 @@
+"""Alone, sharing and adding are the identity; several processes divide the particles and end with the same sums."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from halfmap import distributed
+
+
+def test_alone_everything_is_mine():
+    index = torch.tensor([4, 1, 7])
+    assert torch.equal(distributed.my_share(index), index)
+    values = torch.randn(3, dtype=torch.complex64)
+    kept = values.clone()
+    assert distributed.all_sum(values) is values
+    assert torch.equal(values, kept)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_are_disjoint_complete_and_even(monkeypatch, size):
+    index = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    shares = []
+    for rank in range(size):
+        monkeypatch.setattr(distributed, "_world", lambda rank=rank: (rank, size))
+        shares.append(distributed.my_share(index))
+    assert torch.equal(torch.cat(shares).sort().values, torch.arange(20))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_two_processes_end_with_the_same_sums(tmp_path: Path):
+    script = tmp_path / "worker.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, torch
+            from halfmap.distributed import all_sum, my_share
+            rank = int(sys.argv[1])
+            torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
+            numbers = torch.arange(1.0, 8.0)  # 1 .. 7, sum 28
+            mine = my_share(torch.arange(7))
+            real, both = numbers[mine].sum()[None], torch.complex(numbers[mine].sum(), -numbers[mine].sum())[None]
+            all_sum(real), all_sum(both)
+            assert 0 < len(mine) < 7
+            assert real.item() == 28 and both.item() == 28 - 28j, (real, both)
+            torch.distributed.destroy_process_group()
+            """
+        )
+    )
+    workers = [
+        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
