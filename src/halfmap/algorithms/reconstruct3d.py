@@ -51,7 +51,9 @@ def reconstruct(
     with Progress("reconstruct", quiet=quiet) as progress:
         data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if not data.has_poses:
-            raise InputError(f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine")
+            raise InputError(
+                f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine"
+            )
         radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
         half, bad = setup.find_bad_images(data, setup.divide_into_halves(data, seed), progress)
         problem = setup.make_problem(

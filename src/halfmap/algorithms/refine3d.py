@@ -15,6 +15,7 @@ from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.jobs import Job
+from halfmap.pictures import save_map_picture
 from halfmap.progress import Progress
 
 METHODS = ("projection-matching",)
@@ -96,7 +97,13 @@ def refine(
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, local=local)
         state = first_state(problem, start.expand(2, *start.shape[1:])[:, None] * solvent, lowpass)
-        state = run_iterations(job, progress, problem, projection_matching(problem, settings), state, iterations=limit)
+        state = run_iterations(
+            job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
+            show=lambda new: save_map_picture(
+                job.path("pictures/now.png"), new.references.mean((0, 1)).cpu(), data.pixel_size_angstrom, title=f"iteration {new.iteration}"
+            ),
+        )  # fmt: skip
+        job.path("pictures/now.png").unlink(missing_ok=True)
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
         pictures = job.path("pictures/map.png").parent
         write_map_files(final, 0, data.pixel_size_angstrom, map_path=job.path("map.mrc"), prefix=f"{job.folder}/", pictures=f"{pictures}/")

@@ -1,5 +1,6 @@
 """What every job leaves behind: particles with their poses, maps and class images, curves, pictures."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,18 @@ class Refined:
     resolutions_angstrom: tuple[float, ...]
 
 
-def run_iterations(job: Job, progress: Progress, problem: Problem, method: Method, state: State, *, iterations: int) -> State:
-    """The loop with its bookkeeping: go on from the checkpoint if there is one; after each iteration save state, event and progress."""
+def run_iterations(
+    job: Job,
+    progress: Progress,
+    problem: Problem,
+    method: Method,
+    state: State,
+    *,
+    iterations: int,
+    show: Callable[[State], None] = lambda state: None,
+) -> State:
+    """The loop with its bookkeeping: go on from the checkpoint if there is one; after each iteration save state, event and progress, and
+    `show` it in pictures."""
     saved = job.load_checkpoint()
     if saved is not None:
         state = from_arrays(*saved, device=problem.images.device)
@@ -44,6 +55,7 @@ def run_iterations(job: Job, progress: Progress, problem: Problem, method: Metho
         record = state.history[-1]
         job.event(**record, seconds=seconds)
         job.save_checkpoint(state.arrays(), state.meta())
+        show(state)
         progress.finish_iteration(_summary(record), resolution_angstrom=record["resolution_angstrom"])
         progress.start_iteration(state.iteration + 1, used)
     return state
@@ -93,7 +105,9 @@ def write_map_files(
             write_map(Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom)
         write_fsc_star(f"{prefix}fsc.star", curves)
         shown = {"unmasked": curves.unmasked, "masked": curves.masked, "corrected for the mask": curves.corrected}
-        save_fsc_plot(f"{pictures}{Path(prefix + 'fsc').name}.png", {label: c for label, c in shown.items() if c is not None}, reference=0.143)
+        save_fsc_plot(
+            f"{pictures}{Path(prefix + 'fsc').name}.png", {label: c for label, c in shown.items() if c is not None}, reference=0.143
+        )
 
 
 def combined_map(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.images import ImageSettings
+from halfmap.engine.images import ImageSettings, background
 from halfmap.engine.local import Restraint
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import Poses
@@ -52,9 +52,7 @@ def use_device(name: str, threads: int | None) -> torch.device:
     return torch.device(name)
 
 
-def read_particles(
-    path: str | Path, *, data_dir: str | Path | None, ctf: bool, pixel_size_angstrom: float | None = None
-) -> Particles:
+def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool, pixel_size_angstrom: float | None = None) -> Particles:
     """The data set, with what it needs to be matched against references; `pixel_size_angstrom` is for bare stacks whose header has none.
 
     Raises:
@@ -143,8 +141,25 @@ def make_problem(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} A) on {device}; "
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
-    settings = ImageSettings(radius_px, ctf, device)
+    settings = ImageSettings(radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device)
     return Problem(particles, settings, half, independent_halves, matrices, dimensions, n_classes, batch)
+
+
+def needs_normalising(particles: Particles, half: Int[Tensor, " N"], radius_px: float, progress: Progress) -> bool:
+    """Whether each image must be divided by its background's standard deviation: not where that is 1 already (a few hundred are looked at),
+    and not in CTF-premultiplied stacks, where it depends on the image's own CTF. The user is told."""
+    used = torch.nonzero(half >= 0)[:, 0].numpy()
+    sample = used[:: max(1, len(used) // 300)]
+    mean, spread = background(torch.from_numpy(particles.images(sample)), radius_px)
+    if float(mean.abs().median()) < 0.2 and 0.8 < float(spread.median()) < 1.25:
+        return False
+    if particles.ctf_premultiplied[used].any():
+        progress.note("images are not normalised, but CTF-premultiplied: their scale is kept, only the background's mean is removed")
+        return False
+    progress.note(
+        f"images are not normalised (background mean {mean.median():.3g}, deviation {spread.median():.3g}): each is brought to 0 and 1"
+    )
+    return True
 
 
 def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halves: bool) -> tuple[int, int]:

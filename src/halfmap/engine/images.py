@@ -18,10 +18,12 @@ EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images are prepared: the particle's radius in pixels, whether the CTF is applied, and where arrays live."""
+    """How images are prepared: the particle's radius in pixels, whether the CTF is applied, whether each image is brought to background
+    standard deviation 1, and where arrays live."""
 
     particle_radius_px: float
     use_ctf: bool
+    normalise: bool
     device: torch.device
 
 
@@ -48,17 +50,22 @@ def _distance(box: int, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N
     return (y2[:, :, None] + x2[:, None, :]).sqrt()
 
 
-def normalise(images: Float[Tensor, "B N N"], radius_px: float) -> Float[Tensor, "B N N"]:
-    """Background mean 0, standard deviation 1, measured outside the particle's radius (RELION's convention).
+def background(images: Float[Tensor, "B N N"], radius_px: float) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Mean and standard deviation of each image outside the particle's radius.
 
-    Where the background is empty (masked class averages), the whole image's standard deviation is used.
+    Where the background is empty (masked class averages), the standard deviation is the whole image's.
     """
     box = images.shape[-1]
-    outside = _distance(box, images.new_zeros(1, 2))[0] > min(radius_px, 0.48 * box)
-    background = images[:, outside]
-    spread, whole = background.std(dim=1), images.std(dim=(1, 2))
-    spread = torch.where(spread > 1e-3 * whole, spread, whole).clamp(min=1e-30)
-    return (images - background.mean(dim=1)[:, None, None]) / spread[:, None, None]
+    outside = images[:, _distance(box, images.new_zeros(1, 2))[0] > min(radius_px, 0.48 * box)]
+    spread, whole = outside.std(dim=1), images.std(dim=(1, 2))
+    return outside.mean(dim=1), torch.where(spread > 1e-3 * whole, spread, whole).clamp(min=1e-30)
+
+
+def normalise(images: Float[Tensor, "B N N"], radius_px: float, *, spread: bool) -> Float[Tensor, "B N N"]:
+    """Background mean 0 and, with `spread`, background standard deviation 1 (RELION's convention)."""
+    mean, deviation = background(images, radius_px)
+    centred = images - mean[:, None, None]
+    return centred / deviation[:, None, None] if spread else centred
 
 
 def mask_particles(images: Float[Tensor, "B N N"], radius_px: float, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
@@ -78,7 +85,8 @@ def load_batch(
     """Read images and prepare their terms; the mask is centred on each particle's present shift, rounded to a pixel."""
     rows = index.cpu().numpy()
     device = settings.device
-    images = normalise(torch.from_numpy(particles.images(rows)).to(device), settings.particle_radius_px)
+    images = torch.from_numpy(particles.images(rows)).to(device)
+    images = normalise(images, settings.particle_radius_px, spread=settings.normalise)
     parameters = CTFParameters.from_particles(particles, rows, device)
     frequencies = plane.frequencies(particles.pixel_size_angstrom)
     transforms = fourier_transform(images, plane)

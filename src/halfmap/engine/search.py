@@ -139,7 +139,13 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
 
 
 def search_globally(
-    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, radius: int, *, known: Candidates | None = None
+    search: GlobalSearch,
+    terms: ImageTerms,
+    centre_px: Float[Tensor, "B 2"],
+    plane: HalfPlane,
+    radius: int,
+    *,
+    known: Candidates | None = None,
 ) -> Candidates:
     """Best pose of each image, refined on shells up to `radius`; shifts are searched around `centre_px`, `known` poses compete."""
     cells = best_cells(search, terms, centre_px, plane)

@@ -1,0 +1,59 @@
+"""The peer: RELION 5's recorded figures, and Debian's RELION 3.1 run beside where it is installed.
+
+RELION 5.0.1 (commit 73f0a3c, gcc 12 -O3 -march=native, `--cpu`) ran on 2 cores of an Intel Xeon with AVX-512 and AMX, on these very images, outside
+this repository; the commands stand in docs/benchmarks.md. Ratios of CPU seconds against it are across machines.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import Cost, Report, Skip, run
+
+RECORDED = "RELION 5, recorded on another machine"
+
+
+@dataclass(frozen=True)
+class RecordedRefinement:
+    """One refinement as recorded; CPU seconds are user + system."""
+
+    cpu_s: float
+    wall: str
+    iterations: str
+    reported: str
+    fsc_half_to_truth_angstrom: float
+    error_median_deg: float
+    error_p90_deg: float
+    shift_error_angstrom: float
+
+
+REFINEMENT = {
+    "trpv1": RecordedRefinement(3078 + 502, "30 min", "17, converged", "5.11 A", 5.00, 0.48, 0.81, 0.26),
+    "ribo": RecordedRefinement(2500, "stopped", "9, not converged", "21.3 A", 15.8, 2.26, 3.76, 0.75),
+}
+CLASS2D_CPU_S, CLASS2D_MS, CLASS2D_SPREAD_DEG = 716, 15.9, 34  # ribo_mix, K = 20, 15 iterations, one core
+REAL_RIBOSOME = {"halves": 28.6, "half1": 37.5, "all": 29.6}  # relion_reconstruct of RELION 5: A at 0.143 and at 0.5
+
+
+def version() -> str:
+    """Of the installed relion_reconstruct, for instance 3.1.3; empty if there is none."""
+    program = shutil.which("relion_reconstruct")
+    if program is None:
+        return ""
+    text = subprocess.run([program, "--version"], capture_output=True, text=True)
+    words = (text.stdout + text.stderr).replace(",", " ").split()
+    return next((word.removesuffix("-debian").rstrip(".") for word in words if word[:1].isdigit()), "unknown version")
+
+
+def reconstruct(report: Report, star: Path, out: Path, *, symmetry: str = "C1", subset: int | None = None) -> Cost:
+    """`relion_reconstruct --ctf`; it looks for stacks from its working directory, so it runs beside the STAR.
+
+    Raises:
+        Skip: it is not installed.
+    """
+    if not version():
+        raise Skip("relion_reconstruct is not installed")
+    command = ["relion_reconstruct", "--i", star.name, "--o", out, "--ctf", "--sym", symmetry]
+    command += ["--subset", str(subset)] if subset else []
+    return run(report, command, log=f"relion_{out.stem}", cwd=star.parent)

@@ -1,0 +1,124 @@
+"""The benchmarks' judge, on poses and maps whose errors are known."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import truth
+
+RNG = np.random.default_rng(7)
+
+
+def some_poses(n: int) -> truth.Poses:
+    rng = np.random.default_rng(n)
+    tilt = np.rad2deg(np.arccos(rng.uniform(-1, 1, n)))
+    rotations = truth.euler_matrices(rng.uniform(-180, 180, n), tilt, rng.uniform(-180, 180, n))
+    return truth.Poses(rotations, rng.normal(0, 5, (n, 2)), np.ones(n, int), np.arange(n))
+
+
+def moved(poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: float, group) -> tuple[truth.Poses, np.ndarray]:
+    """The same particles in another frame, with errors of exactly `error_deg`, mates by chance, and some poses wholly wrong."""
+    n = len(poses.rotations)
+    axes = RNG.normal(size=(n, 3))
+    axes *= error_deg / np.linalg.norm(axes, axis=1, keepdims=True)
+    errors = np.stack([truth.rotation_from_vector(axis) for axis in axes])
+    rotations = errors @ poses.rotations @ group[RNG.integers(len(group), size=n)] @ frame
+    wrong = RNG.random(n) < wrong_share
+    rotations[wrong] = some_poses(n + 1).rotations[:n][wrong]
+    origins = poses.origins_angstrom + (rotations @ offset)[:, :2]
+    return truth.Poses(rotations, origins, poses.classes, poses.names), wrong
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "turn_deg", "offset"),
+    [
+        ("C1", (0, 0, 0), (0, 0, 0)),
+        ("C1", (50, -100, 70), (3.0, -2.0, 1.0)),
+        ("C4", (0, 0, 31), (0, 0, 2.5)),
+        ("C4", (0, 0, -90), (0, 0, 0)),
+    ],
+)
+def test_known_errors_come_back_whatever_the_frame(symmetry, turn_deg, offset) -> None:
+    true = some_poses(400)
+    group, frame = truth.cyclic_group(symmetry), truth.rotation_from_vector(np.array(turn_deg, float))
+    estimated, wrong = moved(true, frame=frame, offset=np.array(offset), error_deg=2.0, wrong_share=0.2, group=group)
+    errors = truth.pose_errors(estimated, true, symmetry=symmetry)
+    assert np.median(errors.angle_deg) == pytest.approx(2.0, abs=0.1)
+    assert np.abs(errors.angle_deg[~wrong] - 2.0).max() < 0.4  # the frame itself is known to a few tenths of a degree
+    assert np.median(errors.angle_deg[wrong]) > 20
+    assert errors.frame_shift_angstrom == pytest.approx(np.array(offset), abs=1e-6)
+    assert errors.shift_angstrom.max() < 1e-6
+    expected = min(truth.angle_of(mate.T @ frame) for mate in group)
+    assert errors.frame_angle_deg == pytest.approx(expected, abs=0.4)
+
+
+def test_a_map_in_another_frame_is_brought_back() -> None:
+    box, pixel = 32, 2.0
+    z, y, x = np.meshgrid(*[np.arange(box) - box // 2] * 3, indexing="ij")
+    points = np.stack([x, y, z], -1).astype(float)
+
+    def blobs(at: np.ndarray) -> np.ndarray:
+        centres = np.array([(4, 0, 0), (0, 5, 1), (-2, -3, 4)], float)
+        return sum(np.exp(-((at - c) ** 2).sum(-1) / 8) for c in centres)
+
+    frame, offset = truth.rotation_from_vector(np.array([20.0, -35.0, 50.0])), np.array([2.0, -1.0, 3.0])
+    true = blobs(points)
+    # A_est = A_true G: the point y of the moved map is the truth's point G (y + t)
+    refined = blobs((points + offset / pixel) @ frame.T)
+    poses = some_poses(200)
+    estimated, _ = moved(poses, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None])
+    errors = truth.pose_errors(estimated, poses)
+    back = truth.into_frame_of_truth(refined, errors, pixel)
+    assert np.corrcoef(back.ravel(), true.ravel())[0, 1] > 0.999
+    assert np.corrcoef(refined.ravel(), true.ravel())[0, 1] < 0.9
+
+
+def test_shift_and_frame_agree_with_projections() -> None:
+    """A point at p lies in the image at (A p)_xy - origin, in either frame."""
+    true = some_poses(50)
+    frame, offset = truth.rotation_from_vector(np.array([10.0, 60.0, -30.0])), np.array([1.0, 2.0, -3.0])
+    estimated, _ = moved(true, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None])
+    point = np.array([5.0, -7.0, 11.0])
+    same = frame.T @ point + offset  # where the moved map has it
+    in_image = (true.rotations @ point)[:, :2] - true.origins_angstrom
+    assert (estimated.rotations @ same)[:, :2] - estimated.origins_angstrom == pytest.approx(in_image)
+
+
+def test_fsc_of_signal_and_noise_has_its_closed_form() -> None:
+    """Equal power of common signal and independent noise: FSC = 1/2 on every shell."""
+    rng = np.random.default_rng(0)
+    signal, first, second = rng.normal(size=(3, 48, 48, 48))
+    curve = truth.fsc(signal + first, signal + second)
+    assert curve[12:] == pytest.approx(np.full(13, 0.5), abs=0.05)
+    assert truth.fsc(signal, 3 * signal) == pytest.approx(np.ones(25))
+    assert truth.resolution_at(np.array([1, 0.9, 0.7, 0.3, 0.6]), 0.5, 8, 1.5) == pytest.approx(12 / 2.5)
+    assert truth.resolution_at(np.ones(5), 0.5, 8, 1.5) == pytest.approx(3.0)
+
+
+def test_soft_sphere_is_half_at_its_radius() -> None:
+    mask = truth.soft_sphere(32, 8.0, 4.0)[16, 16]
+    assert mask[16 + 8] == pytest.approx(0.5)
+    assert mask[16 + 6] == 1
+    assert mask[16 + 10] == pytest.approx(0)
+
+
+def test_adjusted_rand_index() -> None:
+    labels = RNG.integers(0, 3, 3000)
+    assert truth.adjusted_rand_index(labels, (labels + 1) % 3) == pytest.approx(1)
+    assert truth.adjusted_rand_index(labels, RNG.integers(0, 3, 3000)) == pytest.approx(0, abs=0.01)
+    # Hubert and Arabie's formula by hand: {1,2},{3,4} against {1,2,3},{4}: 1 pair together in both, 2 and 3 in each, 2 x 3 / 6 expected
+    assert truth.adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])) == pytest.approx((1 - 1) / (2.5 - 1))
+
+
+def test_spread_of_views() -> None:
+    centre = np.array([[0.0, 30, 60, 90]]).repeat(50, 0).ravel()
+    classes = np.arange(4)[None].repeat(50, 0).ravel()
+    tilted = truth.euler_matrices(RNG.uniform(-180, 180, 200) * 0, centre + RNG.choice([-5.0, 0, 5.0], 200), RNG.uniform(-180, 180, 200))
+    spread = truth.view_spread_deg(tilted, classes)  # in-plane angles are random, and do not count
+    assert spread == pytest.approx(np.where(spread > 2.5, 5, 0), abs=1e-4)
+    assert 0.4 < (spread > 2.5).mean() < 0.9
+    mirrored = np.stack([np.eye(3), np.diag([1.0, -1, -1])])  # from above and from below
+    assert sorted(truth.view_spread_deg(mirrored, np.zeros(2))) == pytest.approx([0, 180])
