@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halfmap.engine.local import gauss_newton_system, pose_equations, refine_poses
+from halfmap.engine.local import Restraint, gauss_newton_system, pose_equations, refine_poses
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import correlation_score, log_likelihood_score
@@ -126,7 +126,9 @@ def test_the_cpu_kernel_gives_the_same_system():
         tiny.references, terms, tiny.plane, len(tiny.plane), image=torch.arange(4), rotations=tiny.rotations.float(),
         shift_px=tiny.shift.float(), classes=tiny.classes,
     )  # fmt: skip
-    for mine, theirs in zip(gauss_newton_system(ours, free_scale=True), gauss_newton_system(tiny.equations(), free_scale=True), strict=True):
+    for mine, theirs in zip(
+        gauss_newton_system(ours, free_scale=True), gauss_newton_system(tiny.equations(), free_scale=True), strict=True
+    ):
         torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
 
 
@@ -140,10 +142,11 @@ def _perturb(rotations, shift_px, degrees: float, pixels: float, *, in_plane_onl
     return turn @ rotations, shift_px + pixels * away / away.norm(dim=1, keepdim=True)
 
 
-def _refine(scene, references, rotations, shift_px, *, radius: int, steps: int, score=correlation_score):
+def _refine(scene, references, rotations, shift_px, *, radius: int, steps: int, score=correlation_score, restraint=None):
     return refine_poses(
         references, scene.terms, scene.plane, radius=radius, image=torch.arange(len(rotations)), rotations=rotations, shift_px=shift_px,
         classes=scene.classes, steps=steps, largest_step_deg=3.75, largest_step_px=1.0, score=score,
+        restraint=restraint,
     )  # fmt: skip
 
 
@@ -226,3 +229,33 @@ def test_a_step_is_no_longer_than_it_may_be(channel, scene_of):
     )  # fmt: skip
     assert 1.0 < angular_distance_deg(found, rotations).max() < 2.01
     assert 0.15 < (moved - shift_px).norm(dim=1).max() < 0.301
+
+
+@SCORES
+def test_a_restraint_holds_noise_where_it_started_and_lets_go_of_nothing_else(channel, scene_of, score):
+    """Pure noise wanders without a restraint, stays within its range with one; a restraint as wide as the sky changes nothing."""
+    scene, references = scene_of(channel, 60, snr=1e-4), prepare_references(channel, 15)
+    start = random_rotations(60, torch.Generator().manual_seed(8)), torch.zeros(60, 2)
+
+    def moved(restraint):
+        rotations, shift_px, _ = _refine(scene, references, *start, radius=12, steps=12, score=score, restraint=restraint)
+        return rotations, angular_distance_deg(rotations, start[0]), shift_px.norm(dim=1)
+
+    free, held, wide = (moved(r) for r in (None, Restraint(0.5, 0.1), Restraint(1e9, 1e9)))
+    assert free[1].median() > 5
+    assert held[1].max() < 3.0
+    assert held[2].max() < 0.6
+    torch.testing.assert_close(wide[0], free[0], rtol=0, atol=1e-2)
+
+
+def test_data_and_restraint_meet_where_their_gradients_cancel(channel, scene_of):
+    """With little noise the data win; pulled from 2 degrees away by a tight restraint the pose stops in between."""
+    scene, references = scene_of(channel, 30, snr=0.3), prepare_references(channel, 15)
+    start = _perturb(scene.rotations, scene.shift_px, 2.0, 0.0, in_plane_only=False)
+    errors = []
+    for sigma in (0.02, 0.3, 30.0):
+        rotations, _, _ = _refine(scene, references, *start, radius=12, steps=10, restraint=Restraint(sigma, 1.0))
+        errors.append(angular_distance_deg(rotations, start[0]).median())
+    assert errors[0] < 0.1
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[2] > 1.5

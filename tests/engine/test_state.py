@@ -1,0 +1,107 @@
+"""States go to disk and back bit by bit; poses and candidates are never changed in place."""
+
+import numpy as np
+import torch
+
+from halfmap.engine.assignment import assign_hard
+from halfmap.engine.state import Candidates, Poses, State, as_candidates, from_arrays
+from halfmap.jobs import Job, load_checkpoint
+from halfmap.so3 import random_rotations
+
+
+def _poses(n: int, seed: int = 0) -> Poses:
+    g = torch.Generator().manual_seed(seed)
+    return Poses(
+        random_rotations(n, g), torch.randn(n, 2, generator=g), torch.randint(0, 3, (n,), generator=g), torch.randn(n, generator=g)
+    )
+
+
+def _state() -> State:
+    g = torch.Generator().manual_seed(1)
+    history = (
+        {"iteration": 1, "resolution_angstrom": float("inf"), "resolutions_angstrom": [float("inf"), 1 / 3], "angular_change_deg": 0.1},
+    )
+    return State(
+        1, torch.randn(2, 3, 8, 8, 8, generator=g), _poses(11), torch.rand(2, 4, generator=g), 3, torch.randn(3, 4, generator=g), history
+    )
+
+
+def _assert_same(a: State, b: State) -> None:
+    assert (a.iteration, a.radius, a.history) == (b.iteration, b.radius, b.history)
+    for name, values in a.arrays().items():
+        other = b.arrays()[name]
+        assert values.dtype == other.dtype, name
+        assert values.tobytes() == other.tobytes(), name
+
+
+def test_arrays_and_meta_make_the_same_state():
+    state = _state()
+    _assert_same(from_arrays(state.arrays(), state.meta(), device="cpu"), state)
+
+
+def test_a_checkpoint_makes_the_same_state_bit_by_bit(tmp_path):
+    """Infinity and thirds in the record as well: the next iteration looks at them."""
+    state = _state()
+    with Job.create("refine", {"particles": "p.star"}, tmp_path / "job", seed=1) as job:
+        job.save_checkpoint(state.arrays(), state.meta())
+    saved = load_checkpoint(tmp_path / "job")
+    assert saved is not None
+    _assert_same(from_arrays(*saved, device="cpu"), state)
+
+
+def test_a_state_read_back_does_not_share_memory_with_the_arrays():
+    arrays = _state().arrays()
+    state = from_arrays(arrays, _state().meta(), device="cpu")
+    before = state.references.clone()
+    arrays["references"][:] = 0
+    assert torch.equal(state.references, before)
+
+
+def test_put_returns_a_copy_and_take_reads_it_back():
+    poses, new, index = _poses(9), _poses(3, seed=5), torch.tensor([7, 0, 4])
+    kept = Poses(*(f.clone() for f in (poses.rotations, poses.shift_px, poses.classes, poses.score)))
+    changed = poses.put(index, new)
+    for name in ("rotations", "shift_px", "classes", "score"):
+        assert torch.equal(getattr(poses, name), getattr(kept, name))
+        assert torch.equal(getattr(changed.take(index), name), getattr(new, name))
+        rest = torch.tensor([1, 2, 3, 5, 6, 8])
+        assert torch.equal(getattr(changed.take(rest), name), getattr(kept.take(rest), name))
+
+
+def _candidates(b: int, n: int) -> Candidates:
+    g = torch.Generator().manual_seed(3)
+    return Candidates(
+        random_rotations(b * n, g).view(b, n, 3, 3), torch.randn(b, n, 2, generator=g), torch.randint(0, 2, (b, n), generator=g),
+        torch.randn(b, n, generator=g),
+    )  # fmt: skip
+
+
+def test_best_candidates_keep_their_poses_together():
+    candidates = _candidates(4, 6)
+    best = candidates.best(2)
+    for i in range(4):
+        order = np.argsort(-candidates.score[i].numpy())[:2]
+        for name in ("rotations", "shift_px", "classes", "score"):
+            assert torch.equal(getattr(best, name)[i], getattr(candidates, name)[i, order.tolist()]), name
+    assert candidates.best(99).score.shape == (4, 6)
+
+
+def test_append_and_as_candidates():
+    poses = _poses(4)
+    both = _candidates(4, 3).append(as_candidates(poses))
+    assert both.score.shape == (4, 4)
+    assert torch.equal(both.rotations[:, 3], poses.rotations)
+    assert torch.equal(both.shift_px[:, 3], poses.shift_px)
+
+
+def test_hard_assignment_is_one_at_the_best_score():
+    candidates = _candidates(5, 7)
+    gamma = assign_hard(candidates)
+    assert gamma.weight.tolist() == [1.0] * 5
+    assert gamma.image.tolist() == [0, 1, 2, 3, 4]
+    for e in range(5):
+        best = int(candidates.score[e].argmax())
+        slice_number = int(gamma.reference[e])
+        assert torch.equal(gamma.rotations[slice_number], candidates.rotations[e, best])
+        assert torch.equal(gamma.shift_px[e], candidates.shift_px[e, best])
+        assert gamma.classes[slice_number] == candidates.classes[e, best]
