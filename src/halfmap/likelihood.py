@@ -83,7 +83,7 @@ def slice_power_own(terms: ImageTerms, slices: Complex[Tensor, "B M J"], plane: 
 
 
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`a / sqrt(b) = |X / sigma| CC`, the lecture's correlation coefficient `X.R / (|X| |R|)` of whitened images, times a constant per image."""
+    """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images, times a constant per image."""
     return a / b.clamp(min=1e-20).sqrt()
 
 

@@ -9,6 +9,7 @@ The same engine and the same four choices as in 3D; only the grid of rotations i
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +154,7 @@ def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int,
     order, sizes, resolutions = _by_size(problem, state)
     images: Float[Tensor, "K N N"] = state.references[0].cpu()[order]
     write_stack(job.path("classes.mrcs"), images.numpy(), problem.particles.pixel_size_angstrom)
-    table = {
+    table: dict[str, Any] = {
         "rlnReferenceImage": [f"{k + 1:06d}@classes.mrcs" for k in range(len(order))],
         "rlnClassDistribution": np.array(sizes) / sum(sizes),
         "rlnEstimatedResolution": np.array([min(r, 999.0) for r in resolutions]),

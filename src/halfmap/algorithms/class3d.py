@@ -16,9 +16,16 @@ from torch import Tensor
 from halfmap.algorithms import setup
 from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching, wiener
 from halfmap.algorithms.refine3d import INITIAL_LOWPASS_ANGSTROM, METHODS, first_state
-from halfmap.algorithms.results import Refined, final_maps, run_iterations, write_map_files, write_particles, write_pictures
+from halfmap.algorithms.results import (
+    Refined,
+    final_maps,
+    run_iterations,
+    show_references,
+    write_map_files,
+    write_particles,
+    write_pictures,
+)
 from halfmap.engine.loop import Problem, iterate, sum_at_poses
-from halfmap.engine.search import SearchSettings
 from halfmap.engine.state import Poses, State
 from halfmap.errors import InputError
 from halfmap.jobs import Job
@@ -90,17 +97,19 @@ def class3d(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, independent_halves=False,
             ctf=ctf, memory=memory, progress=progress,
         )  # fmt: skip
-        search = SearchSettings(
-            problem.symmetry, radius_px, angular_step_deg=angular_step_deg or 7.5, shift_range_px=shift_range_px, shift_step_px=shift_step_px,
-            restraint=setup.local_restraint(local_range_deg, shift_range_px) if local else None,
-        )  # fmt: skip
+        search = setup.search_settings(
+            problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
+        )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, local=local)
         state = first_state(problem, start[None] * solvent, lowpass)
         if len(maps) == 1 and classes > 1 and job.load_checkpoint() is None:
             progress.note("poses against the one reference first; then the classes start from random shares")
             state = shared_start(problem, settings, state, seed)
-        state = run_iterations(job, progress, problem, projection_matching(problem, settings), state, iterations=limit)
+        state = run_iterations(
+            job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
+            show=lambda new: show_references(job, problem, new),
+        )  # fmt: skip
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
         sizes = class_sizes(problem, state.poses).tolist()
         pictures = f"{job.path('pictures/class001.png').parent}/"

@@ -138,7 +138,7 @@ def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tens
 
 
 def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:
-    """SSNR from the FSC, zero from the first shell on where the correlation is not positive: what comes later is noise that agrees by chance."""
+    """SSNR from the FSC, zero from the first shell on whose correlation is not positive: what comes later agrees by chance."""
     positive = torch.cumprod((fsc > 0).to(fsc.dtype), dim=1)
     return ssnr_from_fsc(fsc.clamp(min=0), of_sum=of_sum) * positive
 

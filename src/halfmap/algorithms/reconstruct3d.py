@@ -34,7 +34,8 @@ def reconstruct(
     """Reconstruct `num / (k + den)` from the poses in the particle file into the map `out`; with `halves` the half maps and FSC beside it.
 
     Args:
-        particles: STAR or .cs file with poses. out: map to write, `x.mrc`; half maps are `x_half1.mrc`, `x_half2.mrc`, the curve `x_fsc.star`.
+        particles: STAR or .cs file with poses.
+        out: map to write, `x.mrc`; half maps are `x_half1.mrc` and `x_half2.mrc`, the curve is `x_fsc.star`.
         wiener_constant: constant k; 1/SSNR from the half maps' FSC inside the mask if None.
         diameter_angstrom: of the soft sphere in which the FSC is taken, 0.9 of the box if None; or a `mask` file.
 
@@ -55,7 +56,7 @@ def reconstruct(
                 f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine"
             )
         radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
-        half, bad = setup.find_bad_images(data, setup.divide_into_halves(data, seed), progress)
+        half, _ = setup.find_bad_images(data, setup.divide_into_halves(data, seed), progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
             ctf=ctf, memory=memory, progress=progress,

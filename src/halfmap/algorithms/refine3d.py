@@ -7,15 +7,21 @@ import torch
 
 from halfmap.algorithms import setup
 from halfmap.algorithms.projection_matching import Settings, projection_matching
-from halfmap.algorithms.results import Refined, final_maps, run_iterations, write_map_files, write_particles, write_pictures
+from halfmap.algorithms.results import (
+    Refined,
+    final_maps,
+    run_iterations,
+    show_references,
+    write_map_files,
+    write_particles,
+    write_pictures,
+)
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.jobs import Job
-from halfmap.pictures import save_map_picture
 from halfmap.progress import Progress
 
 METHODS = ("projection-matching",)
@@ -90,20 +96,16 @@ def refine(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
             ctf=ctf, memory=memory, progress=progress,
         )  # fmt: skip
-        search = SearchSettings(
-            problem.symmetry, radius_px, angular_step_deg=angular_step_deg or 7.5, shift_range_px=shift_range_px, shift_step_px=shift_step_px,
-            restraint=setup.local_restraint(local_range_deg, shift_range_px) if local else None,
-        )  # fmt: skip
+        search = setup.search_settings(
+            problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
+        )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, local=local)
         state = first_state(problem, start.expand(2, *start.shape[1:])[:, None] * solvent, lowpass)
         state = run_iterations(
             job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
-            show=lambda new: save_map_picture(
-                job.path("pictures/now.png"), new.references.mean((0, 1)).cpu(), data.pixel_size_angstrom, title=f"iteration {new.iteration}"
-            ),
+            show=lambda new: show_references(job, problem, new),
         )  # fmt: skip
-        job.path("pictures/now.png").unlink(missing_ok=True)
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
         pictures = job.path("pictures/map.png").parent
         write_map_files(final, 0, data.pixel_size_angstrom, map_path=job.path("map.mrc"), prefix=f"{job.folder}/", pictures=f"{pictures}/")
@@ -115,7 +117,7 @@ def refine(
 
 
 def first_state(problem: Problem, references: torch.Tensor, lowpass_angstrom: float) -> State:
-    """Iteration 0: the starting references, scored inside the resolution they were filtered to; the file's poses; noise from the images' power."""
+    """Iteration 0: starting references, scored inside the resolution they were filtered to; the file's poses; noise from the images' power."""
     data = problem.particles
     used = torch.nonzero(problem.half >= 0)[:, 0]
     noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.algorithms.projection_matching import Settings, trusted_ssnr
-from halfmap.engine.loop import Problem, run, sum_at_poses
-from halfmap.engine.loop import Method
+from halfmap.engine.loop import Method, Problem, run, sum_at_poses
 from halfmap.engine.state import Poses, State, from_arrays
 from halfmap.io.mrc import write_map
 from halfmap.jobs import Job, read_events
@@ -25,7 +24,7 @@ from halfmap.so3 import matrix_to_euler
 
 @dataclass(frozen=True)
 class Refined:
-    """Where a 3D job's results are, and the resolution at FSC 0.143 (corrected for the mask) of each class, best first in `resolution_angstrom`."""
+    """Where a 3D job's results are; its resolution (FSC 0.143, corrected for the mask; the best class's) and that of each class."""
 
     folder: Path
     resolution_angstrom: float
@@ -59,6 +58,14 @@ def run_iterations(
         progress.finish_iteration(_summary(record), resolution_angstrom=record["resolution_angstrom"])
         progress.start_iteration(state.iteration + 1, used)
     return state
+
+
+def show_references(job: Job, problem: Problem, state: State) -> None:
+    """The present references as pictures `map.png` (`class001.png` ...), replaced by the final maps' at the end."""
+    for k, volume in enumerate(state.references.mean(0).cpu()):
+        name = "map" if problem.n_classes == 1 else f"class{k + 1:03d}"
+        title = f"{name} after iteration {state.iteration}"
+        save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), problem.particles.pixel_size_angstrom, title=title)
 
 
 def _summary(record: dict) -> str:
@@ -95,7 +102,7 @@ def final_maps(problem: Problem, settings: Settings, poses: Poses, noise_varianc
 def write_map_files(
     final: FinalMaps, k: int, pixel_size_angstrom: float, *, map_path: Path, prefix: str, pictures: str, with_halves: bool = True
 ) -> None:
-    """Map k, and with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`, `{prefix}fsc.star` and pictures `{pictures}...png` of map and FSC."""
+    """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`, `{prefix}fsc.star` and the curve's picture too."""
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
     title = f"{map_path.stem}, {resolution:.2f} A at FSC 0.143"

@@ -1,7 +1,9 @@
 """What every job does before its first iteration: device and threads, particles and their faults, halves, references, masks, memory."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from halfmap.engine.images import ImageSettings, background
 from halfmap.engine.local import Restraint
 from halfmap.engine.loop import Problem
+from halfmap.engine.search import SearchSettings
 from halfmap.engine.state import Poses
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius, lowpass
@@ -24,9 +27,12 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 MASK_EDGE_PX = 5.0
-LOCAL_RANGE_DEG = 5.0
 _IMAGES_CHECKED_AT_ONCE = 1000
 _LARGEST_BATCH = 256
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -38,8 +44,8 @@ def use_device(name: str, threads: int | None) -> torch.device:
     if threads is not None:
         import numba
 
-        if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-            raise InputError(f"--threads {threads}: expected 1 to {numba.config.NUMBA_NUM_THREADS}, the processors of this machine")
+        if not 1 <= threads <= _processors():
+            raise InputError(f"--threads {threads}: expected 1 to {_processors()}, the processors of this machine")
         torch.set_num_threads(threads)
         numba.set_num_threads(threads)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -175,8 +181,6 @@ def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halv
 def _machine_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    import os
-
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -236,7 +240,7 @@ def particle_radius_px(diameter_angstrom: float | None, particles: Particles, re
 
 
 def solvent_mask(
-    mask: str | Path | None, particles: Particles, radius_px: float, *, dimensions: int, device: torch.device
+    mask: str | Path | None, particles: Particles, radius_px: float, *, dimensions: Literal[2, 3], device: torch.device
 ) -> Float[Tensor, "*box"]:
     """The mask file given, or a soft sphere (circle) of the particle's radius."""
     if mask is not None:
@@ -254,9 +258,21 @@ def poses_of(particles: Particles) -> Poses:
     return Poses(rotations, shifts, classes, torch.zeros(n))
 
 
-def local_restraint(range_deg: float | None, shift_range_px: float) -> Restraint:
-    """Gaussian prior of a local search: the ranges are three standard deviations (RELION's convention); 5 degrees if None."""
-    return Restraint((LOCAL_RANGE_DEG if range_deg is None else range_deg) / 3, max(shift_range_px, 0.1) / 3)
+def search_settings(
+    problem: Problem, angular_step_deg: float, shift_range_px: float, shift_step_px: float, *, local_range_deg: float | None
+) -> SearchSettings:
+    """What a search covers; with `local_range_deg` poses are held by a Gaussian prior of which it and the shift range are three standard
+    deviations (RELION's convention for local searches)."""
+    held = None if local_range_deg is None else Restraint(local_range_deg / 3, max(shift_range_px, 0.1) / 3)
+    radius_px = problem.images.particle_radius_px
+    return SearchSettings(
+        problem.symmetry,
+        radius_px,
+        angular_step_deg=angular_step_deg,
+        shift_range_px=shift_range_px,
+        shift_step_px=shift_step_px,
+        restraint=held,
+    )
 
 
 def check_positive(**values: float | None) -> None:

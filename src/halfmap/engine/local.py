@@ -93,8 +93,8 @@ def refine_poses(
 ) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"], Float[Tensor, " M"]]:
     """Improve M poses by `steps` damped Gauss-Newton steps on shells 1..radius; returns rotations, shifts and scores.
 
-    Maximised is the log likelihood at the best scale (`a^2 / 2b`, for the correlation score) or at scale 1 (`a - b / 2`), plus the log of the
-    restraint. A step that does not raise it is undone and the damping raised tenfold; steps are cut to the largest step given.
+    Maximised is the log likelihood at the best scale (`a^2 / 2b`, for the correlation score) or at scale 1 (`a - b / 2`), plus the log of
+    the restraint. A step that does not raise it is undone and the damping raised tenfold; steps are cut to the largest step given.
     In 2D only the rotation about the view axis and the shift move.
     """
     n_samples = plane.size(radius)

@@ -50,8 +50,8 @@ Search = Callable[[Batch, Poses], Candidates]
 @dataclass(frozen=True)
 class Method:
     """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
-    `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next references,
-    curves, radius and record; `finished` tells when to stop."""
+    `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next
+    references, curves, radius and record; `finished` tells when to stop."""
 
     prepare: Callable[[FourierReferences, State], Search]
     assign: Callable[[Candidates], Gamma]

@@ -152,8 +152,10 @@ def search_globally(
     found = best_children(search, terms, centre_px, plane, cells)
     if known is not None:
         found = found.append(known)
-    return refine_candidates(search.references, terms, plane, found, radius=radius, first_radius=search.planes[1].radius, settings=search.settings,
-                             step_deg=search.grid.fine_step_deg)  # fmt: skip
+    return refine_candidates(
+        search.references, terms, plane, found, radius=radius, first_radius=search.planes[1].radius, settings=search.settings,
+        step_deg=search.grid.fine_step_deg,
+    )  # fmt: skip
 
 
 def _inside(terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, level: HalfPlane) -> ImageTerms:
@@ -254,8 +256,8 @@ def refine_each(
     n_images, n = candidates.score.shape
     image = torch.arange(n_images, device=candidates.score.device).repeat_interleave(n)
     rotations, shift_px, value = refine_poses(
-        references, terms, plane, radius=radius, image=image, rotations=candidates.rotations.flatten(0, 1), shift_px=candidates.shift_px.flatten(0, 1),
-        classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2, largest_step_px=plane.box / (4 * radius),
-        score=settings.score, restraint=settings.restraint,
+        references, terms, plane, radius=radius, image=image, rotations=candidates.rotations.flatten(0, 1),
+        shift_px=candidates.shift_px.flatten(0, 1), classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2,
+        largest_step_px=plane.box / (4 * radius), score=settings.score, restraint=settings.restraint,
     )  # fmt: skip
     return Candidates(rotations.view(n_images, n, 3, 3), shift_px.view(n_images, n, 2), candidates.classes, value.view(n_images, n))

@@ -1,4 +1,4 @@
-"""The project's only hand-written compute: slice, insert, pose equations. `cpu` (numba) and `reference` (plain torch) hold the same functions.
+"""The only hand-written compute: slice, insert, pose equations; the same functions in `cpu` (numba) and `reference` (plain torch).
 
 A reference grid has shape (K, Z, Y, X): x = 0..R, y and z centred, on a transform padded `padding` times; frequency
 (x, y, z) of the padded transform is at `[cz + z, cy + y, x]` with `cz = (Z - 1) // 2`, `cy = (Y - 1) // 2`. Negative x is read

@@ -4,10 +4,12 @@ Complex arrays come as float32 with a last axis (re, im). Parallel loops write d
 do not depend on timing, nor on the number of threads.
 """
 
+from functools import partial
+
 import numba
 import numpy as np
 
-_JIT = {"parallel": True, "fastmath": True, "cache": True, "boundscheck": False, "error_model": "numpy"}
+_jit = partial(numba.njit, parallel=True, fastmath=True, cache=True, boundscheck=False, error_model="numpy")
 
 
 @numba.njit(fastmath=True, inline="always")
@@ -20,7 +22,7 @@ def _locate(rotation, kx, ky, padding):
     return sign * x, sign * y, sign * z, sign
 
 
-@numba.njit(**_JIT)
+@_jit()
 def slices(grid, rotations, classes, kx, ky, padding, out):
     """out[m, j] = trilinear value of grid[classes[m]] at `rotations[m]^T (kx_j, ky_j, 0)`."""
     n_slices, n_samples = out.shape[0], len(kx)
@@ -47,7 +49,7 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
             out[m, j, 1] = sign * (i0 + wz * (i1 - i0))
 
 
-@numba.njit(**_JIT)
+@_jit()
 def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_slabs):
     """Adjoint of `slices`: spread values into num and weights into den with the same eight trilinear weights.
 
@@ -92,7 +94,7 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
 _BLOCK = 64  # samples whose values and derivatives are laid out side by side, so that the 27 sums run at vector speed
 
 
-@numba.njit(**_JIT)
+@_jit()
 def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky, weight, n_samples, box, padding, out):
     """For each pose, the sums that a Gauss-Newton step needs (see `reference.pose_equations`); out has 27 columns."""
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2

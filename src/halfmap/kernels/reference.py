@@ -54,7 +54,7 @@ def pose_equations(
     grid: Tensor, rotations: Tensor, shifts: Tensor, classes: Tensor, data: Tensor, power: Tensor, kx: Tensor, ky: Tensor, weight: Tensor,
     box: int, padding: float,
 ) -> Tensor:  # fmt: skip
-    """Sums (M, 27) of a Gauss-Newton step for poses m, given each pose's own rows of data `d = C X / sigma^2` and power `p = C^2 / sigma^2`.
+    """Sums (M, 27) of a Gauss-Newton step for poses m; data `d = C X / sigma^2` and power `p = C^2 / sigma^2` are each pose's own rows.
 
     With R the slice, D_a its derivative by parameter a (rotation vector in the view frame, radians: x, y, z; shift in pixels: x, y),
     `d'` the data centred by the shift, and w the half-plane weights:
@@ -72,8 +72,8 @@ def pose_equations(
         corner = flat[base + index + step]
         value = value + _weight(fraction, x, y, z) * corner
         along = [(x, 0), (y, 1), (z, 2)]
-        for upper, axis in along:
-            others = [fraction[..., a] if up else 1 - fraction[..., a] for up, a in along if a != axis]
+        for upper, axis in along:  # the weight of the other two axes
+            others = [fraction[..., other] if up else 1 - fraction[..., other] for up, other in along if other != axis]
             gradient[..., axis] += (1 if upper else -1) * others[0] * others[1] * corner
     value = torch.where(flipped, value.conj(), value)
     gradient = torch.where(flipped[..., None], -gradient.conj(), gradient)
@@ -85,7 +85,7 @@ def pose_equations(
     angle = -turn * (shifts[:, :1] * kx + shifts[:, 1:] * ky)
     centred = weight * data * torch.polar(torch.ones_like(angle), angle)
     weighted = weight * power
-    upper = torch.triu_indices(5, 5, device=grid.device)
+    triangle = torch.triu_indices(5, 5, device=grid.device)
     gram = torch.einsum("mj,maj,mbj->mab", weighted.to(grid.dtype), derivative.conj(), derivative).real
     return torch.cat(
         [
@@ -93,7 +93,7 @@ def pose_equations(
             (weighted * value.abs() ** 2).sum(-1, keepdim=True),
             torch.einsum("mj,maj->ma", centred.conj(), derivative).real,
             torch.einsum("mj,maj->ma", (weighted * value.conj()), derivative).real,
-            gram[:, upper[0], upper[1]],
+            gram[:, triangle[0], triangle[1]],
         ],
         -1,
     )
