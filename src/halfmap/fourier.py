@@ -44,14 +44,14 @@ class HalfPlane:
 
 
 def largest_radius(box: int) -> int:
-    """Last shell whose every sample, and its neighbours on a padded grid, stay clear of Nyquist: N // 2 - 1."""
+    """Last shell whose every sample, and its neighbours on a padded grid, stay clear of Nyquist, as projections need: N // 2 - 1."""
     return box // 2 - 1
 
 
 @lru_cache(maxsize=32)
 def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> HalfPlane:
-    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= largest_radius(N)`, sorted by |k|."""
-    limit = largest_radius(box)
+    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= (N - 1) // 2`, sorted by |k|."""
+    limit = (box - 1) // 2
     if not 1 <= radius <= limit:
         raise InputError(f"radius: expected 1 to {limit} Fourier pixels for a box of {box}, got {radius}")
     axis = torch.arange(-radius, radius + 1)

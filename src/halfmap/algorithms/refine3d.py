@@ -117,7 +117,7 @@ def refine(
 
 
 def first_state(problem: Problem, references: torch.Tensor, lowpass_angstrom: float) -> State:
-    """Iteration 0: starting references, scored inside the resolution they were filtered to; the file's poses; noise from the images' power."""
+    """Iteration 0: starting references, scored inside the resolution they were filtered to; the file's poses; noise from the power."""
     data = problem.particles
     used = torch.nonzero(problem.half >= 0)[:, 0]
     noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
