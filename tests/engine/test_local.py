@@ -241,11 +241,11 @@ def test_a_restraint_holds_noise_where_it_started_and_lets_go_of_nothing_else(ch
         rotations, shift_px, _ = _refine(scene, references, *start, radius=12, steps=12, score=score, restraint=restraint)
         return rotations, angular_distance_deg(rotations, start[0]), shift_px.norm(dim=1)
 
-    free, held, wide = (moved(r) for r in (None, Restraint(0.5, 0.1), Restraint(1e9, 1e9)))
+    free, held, wide = (moved(r) for r in (None, Restraint(0.5, 0.1), Restraint(1e12, 1e12)))
     assert free[1].median() > 5
     assert held[1].max() < 3.0
     assert held[2].max() < 0.6
-    torch.testing.assert_close(wide[0], free[0], rtol=0, atol=1e-2)
+    assert (angular_distance_deg(wide[0], free[0]) < 0.1).float().mean() > 0.9
 
 
 def test_data_and_restraint_meet_where_their_gradients_cancel(channel, scene_of):
@@ -259,3 +259,15 @@ def test_data_and_restraint_meet_where_their_gradients_cancel(channel, scene_of)
     assert errors[0] < 0.1
     assert errors[0] < errors[1] < errors[2]
     assert errors[2] > 1.5
+
+
+def test_an_image_that_starts_with_a_negative_correlation_moves_under_a_restraint_too(channel, scene_of):
+    """At the SNR of a tilt image many correlations are negative at a good pose; those images must not be frozen there."""
+    scene, references = scene_of(channel, 200, snr=0.002), prepare_references(channel, 15)
+    start = _perturb(scene.rotations, scene.shift_px, 4.0, 0.0, in_plane_only=False)
+    before, after = (_refine(scene, references, *start, radius=12, steps=n, restraint=Restraint(30.0, 5.0)) for n in (0, 8))
+    negative = before[2] < 0
+    assert 5 < negative.sum() < 100
+    moved = angular_distance_deg(after[0], start[0])
+    assert moved[~negative].median() > 1
+    assert moved[negative].median() > 1

@@ -145,7 +145,7 @@ def test_the_right_one_of_two_conformations_is_found(states, scene_of, score):
 
 def test_a_quarter_of_the_sphere_is_enough_for_c4(channel, scene_of):
     """The reduced grid has about a quarter of the cells and finds what the whole grid finds, up to the symmetry."""
-    scene = scene_of(channel, 80, snr=0.2)
+    scene = scene_of(channel, 40, snr=0.2)
     whole, reduced = _search(scene, _settings(C1)), _search(scene, _settings(C4))
     cells = [len(search_grid(_settings(s), 3).coarse) for s in (C1, C4)]
     assert 0.2 < cells[1] / cells[0] < 0.4

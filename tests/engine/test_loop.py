@@ -1,0 +1,229 @@
+"""One iteration is a pure function that keeps true poses; a run that is stopped anywhere and goes on ends with the same bits."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import halfmap
+from halfmap.algorithms.projection_matching import Settings, projection_matching
+from halfmap.engine.images import ImageSettings, initial_noise
+from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, shifted_slices, sum_at_poses
+from halfmap.engine.search import SearchSettings
+from halfmap.engine.state import Candidates, Poses, State, from_arrays
+from halfmap.fourier import half_plane, lowpass, shift_phases
+from halfmap.io.mrc import read_map
+from halfmap.mask import soft_sphere
+from halfmap.particles import load_particles
+from halfmap.projection import FourierReferences, prepare_references, project
+from halfmap.so3 import angular_distance_deg, euler_to_matrix
+from halfmap.symmetry import symmetry_matrices
+
+N, BOX, PIXEL, SNR = 160, 32, 6.0, 0.3
+C4 = symmetry_matrices("C4").float()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("loop") / "sim"
+    return halfmap.simulate("phantom", out, n=N, snr=SNR, box=BOX, pixel_size_angstrom=PIXEL, shift_rms_px=1.0, seed=3, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def truth(folder: Path) -> Poses:
+    known = load_particles(folder / "truth.star")
+    rotations = euler_to_matrix(torch.from_numpy(known.rotations_deg)).float()
+    return Poses(rotations, torch.from_numpy(known.shift_angstrom / PIXEL).float(), torch.zeros(N, dtype=torch.long), torch.zeros(N))
+
+
+@pytest.fixture(scope="module")
+def volume(folder: Path) -> torch.Tensor:
+    return torch.from_numpy(read_map(folder / "truth_1.mrc")[0].copy())
+
+
+@pytest.fixture(scope="module")
+def problem(folder: Path) -> Problem:
+    half = torch.arange(N) % 2
+    half[[5, 40]] = -1  # set aside
+    images = ImageSettings(13.0, True, False, torch.device("cpu"))
+    return Problem(load_particles(folder / "particles.star"), images, half, True, C4, 3, 1, batch_size=48)
+
+
+@pytest.fixture(scope="module")
+def method(problem: Problem) -> Method:
+    search = SearchSettings(C4, 13.0, angular_step_deg=15.0, shift_range_px=2.0)
+    return projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2)))
+
+
+def _start(problem: Problem, volume: torch.Tensor, poses: Poses, *, resolution_angstrom: float = 30.0, radius: int = 8) -> State:
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    noise = initial_noise(problem.particles, used, problem.plane, 1, problem.images, batch_size=64)
+    references = lowpass(volume[None, None], resolution_angstrom, PIXEL, dimensions=3).repeat(2, 1, 1, 1, 1)
+    return State(0, references, poses, noise, radius, torch.zeros(1, problem.plane.radius + 1))
+
+
+def _nowhere(n: int) -> Poses:
+    return Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), torch.zeros(n))
+
+
+@pytest.fixture(scope="module")
+def start(problem, volume) -> State:
+    return _start(problem, volume, _nowhere(N))
+
+
+@pytest.fixture(scope="module")
+def one(problem, method, start) -> State:
+    """The state after one iteration."""
+    return iterate(problem, method, start)[0]
+
+
+def _assert_same(a: State, b: State) -> None:
+    assert a.meta() == b.meta()
+    for name, values in a.arrays().items():
+        assert values.tobytes() == b.arrays()[name].tobytes(), name
+
+
+def test_an_iteration_is_pure(problem, method, start, one):
+    before = from_arrays(start.arrays(), start.meta(), device="cpu")
+    told: list[int] = []
+    again, seconds = iterate(problem, method, start, advance=told.append)
+    _assert_same(start, before)
+    _assert_same(again, one)
+    assert again.iteration == len(again.history) == 1
+    assert {"images", "search", "sums", "update"} <= seconds.keys()
+    assert sum(told) == N - 2  # every image in use is told once
+
+
+def test_an_iteration_finds_the_poses(problem, one, truth):
+    used = problem.half >= 0
+    error = angular_distance_deg(one.poses.rotations, truth.rotations, symmetry=C4)[used]
+    assert (error < 10).float().mean() > 0.8
+    assert error.median() < 5
+
+
+def test_images_set_aside_are_left_where_they_were(problem, start, one):
+    aside = problem.half < 0
+    assert aside.sum() == 2
+    assert torch.equal(one.poses.rotations[aside], start.poses.rotations[aside])
+    assert not torch.equal(one.poses.rotations[~aside], start.poses.rotations[~aside])
+
+
+def test_true_poses_stay(problem, volume, truth):
+    """Refined locally against the true map, poses move by no more than noise moves them, and the map comes out as it should."""
+    search = SearchSettings(C4, 13.0, angular_step_deg=7.5, shift_range_px=2.0)
+    local = projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), local=True))
+    state, _ = iterate(problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14))
+    used = problem.half >= 0
+    error = angular_distance_deg(state.poses.rotations, truth.rotations, symmetry=C4)[used]
+    assert error.median() < 1.5
+    assert (state.poses.shift_px - truth.shift_px)[used].norm(dim=1).median() < 0.15
+    assert state.history[-1]["resolution_angstrom"] < 2.6 * PIXEL
+    assert state.history[-1]["angular_change_deg"] == pytest.approx(error.median().item(), rel=1e-3)
+
+
+def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
+    """At the true poses with the true map on its grey scale, sigma^2 is what the simulation added: white, the same in every shell."""
+    scale = sum_at_poses(problem, truth, torch.ones(1, problem.plane.radius + 1))
+    whole = scale[0] + scale[1]
+    from halfmap.reconstruct import shell_weight, wiener_update
+
+    best = wiener_update(whole, 1e-2 * shell_weight(whole))[0]
+    on_scale = volume * (best * volume).sum() / (volume**2).sum()
+
+    def stay(references: FourierReferences, state: State):
+        return lambda batch, poses: Candidates(
+            poses.rotations[:, None], poses.shift_px[:, None], poses.classes[:, None], poses.score[:, None]
+        )
+
+    state = replace(_start(problem, volume, truth, radius=14), references=on_scale[None, None].repeat(2, 1, 1, 1, 1))
+    new, _ = iterate(problem, replace(method, prepare=stay), state)
+    # backgrounds have deviation 1, so E|N(k)|^2 = N^2
+    torch.testing.assert_close(new.noise_variance[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0)
+
+
+def test_halves_are_independent(problem, method, start, one):
+    """What happens to the images of one half changes nothing in the other half's poses: the gold standard."""
+    swapped = problem.half.clone()
+    swapped[torch.nonzero(problem.half == 1)[:40, 0]] = -1
+    second, _ = iterate(replace(problem, half=swapped), method, start)
+    mine = problem.half == 0
+    assert torch.equal(one.poses.rotations[mine], second.poses.rotations[mine])
+    assert not torch.equal(one.references[1], second.references[1])
+
+
+def test_batch_size_changes_next_to_nothing(problem, method, start, one):
+    other, _ = iterate(replace(problem, batch_size=30), method, start)
+    apart = angular_distance_deg(one.poses.rotations, other.poses.rotations)
+    assert (apart < 0.05).float().mean() > 0.98
+    torch.testing.assert_close(one.noise_variance, other.noise_variance, rtol=1e-2, atol=0)
+
+
+# --- stop and go on -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_after_any_iteration_ends_with_the_same_bits(problem, method, start):
+    whole = [state for state, _ in run(problem, method, start, iterations=3)]
+    assert [state.iteration for state in whole] == [1, 2, 3]
+    for stopped in whole[:-1]:
+        saved = from_arrays(stopped.arrays(), stopped.meta(), device="cpu")
+        *_, (end, _) = run(problem, method, saved, iterations=3)
+        _assert_same(end, whole[-1])
+
+
+def test_run_ends_when_the_method_says_so_and_does_nothing_once_done(problem, method, start):
+    until_two = replace(method, finished=lambda state: state.iteration >= 2)
+    states = [state for state, _ in run(problem, until_two, start, iterations=9)]
+    assert states[-1].iteration == 2
+    nothing: Iterator = run(problem, until_two, states[-1], iterations=9)
+    assert list(nothing) == []
+    assert list(run(problem, method, states[-1], iterations=2)) == []
+
+
+# --- its parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(problem, volume, truth):
+    quarter = replace(truth, rotations=truth.rotations @ C4[1], shift_px=truth.shift_px + torch.tensor([0.3, 0.4]))
+    aside = problem.half < 0
+    wild = quarter.put(torch.nonzero(aside)[:, 0], _nowhere(int(aside.sum())))
+    moved = movement(problem, _start(problem, volume, truth), wild)
+    assert moved["angular_change_deg"] < 0.1
+    assert moved["shift_change_angstrom"] == pytest.approx(0.5 * PIXEL, rel=1e-3)
+    assert moved["class_changes"] == 0
+
+
+def test_shifted_slices_are_what_the_model_expects(volume, truth):
+    plane, inner = half_plane(BOX, 15), half_plane(BOX, 8)
+    references = prepare_references(volume[None], 8)
+    poses = truth.take(torch.arange(6))
+    found = shifted_slices(references, poses, plane, 8)
+    expected = project(references, poses.rotations, inner) * shift_phases(-poses.shift_px, inner)
+    torch.testing.assert_close(found[:, : len(inner)], expected)
+    assert (found[:, len(inner) :] == 0).all()
+
+
+def test_sums_at_true_poses_make_the_map(problem, truth, volume):
+    from halfmap.reconstruct import unregularised
+    from halfmap.resolution import fourier_shell_correlation
+
+    halves = sum_at_poses(problem, truth, torch.ones(1, problem.plane.radius + 1))
+    mask = soft_sphere(BOX, radius_px=13, edge_px=2)
+    for sums in halves:
+        fsc = fourier_shell_correlation(unregularised(sums)[0], volume, pixel_size_angstrom=PIXEL, mask=mask).correlation
+        assert fsc[:12].min() > 0.8
+
+
+def test_update_is_given_the_new_poses_and_both_halves(problem, method, start):
+    seen = []
+
+    def update(state: State, poses: Poses, halves: list) -> Update:
+        seen.append((poses, [float(h.den.sum()) for h in halves]))
+        return Update(state.references, state.curves, 9, {"resolution_angstrom": 30.0})
+
+    new, _ = iterate(problem, replace(method, update=update), start)
+    assert new.radius == 9
+    assert torch.equal(seen[0][0].rotations, new.poses.rotations)
+    assert min(seen[0][1]) > 0
+    assert new.history[-1]["resolution_angstrom"] == 30.0
