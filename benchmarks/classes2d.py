@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import mrcfile
 import numpy as np
+
 import relion
 import truth
 from common import FIGURES, HALFMAP, THREADS, Report, job_folder, run, simulated, third_party
@@ -13,19 +15,20 @@ CLASSES, ITERATIONS = 20, 15
 
 
 def ribo_mix_2d() -> Report:
-    """2D template matching on two states of the 70S ribosome (64^2, 5 A, 3,000 images, SNR 0.2), beside RELION 5's ML 2D classification at the same K
-    and number of iterations. Spread: median angle between a particle's true view and the main view of its class (the member view with the
-    smallest mean angle to all members; RELION's figure was taken outside this repository, main view in its README's words)."""
+    """2D template matching on two states of the 70S ribosome (64^2, 5 A, 3,000 images, SNR 0.2), beside RELION 5's ML 2D classification
+    at the same K and number of iterations. Spread: median angle between a particle's true view and the main view of its class, here the
+    member's view with the smallest mean angle to all members; how RELION's recorded figure chose the main view is not said."""
     report = Report()
     folder, out = simulated("ribo_mix"), job_folder("ribo_mix_2d")
     command = [HALFMAP, "class2d", "--particles", folder / "particles.star", "--classes", f"{CLASSES}", "--method", "template"]
     command += ["--iterations", f"{ITERATIONS}", "--diameter", "270", "--threads", f"{THREADS}"]
     cost = run(report, [*command, "--out", out, "--overwrite", "--quiet"], log="ribo_mix_2d")
-    found, true = truth.read_poses(out / "particles.star"), truth.read_poses(folder / "truth.star")
+    found = truth.read_poses(out / "particles.star")
+    true = truth.read_poses(folder / "truth.star").only(found.numbers)
     spread = truth.view_spread_deg(true.rotations, found.classes)
     by_chance = truth.view_spread_deg(true.rotations, np.random.default_rng(0).permutation(found.classes))
     done = iterations_of(out)
-    each_ms = 1e3 * cost.cpu_s / (done * len(true.names))
+    each_ms = 1e3 * cost.cpu_s / (done * len(true.numbers))
     filled = len(np.unique(found.classes))
     report.add("spread of the true views inside a class, median", f"{np.median(spread):.1f} deg", f"{relion.CLASS2D_SPREAD_DEG} deg")
     report.add("the same with class labels shuffled", f"{np.median(by_chance):.1f} deg")
@@ -43,11 +46,17 @@ def ribo_mix_2d() -> Report:
 
 
 def mixture_2d() -> Report:
-    """The 100 real class averages of several complexes (EMPIAR-10268), classified again by `class2d --method template --no-ctf`: there is no
-    truth; the picture is to be looked at."""
+    """The 100 real class averages of several complexes (EMPIAR-10268), classified again by `class2d --method template --no-ctf`: there
+    is no truth; the picture is to be looked at. The stack's header has no pixel size; 1 A is written into a STAR."""
     report = Report()
-    out = job_folder("mixture_2d")
-    command = [HALFMAP, "class2d", "--particles", third_party("images", "mixture_2D.mrcs"), "--classes", "10", "--method", "template", "--no-ctf"]
+    stack = third_party("images", "mixture_2D.mrcs")
+    with mrcfile.mmap(stack, permissive=True) as file:
+        count, box = file.data.shape[:2]
+    star, out = job_folder("mixture_2d.star"), job_folder("mixture_2d")
+    optics = "data_optics\n\nloop_\n_rlnOpticsGroup #1\n_rlnImagePixelSize #2\n_rlnImageSize #3\n1 1.0 " + f"{box}\n\n"
+    rows = "".join(f"{i + 1:06d}@{stack} 1\n" for i in range(count))
+    star.write_text(optics + "data_particles\n\nloop_\n_rlnImageName #1\n_rlnOpticsGroup #2\n" + rows)
+    command = [HALFMAP, "class2d", "--particles", star, "--classes", "10", "--method", "template", "--no-ctf"]
     cost = run(report, [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"], log="mixture_2d")
     classes = truth.read_poses(out / "particles.star").classes
     sizes = sorted(np.bincount(classes)[1:].tolist(), reverse=True)
@@ -63,8 +72,6 @@ def iterations_of(job: Path) -> int:
 
 
 def keep_gallery(report: Report, job: Path, name: str) -> None:
-    """The job's last class gallery becomes a figure of the documentation."""
-    galleries = sorted((job / "pictures").glob("classes*.png"))
-    if galleries:
-        shutil.copy(galleries[-1], FIGURES / name)
-        report.pictures.append(name)
+    """The job's class gallery becomes a figure of the documentation."""
+    shutil.copy(job / "pictures" / "classes.png", FIGURES / name)
+    report.pictures.append(name)

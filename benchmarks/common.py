@@ -157,7 +157,13 @@ def machine() -> dict[str, object]:
     from importlib.metadata import version
 
     versions = {name: version(name) for name in ("torch", "numba", "numpy")}
-    return {"processor": processor, "cores": os.cpu_count(), "memory_gib": round(memory, 1), "python": platform.python_version(), **versions}
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory, 1),
+        "python": platform.python_version(),
+        **versions,
+    }
 
 
 def git_commit() -> str:
@@ -169,7 +175,8 @@ def git_commit() -> str:
 
 
 def keep(name: str, report: Report, *, load: float) -> None:
-    """Append the report to `results/<name>.json`, newest last. `load` is the machine's load before the start: others were at work if it is not near 0."""
+    """Append the report to `results/<name>.json`, newest last. `load` is the machine's load before the start: near 0 if nobody else
+    worked."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     records = json.loads(path.read_text()) if path.exists() else []

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from halfmap.algorithms import setup
 from halfmap.engine.images import initial_noise, load_batch
 from halfmap.engine.loop import Problem
@@ -33,8 +34,8 @@ def load(star, *, symmetry: str, diameter_angstrom: float) -> Known:
     radius_px = setup.particle_radius_px(diameter_angstrom, particles, None)
     with Progress("benchmark", quiet=True) as progress:
         problem = setup.make_problem(
-            particles, setup.divide_into_halves(particles, 1), device=torch.device("cpu"), radius_px=radius_px, symmetry=symmetry, dimensions=3,
-            n_classes=1, independent_halves=True, ctf=True, memory=None, progress=progress,
+            particles, setup.divide_into_halves(particles, 1), device=torch.device("cpu"), radius_px=radius_px, symmetry=symmetry,
+            dimensions=3, n_classes=1, independent_halves=True, ctf=True, memory=None, progress=progress,
         )  # fmt: skip
     everyone = torch.arange(len(particles))
     noise = initial_noise(particles, everyone, problem.plane, problem.n_groups, problem.images, batch_size=BATCH)
@@ -51,9 +52,8 @@ def ranks_of_poses(
 ) -> np.ndarray:
     """Share of the 7.5-degree grid's orientations that score better than each image's known pose, each at its best shift, (n,).
 
-    Images of half 1 are scored against `volumes[1]`, those of half 2 against `volumes[0]`, so that no image meets itself. Shifts are searched around
-    the known one. `score` is "correlation", or "likelihood" where the volumes are on the images' grey scale.
-    """
+    Images of half 1 are scored against `volumes[1]`, those of half 2 against `volumes[0]`, so that no image meets itself. Shifts are
+    searched around the known one. `score` is "correlation", or "likelihood" where the volumes are on the images' grey scale."""
     particles, problem = known.particles, known.problem
     radius = round(particles.box * particles.pixel_size_angstrom / resolution_angstrom)
     plane = half_plane(particles.box, radius)

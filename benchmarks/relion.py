@@ -1,7 +1,7 @@
 """The peer: RELION 5's recorded figures, and Debian's RELION 3.1 run beside where it is installed.
 
-RELION 5.0.1 (commit 73f0a3c, gcc 12 -O3 -march=native, `--cpu`) ran on 2 cores of an Intel Xeon with AVX-512 and AMX, on these very images, outside
-this repository; the commands stand in docs/benchmarks.md. Ratios of CPU seconds against it are across machines.
+RELION 5.0.1 (commit 73f0a3c, gcc 12 -O3 -march=native, `--cpu`) ran on 2 cores of an Intel Xeon with AVX-512 and AMX, on these very images,
+outside this repository; the commands stand in docs/benchmarks.md. Ratios of CPU seconds against it are across machines.
 """
 
 import shutil

@@ -19,12 +19,23 @@ from scipy.ndimage import affine_transform
 
 @dataclass(frozen=True)
 class Poses:
-    """Rotations (n, 3, 3), origins (n, 2) in Angstrom, class numbers (n,), image names (n,)."""
+    """Rotations (n, 3, 3), origins (n, 2) in Angstrom, class numbers (n,), the images' numbers in their stack (n,), ascending."""
 
     rotations: np.ndarray
     origins_angstrom: np.ndarray
     classes: np.ndarray
-    names: np.ndarray
+    numbers: np.ndarray
+
+    def only(self, numbers: np.ndarray) -> "Poses":
+        """The rows of some images.
+
+        Raises:
+            ValueError: an image is not here.
+        """
+        if not np.isin(numbers, self.numbers).all():
+            raise ValueError("the poses to compare are not of the same images")
+        rows = np.searchsorted(self.numbers, numbers)
+        return Poses(self.rotations[rows], self.origins_angstrom[rows], self.classes[rows], self.numbers[rows])
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,11 @@ def read_poses(path: Path) -> Poses:
     def column(name: str) -> np.ndarray:
         return table[name].to_numpy(float) if name in table else np.zeros(n)
 
-    names = table["rlnImageName"].astype(str).to_numpy()
-    number = np.array([int(name.split("@")[0]) for name in names])
-    order = np.argsort(number, kind="stable")
+    numbers = np.array([int(str(name).split("@")[0]) for name in table["rlnImageName"]])
+    order = np.argsort(numbers, kind="stable")
     rotations = euler_matrices(column("rlnAngleRot"), column("rlnAngleTilt"), column("rlnAnglePsi"))
     origins = np.stack([column("rlnOriginXAngst"), column("rlnOriginYAngst")], -1)
-    return Poses(rotations[order], origins[order], column("rlnClassNumber").astype(int)[order], number[order])
+    return Poses(rotations[order], origins[order], column("rlnClassNumber").astype(int)[order], numbers[order])
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, float]:
@@ -110,12 +120,11 @@ def rotation_from_vector(vector_deg: np.ndarray) -> np.ndarray:
 def pose_errors(estimated: Poses, truth: Poses, *, symmetry: str = "C1") -> PoseErrors:
     """Angle and shift errors modulo symmetry, after the global frame is removed.
 
-    G starts as the best, by median error, of the identity and the frames that 50 single images suggest; it is then moved by the mean of what
-    all images within three times the median error still ask for, until it stands still. Under Cn both maps have their axis along z, so G
-    turns about z only, and t lies along z.
+    G starts as the best, by median error, of the identity and the frames that 50 single images suggest; it is then moved by the mean of
+    what all images within three times the median error still ask for, until it stands still. Under Cn both maps have their axis along z, so
+    G turns about z only, and t lies along z. Images that are in `truth` alone (set aside by the program) are left out.
     """
-    if not np.array_equal(estimated.names, truth.names):
-        raise ValueError("the two files hold different images")
+    truth = truth.only(estimated.numbers)
     group = cyclic_group(symmetry)
     relative = np.einsum("nji,njk->nik", truth.rotations, estimated.rotations)  # S G for a perfect pose
     mates = np.einsum("gji,njk->ngik", group, relative)

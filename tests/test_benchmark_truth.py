@@ -29,7 +29,7 @@ def moved(poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: f
     wrong = RNG.random(n) < wrong_share
     rotations[wrong] = some_poses(n + 1).rotations[:n][wrong]
     origins = poses.origins_angstrom + (rotations @ offset)[:, :2]
-    return truth.Poses(rotations, origins, poses.classes, poses.names), wrong
+    return truth.Poses(rotations, origins, poses.classes, poses.numbers), wrong
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,14 @@ def test_spread_of_views() -> None:
     assert 0.4 < (spread > 2.5).mean() < 0.9
     mirrored = np.stack([np.eye(3), np.diag([1.0, -1, -1])])  # from above and from below
     assert sorted(truth.view_spread_deg(mirrored, np.zeros(2))) == pytest.approx([0, 180])
+
+
+def test_every_benchmark_is_listed(capsys, monkeypatch) -> None:
+    """They import the engine's parts by name, so this also tells when one was renamed."""
+    import run
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "--list"])
+    assert run.main() == 0
+    listed = capsys.readouterr().out
+    for name in ("trpv1", "ribo", "ribo_mix_2d", "real_ribosome", "trpv1_real", "mixture_2d", "estep", "restore_methods", "star_readers"):
+        assert f"\n{name} " in f"\n{listed}"

@@ -1,0 +1,74 @@
+"""Every figure of docs/benchmarks.md, by one command.
+
+    python benchmarks/run.py             all of them (make benchmarks); about half an hour
+    python benchmarks/run.py trpv1 estep some of them
+    python benchmarks/run.py --list      what there is
+    python benchmarks/run.py --table     only write docs/benchmarks.md again from benchmarks/results
+
+Data are simulated on demand into benchmarks/data; results are appended to benchmarks/results, and docs/benchmarks.md is written from the
+newest of each. What needs data or programs that are absent is skipped with a line that says so.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+
+import classes2d
+import estep
+import others
+import real_data
+import refine_simulated
+from common import Skip, keep
+from table import write_docs
+
+ALL = {
+    function.__name__: function
+    for function in (
+        real_data.real_ribosome,
+        real_data.trpv1_real,
+        refine_simulated.trpv1,
+        refine_simulated.ribo,
+        refine_simulated.reconstruct,
+        classes2d.ribo_mix_2d,
+        classes2d.mixture_2d,
+        estep.estep,
+        others.restore_methods,
+        others.star_readers,
+    )
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all if none is given")
+    parser.add_argument("--list", action="store_true", help="name them and stop")
+    parser.add_argument("--table", action="store_true", help="only write the table again")
+    options = parser.parse_args()
+    if unknown := [name for name in options.names if name not in ALL]:
+        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ALL)}")
+    if options.list:
+        for name, function in ALL.items():
+            print(f"{name:18}{' '.join(function.__doc__.split())}")
+        return 0
+    failed = []
+    for name in [] if options.table else options.names or ALL:
+        print(f"\n{name}", flush=True)
+        load = os.getloadavg()[0]
+        try:
+            report = ALL[name]()
+        except Skip as reason:
+            print(f"  skipped: {reason}", flush=True)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+        else:
+            keep(name, report, load=load)
+    write_docs(ALL)
+    if failed:
+        print(f"\nfailed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

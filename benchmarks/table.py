@@ -1,0 +1,72 @@
+"""docs/benchmarks.md, from the newest record of each benchmark in `results/`: no figure is typed by hand."""
+
+import json
+from collections.abc import Callable, Mapping
+
+import relion
+from common import RESULTS, ROOT
+
+HEAD = f"""# Benchmarks
+
+`make benchmarks` (or `python benchmarks/run.py NAME...`) runs all that follows and writes this file; the figures come from the newest
+record of each benchmark in `benchmarks/results`. Every section names the commands that it ran, in the repository's root, with
+`../shared` the folder of third-party data. Images are simulated by `../shared/tools/simulate_reference.py` (exact projections, no code
+in common with halfmap); errors are measured by `benchmarks/truth.py` (no code in common either), after the global frame is removed.
+
+**The peer.** RELION 5.0.1 (CPU build, gcc 12 -O3 -march=native, `--cpu`) ran on these very images and from this very start on 2 cores of
+another machine, an Intel Xeon with AVX-512 and AMX; what it took and reached was recorded there. Where a line says "{relion.RECORDED}"
+or "across machines", read a ratio as an order of magnitude. Its refinements: `relion_refine_mpi` with 3 ranks, `--auto_refine
+--split_random_halves --ctf --flatten_solvent --zero_mask --oversampling 1 --healpix_order 2 --auto_local_healpix_order 4 --offset_range
+5 --offset_step 2 --norm --scale --j 1 --cpu --pool 30 --firstiter_cc --low_resol_join_halves 40 --pad 2 --random_seed 1`, `trpv1` with
+`--ini_high 40 --particle_diameter 170 --sym C4`, `ribo` with `--ini_high 60 --particle_diameter 270 --sym C1`; its 2D classes: `--K 20
+--iter 15 --tau2_fudge 2 --ctf --particle_diameter 270 --flatten_solvent --zero_mask --oversampling 1 --psi_step 12 --offset_range 5
+--offset_step 2 --norm --scale --cpu --pool 30 --random_seed 1`. "Same run" is Debian's RELION 3.1, run beside halfmap on the same
+machine.
+"""
+
+# what eyes say about pictures; figures belong above
+SEEN = {
+    "mixture_2d": (
+        "Looked at: compact bodies with a rough surface and larger bodies of two parts with a cleft come out in classes of their own, "
+        "and small classes hold one view sharply. Classes of two-part bodies mix neighbouring views and are blurred. The few averages "
+        "of junk (a ring, bright spots at the rim) have no class of their own and sit among the others. The resolutions in the titles "
+        "mean nothing: the pixel size is not known, and averages that share particles are not independent."
+    ),
+}
+
+
+def write_docs(benchmarks: Mapping[str, Callable]) -> None:
+    """Write docs/benchmarks.md anew."""
+    parts = [HEAD]
+    for name, function in benchmarks.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            parts.append(section(name, function, json.loads(path.read_text())[-1]))
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts))
+
+
+def section(name: str, function: Callable, record: dict) -> str:
+    """One benchmark: what it is, its table, the commands, the machine, pictures."""
+    lines = [f"## `{name}`", "", " ".join((function.__doc__ or "").split()), ""]
+    if printed := record["numbers"].get("printed"):
+        lines += ["```", printed.strip(), "```", ""]
+    lines += ["| figure | halfmap | beside it |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['halfmap']} | {beside(name, row['beside'])} |" for row in record["rows"]]
+    machine = record["machine"]
+    load = record["load_before"]
+    busy = f"; load {load} before the start, so other work ran beside: times are too long" if load > 0.7 else ""
+    versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "torch", "numba"))
+    lines += ["", f"{record['date'][:10]}, commit {record['commit']}, {machine['processor']}, {machine['cores']} cores, {versions}{busy}."]
+    commands = [f"python benchmarks/run.py {name}", *record["commands"]]
+    lines += ["", "```", *commands, "```", ""]
+    for picture in record["pictures"]:
+        lines += [f"![{name}](figures/{picture})", ""]
+    if SEEN.get(name):
+        lines += [SEEN[name], ""]
+    return "\n".join(lines)
+
+
+def beside(name: str, text: str) -> str:
+    """In the simulated sets whatever stands beside is RELION 5's unless it says otherwise."""
+    recorded = name in ("trpv1", "ribo", "ribo_mix_2d") and text and "asked" not in text
+    return f"{text} ({relion.RECORDED})" if recorded else text
