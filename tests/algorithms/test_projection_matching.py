@@ -199,7 +199,7 @@ def test_local_refinement_never_searches(problem, volume, monkeypatch):
     monkeypatch.setattr(module, "prepare_search", refuse)
     references = prepare_references(volume[None], 8)
     for iteration in range(6):
-        projection_matching(problem, _settings(local=True)).prepare(
+        projection_matching(problem, _settings(anchor=_poses())).prepare(
             references, _state(iteration, _history([20.0] * iteration, [90.0] * iteration))
         )
     with pytest.raises(AssertionError, match="searched"):

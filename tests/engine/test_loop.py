@@ -113,7 +113,7 @@ def test_images_set_aside_are_left_where_they_were(problem, start, one):
 def test_true_poses_stay(problem, volume, truth):
     """Refined locally against the true map, poses move by no more than noise moves them, and the map comes out as it should."""
     search = SearchSettings(C4, 13.0, angular_step_deg=7.5, shift_range_px=2.0)
-    local = projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), local=True))
+    local = projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), anchor=truth))
     state, _ = iterate(problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14))
     used = problem.half >= 0
     error = angular_distance_deg(state.poses.rotations, truth.rotations, symmetry=C4)[used]
@@ -141,6 +141,13 @@ def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
     new, _ = iterate(problem, replace(method, prepare=stay), state)
     # backgrounds have deviation 1, so E|N(k)|^2 = N^2
     torch.testing.assert_close(new.noise_variance[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 1e4])
+def test_the_references_grey_scale_is_not_taken_for_noise(problem, method, start, factor):
+    """Starting maps come on any scale. The score does not see it, and what a pose leaves unexplained cannot much exceed the image."""
+    new, _ = iterate(problem, method, replace(start, references=factor * start.references))
+    assert (new.noise_variance < 1.5 * start.noise_variance).all()
 
 
 def test_halves_are_independent(problem, method, start, one):
