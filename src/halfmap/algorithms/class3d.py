@@ -8,13 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from halfmap.algorithms import setup
-from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching, wiener
+from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching
 from halfmap.algorithms.refine3d import INITIAL_LOWPASS_ANGSTROM, METHODS, first_state
 from halfmap.algorithms.results import (
     Refined,
@@ -25,8 +20,7 @@ from halfmap.algorithms.results import (
     write_particles,
     write_pictures,
 )
-from halfmap.engine.loop import Problem, iterate, sum_at_poses
-from halfmap.engine.state import Poses, State
+from halfmap.algorithms.start3d import split_start
 from halfmap.errors import InputError
 from halfmap.jobs import Job
 from halfmap.progress import Progress
@@ -66,8 +60,8 @@ def class3d(
     """Classify particles into K maps, poses and classes found together; `class001.mrc` ... with half maps, FSC and pictures.
 
     Args:
-        reference: one map for all classes, or K maps. With one, poses are first found against it alone, and the classes start from random
-            shares of the particles. classes: K. Others as in `refine`.
+        reference: one map for all classes, or K maps. With one, poses are first found against it alone, and the classes start where the
+            particles differ most (`start3d`). classes: K. Others as in `refine`.
 
     Raises:
         InputError: any bad input, in one line.
@@ -101,11 +95,12 @@ def class3d(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
-        settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, local=local)
+        settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
         state = first_state(problem, start[None] * solvent, lowpass)
         if len(maps) == 1 and classes > 1 and job.load_checkpoint() is None:
-            progress.note("poses against the one reference first; then the classes start from random shares")
-            state = shared_start(problem, settings, state, seed)
+            progress.note(f"poses against the one reference first; then {classes} classes along the particles' principal differences")
+            one = replace(problem, n_classes=1)
+            state = split_start(problem, one, projection_matching(one, settings), settings, state, seed, progress)
         state = run_iterations(
             job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
             show=lambda new: show_references(job, problem, new),
@@ -124,18 +119,3 @@ def class3d(
         best = min(final.resolutions_angstrom)
         job.update(resolution_angstrom=best, resolutions_angstrom=final.resolutions_angstrom, sizes=sizes, iterations=state.iteration)
     return Refined(Path(out), best, final.resolutions_angstrom)
-
-
-def shared_start(problem: Problem, settings: Settings, state: State, seed: int) -> State:
-    """K starting volumes from one: poses from an iteration against it alone, then each volume from a random share of the particles.
-
-    The particles' classes are random and equal in size; what differs between the kinds of particle then decides which way each class goes.
-    """
-    one = replace(problem, n_classes=1)
-    posed, _ = iterate(one, projection_matching(one, settings), state)
-    rng = np.random.default_rng([seed, 3])
-    classes = torch.from_numpy(rng.permutation(len(problem.half)) % problem.n_classes)
-    poses = Poses(posed.poses.rotations, posed.poses.shift_px, classes, posed.poses.score)
-    update = wiener(problem, settings, state, poses, sum_at_poses(problem, poses, posed.noise_variance))
-    references: Float[Tensor, "1 K N N N"] = update.references
-    return replace(posed, iteration=0, history=(), references=references, poses=poses, radius=update.radius, curves=update.curves)

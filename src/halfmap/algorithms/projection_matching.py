@@ -19,7 +19,7 @@ from halfmap.engine.assignment import assign_hard
 from halfmap.engine.images import Batch
 from halfmap.engine.loop import Method, Problem, Search, Update
 from halfmap.engine.search import SearchSettings, prepare_search, refine_candidates, search_globally
-from halfmap.engine.state import Candidates, Poses, State, as_candidates
+from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
 from halfmap.fourier import largest_radius
 from halfmap.projection import FourierReferences, Sums
 from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
@@ -30,7 +30,7 @@ GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices left to the user. `local`: refine around the poses given, never search globally.
+    """The choices left to the user. With an `anchor`, poses are refined locally, held near it by the search's restraint; never globally.
 
     `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5 where both halves were aligned to one
     reference, whose noise they then share.
@@ -40,7 +40,7 @@ class Settings:
     threshold: float
     solvent_mask: Float[Tensor, "*box"]
     wiener_constant: float | None = None
-    local: bool = False
+    anchor: Poses | None = None
 
 
 def projection_matching(problem: Problem, settings: Settings) -> Method:
@@ -55,28 +55,35 @@ def projection_matching(problem: Problem, settings: Settings) -> Method:
 
 def _prepare(problem: Problem, settings: Settings, references: FourierReferences, state: State) -> Search:
     """Global search until poses settle; then each image is refined around the pose it has, with a global check now and then."""
-    plane = problem.plane
-    if settings.local or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
+    plane, radius = problem.plane, state.radius
 
-        def local(batch: Batch, poses: Poses) -> Candidates:
-            return _refine(references, batch, as_candidates(poses), plane, state.radius, settings)
+    def local(batch: Batch, poses: Poses) -> Candidates:
+        start = as_candidates(poses)
+        if problem.dimensions == 3:  # volumes share a frame: the same pose may fit another class better
+            start = in_every_class(start, problem.n_classes)
+        anchor = None if settings.anchor is None else settings.anchor.take(batch.index.cpu()).to(plane.kx.device)
+        step_deg = settings.search.angular_step_deg
+        return refine_candidates(
+            references,
+            batch.scored,
+            plane,
+            start,
+            radius=radius,
+            first_radius=radius,
+            settings=settings.search,
+            step_deg=step_deg,
+            anchor=anchor,
+        )
 
+    if settings.anchor is not None or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
         return local
-
-    plan = prepare_search(references, settings.search, state.radius)
+    plan = prepare_search(references, settings.search, radius)
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
         known = as_candidates(poses) if state.iteration > 0 else None  # no pose to keep in the first
-        return search_globally(plan, batch.scored, poses.shift_px, plane, state.radius, known=known)
+        return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
 
     return everywhere
-
-
-def _refine(references: FourierReferences, batch: Batch, start: Candidates, plane, radius: int, settings: Settings) -> Candidates:
-    return refine_candidates(
-        references, batch.scored, plane, start, radius=radius, first_radius=radius, settings=settings.search,
-        step_deg=settings.search.angular_step_deg,
-    )  # fmt: skip
 
 
 def is_settled(settings: Settings, state: State) -> bool:

@@ -66,8 +66,8 @@ def refine(
         initial_lowpass_angstrom: resolution to which the reference is filtered first, 60 if None.
         iterations: at most; 20 if None. angular_step_deg: of the finer search grid, 7.5 if None.
         shift_range_px, shift_step_px: of the global search.
-        local: refine around the poses of the STAR only; each iteration holds them within about `local_range_deg` (5 if None, three standard
-            deviations of a Gaussian prior, as RELION's local searches) and `shift_range_px` of where they were.
+        local: refine around the poses of the STAR only, held near them by a Gaussian prior: `local_range_deg` (5 if None) is three standard
+            deviations of the rotation, and the shift may move as far as that rotation moves the particle's rim.
         wiener_constant: constant k of `num / (k + sum C^2)`; 1/SSNR from the half maps if None.
         memory: bytes to stay below; half of the machine's if None.
 
@@ -100,7 +100,7 @@ def refine(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
-        settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, local=local)
+        settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
         state = first_state(problem, start.expand(2, *start.shape[1:])[:, None] * solvent, lowpass)
         state = run_iterations(
             job, progress, problem, projection_matching(problem, settings), state, iterations=limit,

@@ -1,5 +1,6 @@
 """What every job does before its first iteration: device and threads, particles and their faults, halves, references, masks, memory."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -261,10 +262,14 @@ def poses_of(particles: Particles) -> Poses:
 def search_settings(
     problem: Problem, angular_step_deg: float, shift_range_px: float, shift_step_px: float, *, local_range_deg: float | None
 ) -> SearchSettings:
-    """What a search covers; with `local_range_deg` poses are held by a Gaussian prior of which it and the shift range are three standard
-    deviations (RELION's convention for local searches)."""
-    held = None if local_range_deg is None else Restraint(local_range_deg / 3, max(shift_range_px, 0.1) / 3)
-    radius_px = problem.images.particle_radius_px
+    """What a search covers; with `local_range_deg` poses are held near those given by a Gaussian prior.
+
+    The range is three standard deviations of the rotation (RELION's convention for local searches); the shift is allowed as much as that
+    rotation moves the particle's rim, and not more than the shift range.
+    """
+    radius_px, held = problem.images.particle_radius_px, None
+    if local_range_deg is not None:
+        held = Restraint(local_range_deg / 3, max(0.01, min(shift_range_px, math.radians(local_range_deg) * radius_px)) / 3)
     return SearchSettings(
         problem.symmetry,
         radius_px,

@@ -69,7 +69,7 @@ def gauss_newton_system(equations: Float[Tensor, "M 27"], *, free_scale: bool) -
 
 @dataclass(frozen=True)
 class Restraint:
-    """Gaussian prior on a pose around the one it started from: standard deviations of the rotation and the shift."""
+    """Gaussian prior on a pose around a given one: standard deviations of the rotation and the shift."""
 
     sigma_deg: float
     sigma_px: float
@@ -90,16 +90,17 @@ def refine_poses(
     largest_step_px: float,
     score: Score = correlation_score,
     restraint: Restraint | None = None,
+    anchor: tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]] | None = None,
 ) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"], Float[Tensor, " M"]]:
     """Improve M poses by `steps` damped Gauss-Newton steps on shells 1..radius; returns rotations, shifts and scores.
 
     Maximised is the log likelihood at the best scale (`a^2 / 2b`, for the correlation score) or at scale 1 (`a - b / 2`), plus the log of
-    the restraint. A step that does not raise it is undone and the damping raised tenfold; steps are cut to the largest step given.
-    In 2D only the rotation about the view axis and the shift move.
+    the restraint to the `anchor` (where poses start, if None). A step that does not raise it is undone and the damping raised tenfold;
+    steps are cut to the largest step given. In 2D only the rotation about the view axis and the shift move.
     """
     n_samples = plane.size(radius)
     free_scale = score is correlation_score
-    start_rotations, start_shift = rotations, shift_px
+    anchor_rotations, anchor_shift = (rotations, shift_px) if anchor is None else anchor
     precision = rotations.new_zeros(5)
     if restraint is not None:
         precision[:3] = 1 / math.radians(restraint.sigma_deg) ** 2
@@ -109,11 +110,11 @@ def refine_poses(
         return pose_equations(references, terms, plane, n_samples, image=image, rotations=rotations, shift_px=shift_px, classes=classes)
 
     def away(rotations: Tensor, shift_px: Tensor) -> Tensor:
-        """How far a pose is from where it started, in the five parameters."""
+        """How far a pose is from its anchor, in the five parameters."""
         if restraint is None:
             return rotations.new_zeros(len(rotations), 5)
-        turn = matrix_to_rotation_vector(compose(rotations, start_rotations.mT))
-        return torch.cat([turn, shift_px - start_shift], 1)
+        turn = matrix_to_rotation_vector(compose(rotations, anchor_rotations.mT))
+        return torch.cat([turn, shift_px - anchor_shift], 1)
 
     def objective(equations: Tensor, offset: Tensor) -> Tensor:
         a, b = equations[:, 0], equations[:, 1]

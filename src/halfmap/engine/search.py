@@ -14,7 +14,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from halfmap.engine.local import Restraint, Score, refine_poses
-from halfmap.engine.state import Candidates
+from halfmap.engine.state import Candidates, Poses
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import (
     ImageTerms,
@@ -237,27 +237,33 @@ def distinct(candidates: Candidates, n: int, separation_deg: float) -> Candidate
 
 def refine_candidates(
     references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, first_radius: int,
-    settings: SearchSettings, step_deg: float,
+    settings: SearchSettings, step_deg: float, anchor: Poses | None = None,
 ) -> Candidates:  # fmt: skip
     """Refine all candidates on few shells, a third of them on twice as many, and so on: most work is spent on poses that can win."""
     survivors, shells = candidates.score.shape[1], min(radius, first_radius)
     while shells < radius:
-        candidates = refine_each(references, terms, plane, candidates, radius=shells, steps=2, step_deg=step_deg, settings=settings)
+        candidates = refine_each(
+            references, terms, plane, candidates, radius=shells, steps=2, step_deg=step_deg, settings=settings, anchor=anchor
+        )
         survivors, shells = max(1, survivors // 3), min(radius, 2 * shells)
         candidates = candidates.best(survivors)
-    return refine_each(references, terms, plane, candidates, radius=radius, steps=4, step_deg=step_deg, settings=settings).best(1)
+    return refine_each(
+        references, terms, plane, candidates, radius=radius, steps=4, step_deg=step_deg, settings=settings, anchor=anchor
+    ).best(1)
 
 
 def refine_each(
     references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, steps: int, step_deg: float,
-    settings: SearchSettings,
+    settings: SearchSettings, anchor: Poses | None = None,
 ) -> Candidates:  # fmt: skip
-    """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a grid cell."""
+    """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a grid cell; the settings' restraint, if
+    any, holds it near its image's anchor."""
     n_images, n = candidates.score.shape
+    held = None if anchor is None else (anchor.rotations.repeat_interleave(n, 0), anchor.shift_px.repeat_interleave(n, 0))
     image = torch.arange(n_images, device=candidates.score.device).repeat_interleave(n)
     rotations, shift_px, value = refine_poses(
         references, terms, plane, radius=radius, image=image, rotations=candidates.rotations.flatten(0, 1),
         shift_px=candidates.shift_px.flatten(0, 1), classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2,
-        largest_step_px=plane.box / (4 * radius), score=settings.score, restraint=settings.restraint,
+        largest_step_px=plane.box / (4 * radius), score=settings.score, restraint=settings.restraint, anchor=held,
     )  # fmt: skip
     return Candidates(rotations.view(n_images, n, 3, 3), shift_px.view(n_images, n, 2), candidates.classes, value.view(n_images, n))

@@ -73,6 +73,13 @@ def as_candidates(poses: Poses) -> Candidates:
     return Candidates(poses.rotations[:, None], poses.shift_px[:, None], poses.classes[:, None], poses.score[:, None])
 
 
+def in_every_class(candidates: Candidates, n_classes: int) -> Candidates:
+    """The first candidate of each image, once in each of K classes."""
+    first = candidates.take(torch.zeros(len(candidates.score), n_classes, dtype=torch.long, device=candidates.score.device))
+    classes = torch.arange(n_classes, device=candidates.score.device).expand(len(candidates.score), -1).contiguous()
+    return Candidates(first.rotations, first.shift_px, classes, first.score)
+
+
 @dataclass(frozen=True)
 class Gamma:
     """The assignment Gamma(i, k, phi, t), sparse: entry e gives image `image[e]`, moved by `shift_px[e]`, the weight `weight[e]` on the
