@@ -78,7 +78,8 @@ class Report:
 def shown(command: Sequence[str | Path]) -> str:
     """The command as one would type it in the repository's root."""
     words = [str(word) for word in command]
-    words = ["halfmap" if word == str(HALFMAP) else word for word in words]
+    programs = {str(HALFMAP): "halfmap", sys.executable: "python"}
+    words = [programs.get(word, word) for word in words]
     words = [word.replace(f"{SHARED}/", "../shared/").replace(f"{ROOT}/", "") for word in words]
     return " ".join(words)
 
