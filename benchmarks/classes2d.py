@@ -1,7 +1,6 @@
 """2D classification by template matching: simulated images whose views are known, and real class averages to look at."""
 
 import json
-import shutil
 from pathlib import Path
 
 import mrcfile
@@ -9,7 +8,7 @@ import numpy as np
 
 import relion
 import truth
-from common import FIGURES, HALFMAP, THREADS, Report, job_folder, run, simulated, third_party
+from common import HALFMAP, THREADS, Report, job_folder, keep_picture, run, simulated, third_party
 
 CLASSES, ITERATIONS = 20, 15
 
@@ -41,7 +40,7 @@ def ribo_mix_2d() -> Report:
         "spread_median_deg": np.median(spread), "spread_by_chance_deg": np.median(by_chance), "filled_classes": filled,
         "cpu_s": cost.cpu_s, "wall_s": cost.wall_s, "iterations": done, "ms_per_image_iteration": each_ms, "peak_bytes": cost.peak_bytes,
     }  # fmt: skip
-    keep_gallery(report, out, "benchmark_ribo_mix_2d.png")
+    keep_picture(report, out / "pictures" / "classes.png", "benchmark_ribo_mix_2d.png")
     return report
 
 
@@ -63,15 +62,9 @@ def mixture_2d() -> Report:
     report.add("images per class", " ".join(map(str, sizes)))
     report.add("wall time, 2 threads", f"{cost.wall_s:.1f} s")
     report.numbers = {"sizes": sizes, "wall_s": cost.wall_s, "cpu_s": cost.cpu_s}
-    keep_gallery(report, out, "benchmark_mixture_2d.png")
+    keep_picture(report, out / "pictures" / "classes.png", "benchmark_mixture_2d.png")
     return report
 
 
 def iterations_of(job: Path) -> int:
     return len([line for line in (job / "events.jsonl").read_text().splitlines() if "iteration" in json.loads(line)])
-
-
-def keep_gallery(report: Report, job: Path, name: str) -> None:
-    """The job's class gallery becomes a figure of the documentation."""
-    shutil.copy(job / "pictures" / "classes.png", FIGURES / name)
-    report.pictures.append(name)

@@ -167,6 +167,16 @@ def machine() -> dict[str, object]:
     }
 
 
+def keep_picture(report: Report, source: Path, name: str) -> None:
+    """A job's picture becomes a figure of the documentation: two thirds of its size and 64 colours, since the repository keeps it."""
+    from PIL import Image
+
+    with Image.open(source) as picture:
+        small = picture.convert("RGB").resize((picture.width * 2 // 3, picture.height * 2 // 3), Image.Resampling.LANCZOS)
+        small.quantize(64).save(FIGURES / name, optimize=True)
+    report.pictures.append(name)
+
+
 def git_commit() -> str:
     """The commit that was measured, with a + if files under src differ from it."""
     asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]

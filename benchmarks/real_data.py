@@ -1,6 +1,5 @@
 """Experimental images: what the poses that others found are worth here."""
 
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 import pose_search
 import relion
 import truth
-from common import FIGURES, HALFMAP, THREADS, Cost, Report, job_folder, run, third_party
+from common import HALFMAP, THREADS, Cost, Report, job_folder, keep_picture, run, third_party
 
 SPHERE_ANGSTROM = 150.0
 PRIORS = {"default": [], "tight": ["--local-range", "2", "--shift-range", "0.2"]}
@@ -61,14 +60,13 @@ def real_ribosome() -> Report:
     for prior, options in PRIORS.items():
         folder, moved_deg, local_cost = refine_locally(report, star, made, prior, options)
         local[prior] = figures(folder / "map.mrc", [folder / f"half{h}.mrc" for h in (1, 2)])
-        title = f"local refinement, {prior} prior ({' '.join(options) or '5 degrees, 5 pixels'})"
+        title = f"local refinement, {prior} prior ({' '.join(options) or 'nothing said'})"
         report.add(f"{title}: {FIGURE_NAMES[0]}; {FIGURE_NAMES[3]}", f"{local[prior][0]:.1f} A; {local[prior][3]:.1f} A",
                    f"poses moved {moved_deg:.2f} deg (median); {local_cost.cpu_s:.0f} CPU s")  # fmt: skip
     # a tenth of an Angstrom is a thirtieth of a shell here
     kept = local["tight"][0] <= found[0] + 0.1 and local["tight"][3] <= found[3] + 0.1
     report.add("local refinement lowers neither (to 0.1 A)", "met with the tight prior" if kept else "NOT met")
-    shutil.copy(folder / "pictures" / "map.png", FIGURES / "benchmark_real_ribosome.png")
-    report.pictures.append("benchmark_real_ribosome.png")
+    keep_picture(report, folder / "pictures" / "map.png", "benchmark_real_ribosome.png")
 
     known = pose_search.load(star, symmetry="C1", diameter_angstrom=2 * SPHERE_ANGSTROM)
     inside = torch.from_numpy(mask).float()

@@ -1,7 +1,6 @@
 """Projection-matching refinement of simulated particles, from the start that RELION 5 had."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import starfile
 
 import relion
 import truth
-from common import FIGURES, HALFMAP, SETS, THREADS, Cost, Report, events, job_folder, run, simulated, third_party
+from common import HALFMAP, SETS, THREADS, Cost, Report, events, job_folder, keep_picture, run, simulated, third_party
 
 
 def trpv1() -> Report:
@@ -65,9 +64,7 @@ def refine(name: str, *, lowpass_angstrom: float, diameter_angstrom: float, symm
         "halves_unmasked_angstrom": between, "reported_angstrom": resolution_of(out), "iterations": len(iterations), "wall_s": cost.wall_s,
         "cpu_s": cost.cpu_s, "peak_bytes": cost.peak_bytes, "frame_deg": errors.frame_angle_deg, "per_iteration": iterations,
     }  # fmt: skip
-    picture = FIGURES / f"benchmark_{name}.png"
-    shutil.copy(out / "pictures" / "map.png", picture)
-    report.pictures.append(picture.name)
+    keep_picture(report, out / "pictures" / "map.png", f"benchmark_{name}.png")
     return report
 
 
