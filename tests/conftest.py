@@ -12,7 +12,8 @@ _CHECKED = [
     "ctf", "fourier", "mask", "noise", "so3", "symmetry", "projection", "likelihood", "reconstruct", "resolution", "restore", "simulate",
     "phantom", "atoms", "engine", "algorithms",
 ]  # fmt: skip
-_hook = install_import_hook([f"halfmap.{name}" for name in _CHECKED], "beartype.beartype")
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as everywhere in Python
+_hook = install_import_hook([f"halfmap.{name}" for name in _CHECKED], _CHECKER)
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,8 @@ def test_projections_are_relions_to_a_sign_and_a_pixel(tmp_path):
         "rlnOriginYAngst": shifts[:, 1] * pixel,
     }
     optics = {
-        "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnImagePixelSize": [pixel], "rlnImageSize": [box], "rlnImageDimensionality": [2],
-        "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.1],
+        "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnImagePixelSize": [pixel], "rlnImageSize": [box],
+        "rlnImageDimensionality": [2],        "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.1],
     }  # fmt: skip
     write_star(tmp_path / "poses.star", {"optics": Table.from_columns(optics), "particles": Table.from_columns(columns)})
     command = ["relion_project", "--i", "map.mrc", "--ang", "poses.star", "--o", "projected", "--pad", "2", "--angpix", str(pixel)]

@@ -90,6 +90,7 @@ def class2d(
         raise InputError(f"--start {start}: expected one of {', '.join(STARTS)}")
     setup.check_positive(classes=classes, iterations=iterations, angular_step=angular_step_deg, shift_step=shift_step_px,
                          wiener_constant=wiener_constant, pixel_size=pixel_size_angstrom)  # fmt: skip
+    setup.check_search(angular_step_deg, shift_range_px, seed)
     where = setup.use_device(device, threads)
     with (
         Job.create("class2d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,

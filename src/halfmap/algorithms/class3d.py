@@ -75,6 +75,7 @@ def class3d(
     setup.check_positive(classes=classes, initial_lowpass=initial_lowpass_angstrom, angular_step=angular_step_deg, iterations=iterations,
                          shift_step=shift_step_px, local_range=local_range_deg, wiener_constant=wiener_constant)  # fmt: skip
     limit = iterations or ITERATIONS
+    setup.check_search(angular_step_deg, shift_range_px, seed)
     where = setup.use_device(device, threads)
     with (
         Job.create("class3d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,

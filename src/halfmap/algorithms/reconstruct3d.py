@@ -44,6 +44,7 @@ def reconstruct(
     """
     target = Path(out)
     setup.check_positive(wiener_constant=wiener_constant)
+    setup.check_search(None, 0.0, seed)
     if target.suffix != ".mrc":
         raise InputError(f"--out {out}: expected the name of a map to write, ending in .mrc")
     if target.exists() and not overwrite:

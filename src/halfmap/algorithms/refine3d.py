@@ -79,6 +79,7 @@ def refine(
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     setup.check_positive(initial_lowpass=initial_lowpass_angstrom, angular_step=angular_step_deg, iterations=iterations,
                          shift_step=shift_step_px, local_range=local_range_deg, wiener_constant=wiener_constant)  # fmt: skip
+    setup.check_search(angular_step_deg, shift_range_px, seed)
     limit = iterations or ITERATIONS
     where = setup.use_device(device, threads)
     with (

@@ -236,6 +236,7 @@ def particle_radius_px(diameter_angstrom: float | None, particles: Particles, re
         return 0.45 * box
     axis = torch.arange(box, device=reference.device) - box // 2
     distance = (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2).float().sqrt()
+    reference = reference - reference.median()
     held = reference > 0.1 * reference.max()
     return float(min(1.1 * distance[held].max(), torch.tensor(0.47 * box)))
 
@@ -278,6 +279,20 @@ def search_settings(
         shift_step_px=shift_step_px,
         restraint=held,
     )
+
+
+def check_search(angular_step_deg: float | None, shift_range_px: float, seed: int) -> None:
+    """Refuse a search that cannot be made.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if angular_step_deg is not None and not 3 <= angular_step_deg <= 30:
+        raise InputError(f"--angular-step {angular_step_deg:g}: expected 3 to 30 degrees; poses are refined continuously from there")
+    if not 0 <= shift_range_px < math.inf:
+        raise InputError(f"--shift-range {shift_range_px:g}: expected 0 or more pixels")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
 
 
 def check_positive(**values: float | None) -> None:

@@ -87,12 +87,12 @@ def load_batch(
     device = settings.device
     images = torch.from_numpy(particles.images(rows)).to(device)
     images = normalise(images, settings.particle_radius_px, spread=settings.normalise)
-    parameters = CTFParameters.from_particles(particles, rows, device)
     frequencies = plane.frequencies(particles.pixel_size_angstrom)
     transforms = fourier_transform(images, plane)
     masked = fourier_transform(mask_particles(images, settings.particle_radius_px, -shift_px.round()), plane)
     premultiplied = torch.from_numpy(particles.ctf_premultiplied[rows].astype(np.float32)).to(device)
     if settings.use_ctf:
+        parameters = CTFParameters.from_particles(particles, rows, device)
         transfer = ctf(parameters, *frequencies)
         if bool((parameters.beam_tilt_x_mrad != 0).any() or (parameters.beam_tilt_y_mrad != 0).any()):
             phase = beam_tilt_phase(parameters, *frequencies).conj()
@@ -113,7 +113,12 @@ def noise_sums(batch: Batch, model: Complex[Tensor, "B J"] | None, plane: HalfPl
     """
     once = batch.premultiplied[:, None]
     gain = once * batch.ctf + (1 - once)
-    residual = batch.transforms if model is None else batch.transforms - gain * batch.ctf * model
+    residual = batch.transforms
+    if model is not None:
+        expected = gain * batch.ctf * model
+        weight = plane.hermitian_weight
+        fit = (weight * (expected.conj() * residual).real).sum(1) / (weight * expected.abs() ** 2).sum(1).clamp(min=1e-20)
+        residual = residual - fit.clamp(min=0)[:, None] * expected
     n_shells = plane.radius + 1
     out = residual.real.new_zeros(2, n_groups, n_shells)
     out[0].index_add_(0, batch.group, shell_mean(residual.real**2 + residual.imag**2, plane.shell, n_shells))

@@ -63,8 +63,8 @@ def gauss_newton_system(equations: Float[Tensor, "M 27"], *, free_scale: bool) -
     if not free_scale:
         return u - h, gram
     b = b.clamp(min=1e-20)
-    scale = (a / b).clamp(min=1e-6)[:, None]
-    return scale * (u - scale * h), scale[..., None] ** 2 * (gram - h[:, :, None] * h[:, None, :] / b[:, None, None])
+    size = (a.abs() / b).clamp(min=1e-6)[:, None]
+    return size * (u - (a / b)[:, None] * h), size[..., None] ** 2 * (gram - h[:, :, None] * h[:, None, :] / b[:, None, None])
 
 
 @dataclass(frozen=True)
