@@ -28,7 +28,6 @@ from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.progress import Progress
 from halfmap.projection import Sums, empty_sums, hermitian_mates, insert_slices, prepare_references, project
 from halfmap.reconstruct import shell_weight, wiener_update
-from halfmap.so3 import compose
 
 POSE_ITERATIONS = 4
 COMPONENT_ITERATIONS = 60
@@ -105,8 +104,7 @@ def _component(
     for batch, poses, residual in _residuals(problem, state, known, coordinates, inner):
         here, spread = z[batch.index.cpu()].to(residual.device)[:, None], variance[batch.index.cpu()].to(residual.device)[:, None]
         power = batch.whole.power[:, : len(inner)]
-        for mate in problem.symmetry:
-            insert_slices(sums, here * residual, (here**2 + spread) * power, compose(poses.rotations, mate), inner)
+        insert_slices(sums, here * residual, (here**2 + spread) * power, poses.rotations, inner, symmetry=problem.symmetry)
     total = hermitian_mates(Sums(all_sum(sums.num), all_sum(sums.den), sums.box, sums.radius, sums.dimensions))
     return wiener_update(total, _WIENER * shell_weight(total)) * settings.solvent_mask
 

@@ -8,7 +8,6 @@ from halfmap.engine.state import Gamma
 from halfmap.fourier import HalfPlane, shift_phases
 from halfmap.likelihood import ImageTerms
 from halfmap.projection import Sums, insert_slices
-from halfmap.so3 import compose
 
 
 def accumulate(sums: Sums, terms: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:
@@ -24,5 +23,4 @@ def accumulate(sums: Sums, terms: ImageTerms, gamma: Gamma, plane: HalfPlane, sy
     if not (len(gamma.reference) == n_slices and torch.equal(gamma.reference, torch.arange(n_slices, device=gamma.reference.device))):
         values = values.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, values)
         weights = weights.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, weights)
-    for mate in symmetry.to(gamma.rotations):
-        insert_slices(sums, values, weights, compose(gamma.rotations, mate), plane, classes=gamma.classes)
+    insert_slices(sums, values, weights, gamma.rotations, plane, classes=gamma.classes, symmetry=symmetry)

@@ -54,16 +54,18 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
     """Adjoint of `slices`: spread values into num and weights into den with the same eight trilinear weights.
 
     Each slab of z planes is one parallel task that looks at every sample and keeps what falls inside: no two tasks write the
-    same cell, and each cell receives its terms in the order of the slices.
+    same cell, and each cell receives its terms in the order of the slices. Rotations may be a multiple of the values: symmetry mates,
+    all of the first mate before the second.
     """
-    n_slices, n_samples = values.shape[0], len(kx)
+    n_slices, n_samples = len(rotations), len(kx)
     planes = num.shape[1]
     cz, cy = (planes - 1) // 2, (num.shape[2] - 1) // 2
     padding = np.float32(padding)
     for slab in numba.prange(n_slabs):
         first, last = slab * planes // n_slabs, (slab + 1) * planes // n_slabs
-        for m in range(n_slices):
-            rotation = rotations[m]
+        for mate in range(n_slices):
+            rotation = rotations[mate]
+            m = mate % len(values)
             k = classes[m]
             for j in range(n_samples):
                 x, y, z, sign = _locate(rotation, kx[j], ky[j], padding)
