@@ -76,10 +76,14 @@ def cross_terms_own(
     return torch.bmm(torch.view_as_real(shifted).flatten(-2), torch.view_as_real(slices).flatten(-2).mT)
 
 
-def slice_power_own(terms: ImageTerms, slices: Complex[Tensor, "B M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
-    """b where each image has slices of its own."""
-    weights = (terms.power * plane.hermitian_weight).repeat_interleave(2, dim=-1)  # the real and the imaginary part lie side by side
-    return torch.bmm(torch.view_as_real(slices).flatten(-2).square(), weights[..., None])[..., 0]
+def slice_power_own(terms: ImageTerms, squared: Float[Tensor, "B M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+    """b where each image has slices of its own, given |R|^2."""
+    return torch.bmm(squared, (terms.power * plane.hermitian_weight)[..., None])[..., 0]
+
+
+def squared_modulus(slices: Complex[Tensor, "*M J"]) -> Float[Tensor, "*M J"]:
+    """|R|^2."""
+    return torch.view_as_real(slices).square().sum(-1)
 
 
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

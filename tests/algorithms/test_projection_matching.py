@@ -164,7 +164,9 @@ def test_an_empty_class_gets_a_half_of_the_largest(volume):
 
 
 def _history(resolutions: list[float], moved: list[float]) -> tuple[dict, ...]:
-    return tuple({"resolution_angstrom": r, "angular_change_deg": m} for r, m in zip(resolutions, moved, strict=True))
+    return tuple(
+        {"resolution_angstrom": r, "angular_change_deg": m, "shift_change_angstrom": m} for r, m in zip(resolutions, moved, strict=True)
+    )
 
 
 def test_poses_are_settled_once_they_move_less_than_a_quarter_step():

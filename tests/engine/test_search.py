@@ -199,7 +199,7 @@ def test_more_classes_share_the_cells_that_are_kept(states):
     one = prepare_search(prepare_references(states[:1], 8), _settings(), 8)
     two = prepare_search(prepare_references(states, 8), _settings(), 8)
     assert len(two.slices) == 2 * len(one.slices)
-    assert two.kept == math.ceil(2 * len(one.grid.coarse) / 64)
+    assert two.kept == max(16, math.ceil(2 * len(one.grid.coarse) * _settings().kept_share))
 
 
 # --- candidates ---------------------------------------------------------------------------------------------------------

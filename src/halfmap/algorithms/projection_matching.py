@@ -8,9 +8,10 @@
    The spectral signal-to-noise ratio comes from the correlation of half maps (class averages): SSNR = FSC / (1 - FSC).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,6 +26,7 @@ from halfmap.projection import FourierReferences, Sums
 from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, ssnr_from_fsc
 
+CENTRED_ITERATIONS = 4  # class images are centred in the first iterations, while every particle is still searched for
 GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all orientations are looked at again
 
 
@@ -77,13 +79,23 @@ def _prepare(problem: Problem, settings: Settings, references: FourierReferences
 
     if settings.anchor is not None or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
         return local
-    plan = prepare_search(references, settings.search, radius)
+    plan = prepare_search(references, replace(settings.search, shift_range_px=shift_reach_px(problem, settings, state)), radius)
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
         known = as_candidates(poses) if state.iteration > 0 else None  # no pose to keep in the first
         return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
 
     return everywhere
+
+
+def shift_reach_px(problem: Problem, settings: Settings, state: State) -> float:
+    """How far around the present shift a search looks: the range asked for in the first two iterations; then no farther than six times the
+    median of the last change, and three steps at least."""
+    asked = settings.search.shift_range_px
+    if state.iteration < 2:
+        return asked
+    moved_px = state.history[-1]["shift_change_angstrom"] / problem.particles.pixel_size_angstrom
+    return min(asked, max(3 * settings.search.shift_step_px, 6 * moved_px))
 
 
 def is_settled(settings: Settings, state: State) -> bool:
@@ -100,7 +112,10 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     if not problem.independent_halves:
         total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
         sets = [total]
-    references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets]) * settings.solvent_mask
+    references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets])
+    if problem.dimensions == 2 and state.iteration < CENTRED_ITERATIONS:
+        references = centred(references)
+    references = references * settings.solvent_mask
     resolutions = [resolution_at(c, settings.threshold) for c in curves]
     best = min(resolutions)
     box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
@@ -117,6 +132,23 @@ def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> lis
     return [
         fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.solvent_mask) for a, b in zip(first, second, strict=True)
     ]
+
+
+def centred(images: Float[Tensor, "H K N N"]) -> Float[Tensor, "H K N N"]:
+    """Class images moved by whole pixels so that the centre of mass of what is brighter than a fifth of the maximum is within a pixel of the
+    middle.
+
+    A class inherits the position of the image it started from; off centre, the mask would cut it. The next search follows the move.
+    """
+    box = images.shape[-1]
+    axis = torch.arange(box, device=images.device) - box // 2
+    bright = (images - 0.2 * images.amax((-2, -1), keepdim=True)).clamp(min=0)
+    mass = bright.sum((-2, -1)).clamp(min=1e-20)
+    x, y = (bright.sum(-2) @ axis.to(bright)) / mass, (bright.sum(-1) @ axis.to(bright)) / mass
+    moved = images.clone()
+    for h, k in np.ndindex(*images.shape[:2]):
+        moved[h, k] = images[h, k].roll((-int(y[h, k]), -int(x[h, k])), (-2, -1))
+    return moved
 
 
 def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:

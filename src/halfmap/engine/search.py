@@ -23,6 +23,7 @@ from halfmap.likelihood import (
     cross_terms_own,
     slice_power,
     slice_power_own,
+    squared_modulus,
 )
 from halfmap.projection import FourierReferences, project
 from halfmap.so3 import children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
@@ -44,7 +45,7 @@ class SearchSettings:
     angular_step_deg: float = 7.5
     shift_range_px: float = 5.0
     shift_step_px: float = 1.0
-    kept_share: float = 1 / 64
+    kept_share: float = 1 / 96
     kept_least: int = 16
     n_refined: int = 8
     score: Score = correlation_score
@@ -110,6 +111,7 @@ class GlobalSearch:
     slices: Complex[Tensor, "KM J0"]
     slices_squared: Float[Tensor, "J0 KM"]
     fine_slices: Complex[Tensor, "KMc J1"] | None
+    fine_squared: Float[Tensor, "KMc J1"] | None
     kept: int
 
 
@@ -130,12 +132,15 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     coarse = project(references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes)
     kept = min(n_cells * n_classes, max(settings.kept_least, math.ceil(settings.kept_share * n_cells * n_classes)))
     n_children = grid.children.shape[1]
-    squared = (coarse.real**2 + coarse.imag**2).T.contiguous()
-    fine = None
-    if 8 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
+    fine, fine_squared = None, None
+    if 12 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
         rotations = grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
         fine = project(references, rotations, planes[1], classes=classes.repeat_interleave(n_children))
-    return GlobalSearch(references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared, fine, kept)
+        fine_squared = squared_modulus(fine)
+    return GlobalSearch(
+        references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared_modulus(coarse).T.contiguous(), fine,
+        fine_squared, kept,
+    )  # fmt: skip
 
 
 def search_globally(
@@ -199,15 +204,16 @@ def best_children(
         own = cells[rows]
         rotations = finer[own % n_cells].flatten(1, 2)
         classes = (own // n_cells).repeat_interleave(n_children, dim=1)
-        if search.fine_slices is None:
+        if search.fine_slices is None or search.fine_squared is None:
             slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten())
-        else:
-            table = search.fine_slices.view(-1, n_children * len(level))
-            slices = table[own.flatten()]
-        slices = slices.view(len(rows), -1, len(level))
+            squared = squared_modulus(slices)
+        else:  # rows of parents: their children lie side by side
+            slices = search.fine_slices.view(-1, n_children * len(level)).index_select(0, own.flatten())
+            squared = search.fine_squared.view(-1, n_children * len(level)).index_select(0, own.flatten())
+        slices, squared = slices.view(len(rows), -1, len(level)), squared.view(len(rows), -1, len(level))
         part = inside.take(rows)
         cross, best_shift = cross_terms_own(part, phases, slices, level).max(1)
-        score = settings.score(cross, slice_power_own(part, slices, level))
+        score = settings.score(cross, slice_power_own(part, squared, level))
         candidates = Candidates(rotations, centre_px[rows, None] + shifts[best_shift], classes, score)
         found.append(distinct(candidates, settings.n_refined, search.grid.fine_step_deg * 1.5))
     first = found[0]
