@@ -111,11 +111,14 @@ def class2d(
         )  # fmt: skip
         circle = setup.solvent_mask(None, data, radius_px, dimensions=2, device=where)
         settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
-        state = _first_state(problem, settings, start, seed)
-        if not (job.folder / "checkpoint").exists():
+
+        def first() -> State:
+            state = _first_state(problem, settings, start, seed)
             save_class_gallery(job.path("pictures/classes_start.png"), state.references[0].cpu(), [""] * classes)
+            return state
+
         state = run_iterations(
-            job, progress, problem, projection_matching(problem, settings), state, iterations=iterations,
+            job, progress, problem, projection_matching(problem, settings), first, iterations=iterations,
             show=lambda new: _gallery(job, problem, new),
         )  # fmt: skip
         sizes, resolutions = _write_classes(job, problem, state)

@@ -21,6 +21,7 @@ from halfmap.algorithms.results import (
     write_pictures,
 )
 from halfmap.algorithms.start3d import split_start
+from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.jobs import Job
 from halfmap.progress import Progress
@@ -97,13 +98,18 @@ def class3d(
         )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
-        state = first_state(problem, start[None] * solvent, lowpass)
-        if len(maps) == 1 and classes > 1 and job.load_checkpoint() is None:
+        matching = projection_matching(problem, settings)
+
+        def first() -> State:
+            state = first_state(problem, start[None] * solvent, lowpass)
+            if len(maps) == classes:
+                return state
             progress.note(f"poses against the one reference first; then {classes} classes along the particles' principal differences")
             one = replace(problem, n_classes=1)
-            state = split_start(problem, one, projection_matching(one, settings), settings, state, seed, progress)
+            return split_start(problem, one, projection_matching(one, settings), settings, state, seed, progress)
+
         state = run_iterations(
-            job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
+            job, progress, problem, matching, first, iterations=limit,
             show=lambda new: show_references(job, problem, new),
         )  # fmt: skip
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)

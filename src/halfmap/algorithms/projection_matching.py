@@ -135,8 +135,8 @@ def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> lis
 
 
 def centred(images: Float[Tensor, "H K N N"]) -> Float[Tensor, "H K N N"]:
-    """Class images moved by whole pixels so that the centre of mass of what is brighter than a fifth of the maximum is within a pixel of the
-    middle.
+    """Class images moved by whole pixels so that the centre of mass of what is brighter than a fifth of the maximum is within a pixel of
+    the middle.
 
     A class inherits the position of the image it started from; off centre, the mask would cut it. The next search follows the move.
     """

@@ -102,9 +102,10 @@ def refine(
         )
         solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
-        state = first_state(problem, start.expand(2, *start.shape[1:])[:, None] * solvent, lowpass)
+        both_halves = start.expand(2, *start.shape[1:])[:, None] * solvent
+        matching = projection_matching(problem, settings)
         state = run_iterations(
-            job, progress, problem, projection_matching(problem, settings), state, iterations=limit,
+            job, progress, problem, matching, lambda: first_state(problem, both_halves, lowpass), iterations=limit,
             show=lambda new: show_references(job, problem, new),
         )  # fmt: skip
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)

@@ -36,15 +36,17 @@ def run_iterations(
     progress: Progress,
     problem: Problem,
     method: Method,
-    state: State,
+    first: Callable[[], State],
     *,
     iterations: int,
     show: Callable[[State], None] = lambda state: None,
 ) -> State:
-    """The loop with its bookkeeping: go on from the checkpoint if there is one; after each iteration save state, event and progress, and
-    `show` it in pictures."""
+    """The loop with its bookkeeping: start from `first()`, or go on from the checkpoint if there is one; after each iteration save state,
+    event and progress, and `show` it in pictures."""
     saved = job.load_checkpoint()
-    if saved is not None:
+    if saved is None:
+        state = first()
+    else:
         state = from_arrays(*saved, device=problem.images.device)
         progress.note(f"going on after iteration {state.iteration}")
     used = int((problem.half >= 0).sum())

@@ -69,6 +69,10 @@ ShiftRange = Annotated[float, typer.Option(metavar="PX", min=0, help="Largest sh
 ShiftStep = Annotated[float, typer.Option(metavar="PX", help="Step of the shift search, pixels.")]
 Local = Annotated[bool, typer.Option("--local", help="Search only around the poses in the particle file.")]
 LocalRange = Annotated[float | None, typer.Option(metavar="DEG", help="Range of a local search, degrees.")]
+StackPixelSize = Annotated[
+    float | None,
+    typer.Option("--pixel-size", metavar="ANGSTROM", help="Pixel size of a bare stack (no STAR) whose header has none."),
+]
 WienerConstant = Annotated[
     float | None, typer.Option(metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")
 ]
