@@ -48,33 +48,48 @@ def gridding_correction(box: int, dimensions: int, *, device: torch.device | str
 def prepare_references(references: Float[Tensor, "K *box"], radius: int) -> FourierReferences:
     """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to `radius` Fourier pixels."""
     dimensions, box = references.ndim - 1, references.shape[-1]
-    axes = tuple(range(1, dimensions + 1))
-    corrected = references / gridding_correction(box, dimensions, device=references.device)
     shape = grid_shape(radius, dimensions)
     grid = torch.zeros(len(references), *shape, dtype=torch.complex64, device=references.device)
-    for k in range(len(references)):  # one at a time: the padded transform is the largest array of a run
-        transform = _padded_transform(corrected[k])
-        reach = min(shape[-1] - 1, PADDING * box // 2)
-        centred = torch.arange(-reach, reach + 1, device=references.device)
-        keep = transform.index_select(axes[0] - 1, centred % (PADDING * box))
+    correction = gridding_correction(box, dimensions, device=references.device)
+    reach = min(shape[2] - 1, PADDING * box // 2)
+    inner = slice((shape[1] - 1) // 2 - reach, (shape[1] - 1) // 2 + reach + 1)
+    for k in range(len(references)):  # one at a time: a padded transform is the largest array of a run
+        transform = _padded_transform(references[k] / correction, reach)
         if dimensions == 3:
-            keep = keep.index_select(1, centred % (PADDING * box))
-        centre, half = (shape[1] - 1) // 2, slice(0, reach + 1)
-        box_slice = slice(centre - reach, centre + reach + 1)
-        if dimensions == 3:
-            grid[k, box_slice, box_slice, half] = keep[..., half]
+            grid[k, inner, inner, : reach + 1] = transform
         else:
-            grid[k, 0, box_slice, half] = keep[..., half]
+            grid[k, 0, inner, : reach + 1] = transform
     return FourierReferences(grid, box, radius, dimensions)
 
 
-def _padded_transform(density: Float[Tensor, "..."]) -> Complex[Tensor, "..."]:
-    """rfftn of the density in a box padded `PADDING` times, with the centre N // 2 at the origin."""
-    box, dimensions = density.shape[0], density.ndim
-    padded = density.new_zeros([PADDING * box] * dimensions)
-    start = PADDING * box // 2 - box // 2
-    padded[(slice(start, start + box),) * dimensions] = density
-    return torch.fft.rfftn(torch.fft.ifftshift(padded))
+def _padded_transform(density: Float[Tensor, "*box"], reach: int) -> Complex[Tensor, "*grid"]:
+    """Transform of the density in a box padded `PADDING` times, its centre N // 2 at the origin; frequencies -reach..reach (0..reach in x).
+
+    One axis at a time, each padded just before and cropped just after its own transform: far less work than a transform of the padded box.
+    """
+    box, size, last = density.shape[-1], PADDING * density.shape[-1], density.ndim - 1
+    transform: Tensor = density
+    for axis in range(last, -1, -1):
+        padded = _spread(transform, axis, box // 2, size)
+        if axis == last:
+            transform = torch.fft.rfft(padded, dim=axis).narrow(axis, 0, reach + 1)
+        else:
+            transform = _gather(torch.fft.fft(padded, dim=axis), axis, reach, 2 * reach + 1)
+    return transform
+
+
+def _spread(array: Tensor, axis: int, centre: int, size: int) -> Tensor:
+    """The array along one axis of `size` zeros, its element `centre` at 0 and those before it at the end, as FFTs order things."""
+    n = array.shape[axis]
+    out = array.new_zeros([size if a == axis else m for a, m in enumerate(array.shape)])
+    out.narrow(axis, 0, n - centre).copy_(array.narrow(axis, centre, n - centre))
+    out.narrow(axis, size - centre, centre).copy_(array.narrow(axis, 0, centre))
+    return out
+
+
+def _gather(array: Tensor, axis: int, centre: int, n: int) -> Tensor:
+    """The inverse of `_spread`: n elements of which `centre` is the array's element 0."""
+    return torch.cat([array.narrow(axis, array.shape[axis] - centre, centre), array.narrow(axis, 0, n - centre)], axis)
 
 
 def project(
@@ -164,28 +179,26 @@ def slabs(planes: int) -> int:
 
 
 def hermitian_mates(sums: Sums) -> Sums:
-    """Add the mates (-k, conjugate) that fall on the stored half: those of the plane x = 0. Apply once, after all insertions."""
-    num, den = sums.num.clone(), sums.den.clone()
+    """Add the mates (-k, conjugate) that fall on the stored half, those of the plane x = 0, in place. Apply once, after all insertions."""
     mirror = (1, 2) if sums.dimensions == 3 else (2,)
-    num[..., 0] += sums.num[..., 0].flip(mirror).conj()
-    den[..., 0] += sums.den[..., 0].flip(mirror)
-    return Sums(num, den, sums.box, sums.radius, sums.dimensions)
+    sums.num[..., 0] += sums.num[..., 0].flip(mirror).conj()
+    sums.den[..., 0] += sums.den[..., 0].flip(mirror)
+    return sums
 
 
-def grid_to_density(grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int) -> Float[Tensor, "..."]:
-    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's transform divided out."""
+def grid_to_density(grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int) -> Float[Tensor, "*box"]:
+    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's transform divided out.
+
+    One axis at a time, as `_padded_transform`.
+    """
     size = PADDING * box
-    centre_y, reach = (grid.shape[1] - 1) // 2, min(grid.shape[2] - 1, (size - 1) // 2)
-    centred = torch.arange(-reach, reach + 1, device=grid.device)
-    inner = slice(centre_y - reach, centre_y + reach + 1)
-    transform = torch.zeros([size] * (dimensions - 1) + [size // 2 + 1], dtype=grid.dtype, device=grid.device)
-    if dimensions == 3:
-        transform[(centred % size)[:, None], (centred % size)[None, :], : reach + 1] = grid[inner, inner, : reach + 1]
-    else:
-        transform[centred % size, : reach + 1] = grid[0, inner, : reach + 1]
-    density = torch.fft.fftshift(torch.fft.irfftn(transform, s=[size] * dimensions))
-    start = size // 2 - box // 2
-    density = density[(slice(start, start + box),) * dimensions]
+    centre, reach = (grid.shape[1] - 1) // 2, min(grid.shape[2] - 1, (size - 1) // 2)
+    inner = slice(centre - reach, centre + reach + 1)
+    transform = grid[inner, inner, : reach + 1] if dimensions == 3 else grid[0, inner, : reach + 1]
+    last = dimensions - 1
+    for axis in range(last):
+        transform = _gather(torch.fft.ifft(_spread(transform, axis, reach, size), dim=axis), axis, box // 2, box)
+    density = _gather(torch.fft.irfft(transform, n=size, dim=last), last, box // 2, box)
     return density / gridding_correction(box, dimensions, device=grid.device)
 
 

@@ -4,6 +4,8 @@
 update is a quotient of them, shell by shell regularised, and an inverse transform.
 """
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -12,13 +14,17 @@ from halfmap.projection import PADDING, Sums, grid_to_density
 
 
 def grid_shells(sums: Sums) -> Int[Tensor, "Z Y X"]:
-    """round(|k|) in unpadded Fourier pixels for each cell of the grids."""
-    _, nz, ny, nx = sums.den.shape
-    device = sums.den.device
-    z = torch.arange(nz, device=device) - (nz - 1) // 2 if sums.dimensions == 3 else torch.full((nz,), 0, device=device)
-    y, x = torch.arange(ny, device=device) - (ny - 1) // 2, torch.arange(nx, device=device)
-    r2 = z[:, None, None].float() ** 2 + y[None, :, None].float() ** 2 + x[None, None, :].float() ** 2
-    return (r2.sqrt() / PADDING).round().long()
+    """round(|k|) in unpadded Fourier pixels for each cell of the grids, at most radius + 1."""
+    return _grid_shells(tuple(sums.den.shape[1:]), sums.dimensions, sums.radius, sums.den.device)
+
+
+@lru_cache(maxsize=2)
+def _grid_shells(shape: tuple[int, int, int], dimensions: int, radius: int, device: torch.device) -> Int[Tensor, "Z Y X"]:
+    nz, ny, nx = shape
+    z = (torch.arange(nz, device=device) - (nz - 1) // 2).float() if dimensions == 3 else torch.zeros(nz, device=device)
+    y, x = (torch.arange(ny, device=device) - (ny - 1) // 2).float(), torch.arange(nx, device=device).float()
+    r = (z[:, None, None] ** 2 + (y**2)[:, None] + x**2).sqrt_().div_(PADDING).round_()
+    return r.clamp_(max=radius + 1).int()
 
 
 def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
@@ -26,17 +32,12 @@ def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
 
     In 2D only the plane z = 0 is counted. Multiplicity of the cells that stand for a mate is neglected: it does not change a mean by shell.
     """
-    shells = grid_shells(sums)
-    den = sums.den
-    if sums.dimensions == 2:
-        shells, den = shells[:1], den[:, :1]
-    inside = (shells <= sums.radius).reshape(-1)
-    index = shells.reshape(-1)[inside]
-    values = den.reshape(len(den), -1)[:, inside]
-    n = sums.radius + 1
-    total = values.new_zeros(len(den), n).index_add_(1, index, values)
-    count = values.new_zeros(n).index_add_(0, index, torch.ones_like(index, dtype=values.dtype))
-    return total / count.clamp(min=1)
+    planes = slice(None) if sums.dimensions == 3 else slice(0, 1)
+    index = grid_shells(sums)[planes].reshape(-1)
+    n = sums.radius + 2  # the last collects what lies outside
+    count = torch.bincount(index, minlength=n).clamp(min=1)
+    totals = [torch.bincount(index, weights=den[planes].reshape(-1), minlength=n) for den in sums.den]
+    return (torch.stack(totals) / count)[:, :-1].to(sums.den.dtype)
 
 
 def wiener_update(sums: Sums, constant: Float[Tensor, "K S"]) -> Float[Tensor, "K *box"]:
@@ -46,14 +47,12 @@ def wiener_update(sums: Sums, constant: Float[Tensor, "K S"]) -> Float[Tensor, "
     constant (`constant_regulariser`, `ssnr_regulariser`).
     """
     shells = grid_shells(sums)
-    outside = shells > sums.radius
     volumes = []
     for k in range(len(sums.den)):
-        table = torch.cat([constant[k].to(sums.den.dtype), sums.den.new_ones(1)])
-        weight = sums.den[k] + table[shells.clamp(max=sums.radius + 1)]
+        table = torch.cat([constant[k].to(sums.den.dtype), sums.den.new_tensor([torch.inf])])  # nothing is left beyond the radius
+        weight = table.index_select(0, shells.reshape(-1)).view(shells.shape).add_(sums.den[k])
         # an empty cell under k = 0 has num = 0 as well: leave it 0
-        grid = torch.where(outside | (weight <= 0), 0, sums.num[k] / weight.clamp(min=torch.finfo(weight.dtype).tiny))
-        volumes.append(grid_to_density(grid, sums.box, sums.dimensions))
+        volumes.append(grid_to_density(sums.num[k] / weight.clamp_(min=torch.finfo(weight.dtype).tiny), sums.box, sums.dimensions))
     return torch.stack(volumes)
 
 
