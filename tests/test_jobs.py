@@ -58,6 +58,12 @@ def test_bad_input_before_any_output_leaves_no_folder_so_the_corrected_command_j
     with pytest.raises(InputError), make(tmp_path / "job"):
         raise InputError("p.star: no such file")
     assert not (tmp_path / "job").exists()
+    (tmp_path / "mine").mkdir()
+    for place in ("mine", "mine/a/b"):
+        with pytest.raises(InputError), make(tmp_path / place) as job:
+            job.path("set_aside.star").write_text("row 3")
+            raise InputError("p.star: no usable image")
+        assert list((tmp_path / "mine").iterdir()) == []  # the folder that was there stays, those on the way go
     with pytest.raises(InputError), make(tmp_path / "job") as job:
         job.path("map.mrc").write_text("made")
         raise InputError("stack cut short")
@@ -72,6 +78,8 @@ def test_a_stopped_job_says_how_to_go_on(tmp_path: Path, interrupt: signal.Signa
         time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is before
     assert read_job(tmp_path / "job")["status"] == "stopped"
+    with pytest.raises(JobStopped, match="run it again with --overwrite"), make(tmp_path / "simulated", command="simulate"):
+        raise KeyboardInterrupt
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -97,7 +105,71 @@ def test_a_job_folder_is_overwritten_only_when_asked_and_never_with_an_input_in_
         Job.create("refine", inside, tmp_path / "job", seed=1, overwrite=True)
     assert (tmp_path / "job" / "maps" / "half1.mrc").exists()
     with make(tmp_path / "job", overwrite=True):
-        assert sorted(entry.name for entry in (tmp_path / "job").iterdir()) == ["job.json"]
+        assert sorted(entry.name for entry in (tmp_path / "job").iterdir()) == [".replaced", "job.json"]
+    assert sorted(entry.name for entry in (tmp_path / "job").iterdir()) == ["job.json"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def earlier(tmp_path: Path) -> dict[str, bytes]:
+    """The files of a finished job in tmp_path / "job"."""
+    with make(tmp_path / "job") as job:
+        job.path("maps/half1.mrc").write_text("precious")
+        job.save_checkpoint({"x": np.zeros(2)}, {"iteration": 1})
+    return files(tmp_path / "job")
+
+
+@pytest.mark.parametrize("error", [InputError("p.star: no such file"), ZeroDivisionError("bug")])
+def test_the_earlier_job_is_back_where_the_one_to_replace_it_fails_before_its_first_checkpoint(
+    tmp_path: Path, earlier: dict[str, bytes], error: Exception
+) -> None:
+    with pytest.raises(type(error)), make(tmp_path / "job", overwrite=True) as job:
+        job.path("maps/half1.mrc").write_text("new")
+        job.path("set_aside.star").write_text("new")
+        raise error
+    assert files(tmp_path / "job") == earlier
+
+
+def test_the_earlier_job_is_gone_after_the_first_checkpoint(tmp_path: Path, earlier: dict[str, bytes]) -> None:
+    with pytest.raises(InputError), make(tmp_path / "job", overwrite=True) as job:
+        assert job.load_checkpoint() is None
+        job.save_checkpoint({"x": np.ones(2)}, {"iteration": 1})
+        raise InputError("stack cut short")
+    assert sorted(files(tmp_path / "job")) == ["checkpoint", "job.json"]
+
+
+def test_a_kill_before_the_first_checkpoint_loses_neither_job(tmp_path: Path, earlier: dict[str, bytes]) -> None:
+    def killed() -> None:
+        os.close(make(tmp_path / "job", overwrite=True)._lock)  # what a kill leaves
+
+    killed()
+    killed()  # the one that saved nothing does not take the place of the one that did
+    with make(tmp_path / "job", resume=True) as job:
+        assert files(tmp_path / "job" / ".replaced") == earlier
+        job.save_checkpoint({"x": np.ones(2)}, {"iteration": 1})
+        assert not (tmp_path / "job" / ".replaced").exists()
+
+
+@pytest.mark.parametrize("moved", [["maps"], ["maps", "checkpoint", "job.json"]])
+def test_a_kill_while_files_move_is_mended(tmp_path: Path, earlier: dict[str, bytes], moved: list[str]) -> None:
+    (tmp_path / "job" / ".replaced").mkdir()
+    for name in moved:
+        (tmp_path / "job" / name).rename(tmp_path / "job" / ".replaced" / name)
+    with pytest.raises(InputError, match=r"finished halfmap refine job; choose another folder, or --overwrite it"):
+        make(tmp_path / "job")
+    assert files(tmp_path / "job") == earlier
+
+
+def test_a_stack_inside_the_job_is_an_input_too(tmp_path: Path, earlier: dict[str, bytes]) -> None:
+    (tmp_path / "p.star").write_text(
+        "data_particles\n\nloop_\n_rlnImageName\n_rlnImagePixelSize\n_rlnImageSize\n000001@job/maps/half1.mrc 2.0 16\n"
+    )
+    with pytest.raises(InputError, match=r"remove the input particles .*half1\.mrc"):
+        Job.create("refine", {"particles": tmp_path / "p.star"}, tmp_path / "job", seed=1, overwrite=True)
+    assert files(tmp_path / "job") == earlier
 
 
 def test_two_processes_cannot_share_a_job(tmp_path: Path) -> None:
@@ -132,9 +204,10 @@ def test_checkpoint_round_trip(tmp_path: Path) -> None:
         assert all(np.array_equal(read[name], arrays[name]) and read[name].dtype == arrays[name].dtype for name in arrays)
         job.save_checkpoint(arrays, meta)
         assert (tmp_path / "job" / "checkpoint").read_bytes() == first  # no clock in it
-        (tmp_path / "job" / "checkpoint").write_bytes(first[:-50])
-        with pytest.raises(InputError, match="whole checkpoint"):
-            job.load_checkpoint()
+        for damaged in (first[:-50], b"", b"garbage", first[:40] + b"x" * 40 + first[80:]):
+            (tmp_path / "job" / "checkpoint").write_bytes(damaged)
+            with pytest.raises(InputError, match=r"whole checkpoint was expected, the file is damaged; run the job anew"):
+                job.load_checkpoint()
 
 
 def test_resume_drops_the_events_beyond_the_checkpoint_and_adds_the_cost_of_both_runs(tmp_path: Path) -> None:
@@ -206,9 +279,9 @@ def test_resume_calls_the_command_with_its_parameters_where_it_was_started(tmp_p
     calls = []
 
     def refine(
-        particles: str, out: str, *, iterations: int = 1, angles: list, seed: int = 0, resume: bool = False, quiet: bool = False
-    ) -> str:
-        calls.append((particles, Path(out), iterations, angles, seed, resume, os.getcwd()))
+        particles: str, out: str, *, iterations: int = 1, angles: list, seed: int = 0, memory: int = 5, resume: bool = False,
+    ) -> str:  # fmt: skip
+        calls.append((particles, Path(out), iterations, angles, seed, memory, resume, os.getcwd()))
         return "done"
 
     monkeypatch.setitem(halfmap._PUBLIC, "refine", "a_module_of_this_test")
@@ -218,8 +291,8 @@ def test_resume_calls_the_command_with_its_parameters_where_it_was_started(tmp_p
     with pytest.raises(JobStopped), make(tmp_path / "job", seed=7):
         raise KeyboardInterrupt
     monkeypatch.chdir(tmp_path)
-    assert jobs.resume("job") == "done"
-    assert calls == [("p.star", tmp_path / "job", 3, [1.5, None], 7, True, str(tmp_path / "project"))]
+    assert jobs.resume("job") == jobs.resume("job", memory=8) == "done"
+    assert calls == [("p.star", tmp_path / "job", 3, [1.5, None], 7, memory, True, str(tmp_path / "project")) for memory in (5, 8)]
     make(tmp_path / "job", seed=7, resume=True).__exit__(None, None, None)
     with pytest.raises(InputError, match="finished"):
         jobs.resume("job")

@@ -11,14 +11,13 @@ import inspect
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,10 +26,13 @@ from typing import Any, Self
 import numpy as np
 
 import halfmap
+from halfmap import replaced
 from halfmap.errors import InputError
 from halfmap.machine import cpu_seconds, lock_folder, machine, peak_memory_bytes, rename_durably, versions
+from halfmap.particles import load_particles
+from halfmap.replaced import CHECKPOINT, JOB
 
-JOB, EVENTS, CHECKPOINT, ERROR = "job.json", "events.jsonl", "checkpoint", "error.txt"
+EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
 _META = "__meta__"
 # a resumed job may differ in how and how long it runs, not in what it computes
 _FREE_ON_RESUME = {"device", "threads", "memory", "quiet", "iterations", "data_dir", "out", "overwrite", "resume", "seed"}
@@ -47,10 +49,11 @@ class Job:
     `error.txt`; `stopped` on Ctrl-C or SIGTERM, which leaves as `JobStopped`. A job that was killed outright is told by `read_job`.
     """
 
-    def __init__(self, folder: Path, record: dict[str, Any], *, fresh: bool, lock: int) -> None:
+    def __init__(self, folder: Path, record: dict[str, Any], *, fresh: bool, made: Sequence[Path], lock: int) -> None:
         self.folder = folder
         self._record = record
         self._fresh = fresh  # made by this process: nothing of an earlier run is in it
+        self._made = made  # folders that were not there before, innermost first
         self._lock = lock
         self._earlier = {name: float(record.get(name) or 0) for name in ("wall_seconds", "cpu_seconds", "peak_memory_bytes")}
         self._wall_start, self._cpu_start = time.monotonic(), cpu_seconds()
@@ -62,11 +65,15 @@ class Job:
     ) -> Self:
         """Make (or with `resume` reopen) the job folder `out` and write `job.json` with status `running`.
 
-        `parameters` are the keyword arguments of the public function `halfmap.<command>`, so that `resume` can call it again.
+        `parameters` are the keyword arguments of the public function `halfmap.<command>`, so that `resume` can call it again. With
+        `overwrite` the earlier job is set aside (see `replaced`) until this one has saved its first checkpoint or finished.
         Raises `InputError` when `out` is in use: a non-empty folder without `overwrite` or `resume`; with `overwrite` a folder that is
         no job folder or holds an input; a folder in which a process is at work; with `resume` another command or other parameters.
         """
+        if seed < 0:
+            raise InputError(f"--seed {seed}: expected 0 or more")
         folder = Path(out).absolute()
+        replaced.recover(folder)
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--out {out}: a job folder was expected, this is a file; choose another name")
         asked = _plain({name: value for name, value in parameters.items() if name not in ("overwrite", "resume")})
@@ -77,13 +84,13 @@ class Job:
             _check_same(previous, command, asked, seed, out)
         elif folder.exists() and any(folder.iterdir()):
             _check_may_overwrite(folder, previous, asked, overwrite, out)
+        made = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         if lock is None:
             raise InputError(f"--out {out}: another halfmap process is at work there; wait for it, stop it, or choose another folder")
         if not resume:
-            for entry in folder.iterdir():  # only ever a job folder, see _check_may_overwrite
-                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            replaced.set_aside(folder)  # only ever a job folder, see _check_may_overwrite
         record: dict[str, Any] = {
             "command": command,
             "parameters": asked,
@@ -99,10 +106,14 @@ class Job:
             kept = ("started", "working_directory", "results", "wall_seconds", "cpu_seconds", "peak_memory_bytes")
             record |= {name: previous[name] for name in kept if name in previous}
             record["runs"] = int(previous.get("runs", 1)) + 1
-        job = cls(folder, record, fresh=not resume, lock=lock)
-        if resume:
-            job._drop_events_after_checkpoint()
-        job._write("running")
+        job = cls(folder, record, fresh=not resume, made=made, lock=lock)
+        try:
+            if resume:
+                job._drop_events_after_checkpoint()
+            job._write("running")
+        except BaseException:
+            os.close(lock)
+            raise
         return job
 
     def path(self, name: str) -> Path:
@@ -131,6 +142,7 @@ class Job:
             os.fsync(file.fileno())
         rename_durably(temporary, self.folder / CHECKPOINT)
         self._write("running")
+        replaced.discard(self.folder)
 
     def load_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The last saved `(arrays, meta)`, or None where the job has not got that far."""
@@ -152,24 +164,36 @@ class Job:
         try:
             if error is None:
                 self._write("finished")
+                replaced.discard(self.folder)
             elif isinstance(error, KeyboardInterrupt):
-                message = f"stopped; go on with: halfmap resume {self.folder}"
+                message = f"stopped; {_how_to_go_on(self._record['command'], self.folder)}"
                 self._write("stopped", message)
                 raise JobStopped(message) from error
             elif isinstance(error, InputError):
                 self._write("failed", str(error))
                 self._withdraw()
+            elif self._fresh and replaced.is_there(self.folder):
+                replaced.put_back(self.folder)
+                error.add_note(f"the earlier job is back in {self.folder}; halfmap --debug COMMAND shows the traceback")
             else:
                 (self.folder / ERROR).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
                 self._write("failed", f"{type(error).__name__}: {error}")
-                error.add_note(f"the traceback is in {self.folder / ERROR}; go on with: halfmap resume {self.folder}")
+                error.add_note(f"the traceback is in {self.folder / ERROR}; {_how_to_go_on(self._record['command'], self.folder)}")
         finally:
             os.close(self._lock)
 
     def _withdraw(self) -> None:
-        """Leave no folder behind where bad input ended a job before it made anything, so that the corrected command just runs."""
-        if self._fresh and all(entry.name in (JOB, EVENTS) for entry in self.folder.iterdir()):
-            shutil.rmtree(self.folder)
+        """Leave the place as it was where bad input ended a job before it made anything, so that the corrected command just runs."""
+        if not self._fresh:
+            return
+        if replaced.is_there(self.folder):
+            replaced.put_back(self.folder)
+        elif all(entry.name in (JOB, EVENTS, SET_ASIDE) for entry in self.folder.iterdir()):
+            for entry in self.folder.iterdir():
+                entry.unlink()
+            with contextlib.suppress(OSError):  # a folder that someone else has begun to use stays
+                for folder in self._made:
+                    folder.rmdir()
 
     def _elapsed(self) -> float:
         return self._earlier["wall_seconds"] + time.monotonic() - self._wall_start
@@ -215,7 +239,7 @@ def read_job(folder: str | Path) -> dict[str, Any]:
     record = _load_record(folder)
     if record["status"] == "running" and (lock := lock_folder(folder)) is not None:
         os.close(lock)
-        record |= {"status": "killed", "message": f"go on with: halfmap resume {folder}"}
+        record |= {"status": "killed", "message": _how_to_go_on(record["command"], folder)}
     return record
 
 
@@ -240,30 +264,46 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
             meta = json.loads(arrays.pop(_META).tobytes())
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: a whole checkpoint was expected, reading it says '{error}'; run the job anew with --overwrite") from None
+    except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, zipfile.BadZipFile):  # numpy's words would not help
+        raise InputError(f"{path}: a whole checkpoint was expected, the file is damaged; run the job anew with --overwrite") from None
     return arrays, meta
 
 
-def resume(folder: str | Path, *, quiet: bool = False) -> Any:
+def resume(
+    folder: str | Path, *, device: str | None = None, threads: int | None = None, memory: int | None = None, quiet: bool = False
+) -> Any:
     """Go on with the job in `folder`: call `halfmap.<command>` with the saved parameters, from the working directory it was started in.
 
+    `device`, `threads` and `memory` (bytes) replace the saved ones where given: another machine may go on with a job.
     Returns what that function returns. Raises `InputError` where `folder` is no job folder, is finished, or its command cannot go on.
     """
+    replaced.recover(Path(folder))
     record = read_job(folder)
     if record["status"] == "finished":
         raise InputError(f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} shows it")
     # asked of __getattr__ because a module of that name, once imported, hides the function (halfmap.reconstruct is both)
     function: Any = halfmap.__getattr__(record["command"])
     accepted = inspect.signature(function).parameters
-    if "resume" not in accepted:
+    if not _can_resume(record["command"]):
         raise InputError(f"{folder}: halfmap {record['command']} starts from the beginning; run it again with --overwrite")
-    options = {"seed": record["seed"], "overwrite": False, "quiet": quiet}
+    changed = {name: value for name, value in (("device", device), ("threads", threads), ("memory", memory)) if value is not None}
+    options = {"seed": record["seed"], "overwrite": False, "quiet": quiet, **changed}
     arguments = {**record["parameters"], **{name: value for name, value in options.items() if name in accepted}}
     arguments |= {"out": Path(folder).absolute(), "resume": True}
     where = record.get("working_directory", ".")
     with contextlib.chdir(where if os.path.isdir(where) else "."):
         return function(**arguments)
+
+
+def _can_resume(command: str) -> bool:
+    function: Any = halfmap.__getattr__(command) if command in halfmap._PUBLIC else None
+    return function is not None and "resume" in inspect.signature(function).parameters
+
+
+def _how_to_go_on(command: str, folder: Path) -> str:
+    if _can_resume(command):
+        return f"go on with: halfmap resume {folder}"
+    return f"halfmap {command} starts from the beginning: run it again with --overwrite"
 
 
 def _check_same(previous: dict[str, Any], command: str, asked: dict[str, Any], seed: int, out: str | Path) -> None:
@@ -281,12 +321,25 @@ def _check_may_overwrite(folder: Path, previous: dict[str, Any] | None, asked: d
     if previous is None:
         raise InputError(f"--out {out}: the folder holds {_listing(folder)} and is no halfmap job; choose another folder")
     if not overwrite:
-        what = f"holds a {read_job(folder)['status']} halfmap {previous['command']} job"
-        raise InputError(f"--out {out}: the folder {what}; choose another folder, go on with halfmap resume {out}, or --overwrite it")
+        state = read_job(folder)["status"]
+        go_on = f"go on with halfmap resume {out}, " if state != "finished" and _can_resume(previous["command"]) else ""
+        what = f"holds a {state} halfmap {previous['command']} job"
+        raise InputError(f"--out {out}: the folder {what}; choose another folder, {go_on}or --overwrite it")
     for name, value in asked.items():
         for one in value if isinstance(value, list) else [value]:
-            if name != "out" and isinstance(one, str) and Path(one).exists() and Path(one).resolve().is_relative_to(folder.resolve()):
-                raise InputError(f"--out {out}: --overwrite would remove the input {name} {one}; choose another folder")
+            if name == "out" or not isinstance(one, str) or not Path(one).exists():
+                continue
+            for path in (Path(one), *_stacks_of(one, asked)):
+                if path.resolve().is_relative_to(folder.resolve()):
+                    raise InputError(f"--out {out}: --overwrite would remove the input {name} {path}; choose another folder")
+
+
+def _stacks_of(path: str, asked: dict[str, Any]) -> list[Path]:
+    """The image stacks that a particle file names, where they are."""
+    if Path(path).suffix.lower() not in (".star", ".cs"):
+        return []
+    particles = load_particles(path, data_dir=asked.get("data_dir"), check_images=False, use_ctf=bool(asked.get("ctf", True)))
+    return [stack for stack in particles.stack_paths if stack is not None]
 
 
 def _listing(folder: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import halfmap
+from halfmap.errors import InputError
 
 
 def versions() -> dict[str, str]:
@@ -45,6 +46,28 @@ def cpu_seconds() -> float:
     """CPU seconds of this process and its finished children."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(threads: int | None) -> None:
+    """Let torch and numba use so many CPU threads; None leaves them as they are.
+
+    Raises:
+        InputError: fewer than 1, or more than there are processors.
+    """
+    if threads is None:
+        return
+    if not 1 <= threads <= processors():
+        raise InputError(f"--threads {threads}: expected 1 to {processors()}, the processors of this machine")
+    import numba
+    import torch
+
+    torch.set_num_threads(threads)
+    numba.set_num_threads(threads)
 
 
 def lock_folder(folder: Path) -> int | None:

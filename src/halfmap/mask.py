@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.errors import InputError
-from halfmap.io.mrc import read_map
+from halfmap.io.mrc import read_map, same_pixel_size
 
 
 def soft_sphere(
@@ -68,7 +68,7 @@ def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[T
     values = torch.from_numpy(data)
     if values.shape != (box,) * 3:
         raise InputError(f"mask {path}: box is {'x'.join(map(str, values.shape))}, the map's is {box}; make it from a map of this box")
-    if mask_pixel_size > 0 and abs(mask_pixel_size / pixel_size_angstrom - 1) > 0.01:
+    if not same_pixel_size(mask_pixel_size, pixel_size_angstrom):
         raise InputError(
             f"mask {path}: pixel size {mask_pixel_size:.4g} A, the map's is {pixel_size_angstrom:.4g} A; correct or resample it"
         )

@@ -10,8 +10,9 @@ from halfmap.ctf import CTFParameters, beam_tilt_phase
 from halfmap.ctf import ctf as ctf_of
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, shift_phases
-from halfmap.io.mrc import StackWriter, read_map
+from halfmap.io.mrc import StackWriter, read_density, same_pixel_size
 from halfmap.io.relion import DEFOCUS
+from halfmap.machine import use_threads
 from halfmap.particles import load_particles
 from halfmap.projection import prepare_references
 from halfmap.projection import project as slices_of
@@ -39,7 +40,8 @@ def project(
         The number of projections.
 
     Raises:
-        InputError: unreadable files, no poses, no CTF with `ctf`, box or pixel size (by over 1 %) differ, or the output exists.
+        InputError: unreadable files, a map constant or not finite, no poses, no CTF with `ctf`, box or pixel size (by over 1 %) differ, or
+            the output exists.
     """
     out = Path(out)
     if out.suffix.lower() not in (".mrcs", ".st"):
@@ -47,10 +49,9 @@ def project(
     for file in (out, out.with_suffix(".star")):
         if file.exists() and not overwrite:
             raise InputError(f"{file}: the file exists; choose another name, or --overwrite it")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    volume, voxel_angstrom = read_map(map)
-    poses = load_particles(particles, data_dir=data_dir, check_images=False)
+    use_threads(threads)
+    volume, voxel_angstrom = read_density(map)
+    poses = load_particles(particles, data_dir=data_dir, check_images=False, use_ctf=ctf)
     pixel_angstrom = poses.pixel_size_angstrom
     if not poses.has_poses:
         raise InputError(f"{particles}: columns _rlnAngleRot, _rlnAngleTilt, _rlnAnglePsi are missing; give the result of a refinement")
@@ -58,7 +59,7 @@ def project(
         raise InputError(f"{particles}: --ctf needs the CTF columns (_rlnDefocusU ...), which are missing; leave --ctf out")
     if volume.shape[0] != poses.box:
         raise InputError(f"{map}: the map's box is {volume.shape[0]}, the particles' is {poses.box}; pad or crop the map")
-    if voxel_angstrom and abs(voxel_angstrom / pixel_angstrom - 1) > 0.01:
+    if not same_pixel_size(voxel_angstrom, pixel_angstrom):
         raise InputError(f"{map}: pixel size {voxel_angstrom:.4f} A, the particles have {pixel_angstrom:.4f} A; rescale the map")
     plane = half_plane(poses.box, (poses.box - 1) // 2)
     references = prepare_references(torch.from_numpy(volume)[None], plane.radius)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halfmap.errors import InputError
 from halfmap.fourier import shell_index
-from halfmap.io.mrc import read_map
+from halfmap.io.mrc import read_density, same_pixel_size
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.mask import read_mask, soft_sphere
@@ -257,16 +257,17 @@ def compare_maps(
     """:func:`half_map_curves` of two MRC files, inside a mask file or a soft sphere of a diameter (whose edge is 5 pixels), or unmasked.
 
     Raises:
-        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size, both or wrong masks.
+        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size, a map constant or
+            not finite, both or wrong masks.
     """
-    volume1, pixel_size = read_map(map1)
-    volume2, other_pixel_size = read_map(map2)
+    volume1, pixel_size = read_density(map1)
+    volume2, other_pixel_size = read_density(map2)
     box = len(volume1)
     if volume1.shape != volume2.shape:
         raise InputError(f"{map2}: box is {len(volume2)} pixels, that of {map1} is {box}; rescale one of them")
     if pixel_size <= 0:
         raise InputError(f"{map1}: the header has no pixel size; write one into it")
-    if abs(other_pixel_size / pixel_size - 1) > 0.01:
+    if not same_pixel_size(other_pixel_size, pixel_size):
         raise InputError(f"{map2}: pixel size is {other_pixel_size:.4g} A, that of {map1} is {pixel_size:.4g} A; correct or rescale one")
     inside = None
     if mask is not None and diameter_angstrom is not None:

@@ -1,5 +1,6 @@
 """`halfmap restore`: undo the CTF of a stack of particle images by any of the lecture's methods (see `undo_ctf`)."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from halfmap.io.relion import DEFOCUS
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.jobs import Job
+from halfmap.machine import use_threads
 from halfmap.particles import Particles, load_particles
 from halfmap.pictures import save_class_gallery, save_fsc_plot
 from halfmap.progress import Progress
@@ -99,10 +101,13 @@ def restore(
     """
     if method not in PER_IMAGE + PER_STACK:
         raise InputError(f"--method {method}: expected one of {', '.join(PER_IMAGE + PER_STACK)}")
-    if not constant > 0:
+    if not 0 < constant < math.inf:
         raise InputError(f"--constant {constant}: expected k > 0; --method divide is the filter without k")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if not 0 <= view_tolerance <= 180:
+        raise InputError(f"--view-tolerance {view_tolerance:g}: expected 0 to 180 degrees")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    use_threads(threads)
     data = load_particles(particles, data_dir=data_dir)
     if not data.has_ctf:
         raise InputError(
@@ -130,7 +135,7 @@ def restore(
             progress.note(f"{len(bad)} images set aside, listed in events.jsonl; the first: row {file_row[min(bad)]}, {bad[min(bad)]}")
         good = np.setdiff1d(np.arange(len(data)), np.fromiter(bad, np.int64, len(bad)))
         if not len(good):
-            raise InputError(f"{data.path}: no usable image among {len(data)}; the first: {bad[0]}")
+            raise InputError(f"{data.path}: no usable image among {len(data)}; the first: row {file_row[0]}, {bad[0]}")
         data = data.take(good)
         view = None if view is None else _View(view.psi_deg[good], view.shift_px[good])
         progress.start_iteration(1, len(data), method)

@@ -129,23 +129,32 @@ class Recipe:
 
     def __post_init__(self) -> None:
         low, high = self.defocus_range_angstrom
-        checks = (
-            ("n", self.n >= 1, "at least 1 particle", self.n),
-            ("weights", min(self.weights) >= 0 and sum(self.weights) > 0, "numbers of at least 0, not all 0", self.weights),
-            ("preferred_fraction", 0 <= self.preferred_fraction <= 1, "0 to 1", self.preferred_fraction),
-            ("shift_rms_px", self.shift_rms_px >= 0, "0 or more pixels", self.shift_rms_px),
-            ("particles_per_micrograph", self.particles_per_micrograph >= 1, "at least 1", self.particles_per_micrograph),
-            ("defocus_range_angstrom", low <= high, "the lower defocus first", (low, high)),
-            ("defocus_spread_angstrom", self.defocus_spread_angstrom >= 0, "0 or more A", self.defocus_spread_angstrom),
-            ("astigmatism_angstrom", self.astigmatism_angstrom >= 0, "0 or more A", self.astigmatism_angstrom),
-            ("voltage_kv", self.voltage_kv > 0, "a voltage above 0 kV", self.voltage_kv),
-            ("amplitude_contrast", 0 <= self.amplitude_contrast <= 1, "0 to 1", self.amplitude_contrast),
-            ("optics_groups", self.optics_groups >= 1, "at least 1", self.optics_groups),
-            ("junk_fraction", 0 <= self.junk_fraction < 1, "0 to less than 1", self.junk_fraction),
+        checks = (  # by the names of the command line's options
+            ("--n", self.n >= 1, "at least 1 particle", self.n),
+            ("--weights", min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf, "numbers of at least 0, not all 0", self.weights),
+            ("--preferred", 0 <= self.preferred_fraction <= 1, "0 to 1", self.preferred_fraction),
+            ("--shift", 0 <= self.shift_rms_px < math.inf, "0 or more pixels", self.shift_rms_px),
+            ("--per-micrograph", self.particles_per_micrograph >= 1, "at least 1", self.particles_per_micrograph),
+            ("--defocus", -math.inf < low <= high < math.inf, "the lower defocus first", (low, high)),
+            ("--defocus-spread", 0 <= self.defocus_spread_angstrom < math.inf, "0 or more A", self.defocus_spread_angstrom),
+            ("--astigmatism", 0 <= self.astigmatism_angstrom < math.inf, "0 or more A", self.astigmatism_angstrom),
+            ("--voltage", 0 < self.voltage_kv < math.inf, "a voltage above 0 kV", self.voltage_kv),
+            ("--amplitude-contrast", 0 <= self.amplitude_contrast <= 1, "0 to 1", self.amplitude_contrast),
+            ("--optics-groups", self.optics_groups >= 1, "at least 1", self.optics_groups),
+            ("--junk", 0 <= self.junk_fraction < 1, "0 to less than 1", self.junk_fraction),
+            *(
+                (name, math.isfinite(value), "a finite number", value)
+                for name, value in (
+                    ("--cs", self.spherical_aberration_mm),
+                    ("--phase-shift", self.phase_shift_deg),
+                    ("--bfactor", self.bfactor_angstrom2),
+                    ("--beam-tilt", self.beam_tilt_mrad),
+                )
+            ),
         )
         for name, good, expected, value in checks:
             if not good:
-                raise InputError(f"{name}: expected {expected}, got {value}")
+                raise InputError(f"{name} {value}: expected {expected}")
 
 
 @dataclass(frozen=True)

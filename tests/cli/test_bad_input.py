@@ -1,5 +1,6 @@
 """Bad input: every command says in one line which file, row and column is wrong, exits 2, and leaves the folder as it was."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from halfmap.cli.main import run
 from halfmap.io.mrc import write_map, write_stack
 from halfmap.io.star import read_star
+from halfmap.jobs import Job
 
 BOX, PIXEL, N = 20, 4.0, 6
 OPTICS: Mapping[str, object] = {
@@ -40,6 +42,7 @@ def write_particles(
     for i in range(n):
         row: dict[str, object] = {"ImageName": f"{i + 1:06d}@{stack}", "AngleRot": 40 * i, "AngleTilt": 25 * i, "AnglePsi": 0}
         row |= {"DefocusU": 15000, "DefocusV": 15000, "DefocusAngle": 0, "OpticsGroup": 1 + i % len(optics)}
+        row |= {column: 0 for _, column in cells or {} if column not in row}
         row = {column: (cells or {}).get((i + 1, column), value) for column, value in row.items() if column not in without}
         text += ("" if i else "".join(f"_rln{column}\n" for column in row)) + " ".join(map(str, row.values())) + "\n"
     Path(name).write_text(text if n else text + "_rlnImageName\n_rlnOpticsGroup\n")
@@ -73,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         spoilt[1] = np.nan
         write_stack("spoilt.mrcs", spoilt, PIXEL)
         write_particles("spoilt.star", stack="spoilt.mrcs")
+        write_particles("one_half.star", cells={(i + 1, "RandomSubset"): 2 for i in range(N)})
         Path("not.star").write_text("hello world\n")
 
         z, y, x = np.mgrid[:BOX, :BOX, :BOX] - BOX // 2
@@ -118,7 +122,7 @@ def refused(command: str, *words: str, capsys: pytest.CaptureFixture[str]) -> No
         ("outside.star", ["row 5", "_rlnImageName", "image 99", "p.mrcs", "holds 6"]),
         ("truncated.star", ["truncated.mrcs", "bytes"]),
         ("other_box.star", ["row 1", "32", "20"]),
-        ("spoilt.star", ["spoilt.star", "no usable image"]),
+        ("spoilt.star", ["spoilt.star", "no usable image", "row 1", "constant"]),
     ],
 )
 def test_stacks(job: str, particles: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,11 +176,39 @@ def test_masks(job: str, mask: str, capsys: pytest.CaptureFixture[str]) -> None:
     refused(f"{JOBS[job]} --particles p.star --mask {mask}", *(MAP_FAULTS | {"nan.mrc": ["nan.mrc", "nan"]})[mask], capsys=capsys)
 
 
-@pytest.mark.parametrize("other", MAP_FAULTS)
+@pytest.mark.parametrize("other", MAP_FAULTS | DENSITY_FAULTS)
 def test_maps_of_project_and_fsc(other: str, capsys: pytest.CaptureFixture[str]) -> None:
-    refused(f"{JOBS['project'].replace('map.mrc', other)} --particles p.star", *MAP_FAULTS[other], capsys=capsys)
-    refused(f"fsc map.mrc {other}", *MAP_FAULTS[other], capsys=capsys)
-    refused(f"fsc map.mrc map.mrc --mask {other}", *MAP_FAULTS[other], capsys=capsys)
+    words = (MAP_FAULTS | DENSITY_FAULTS)[other]
+    refused(f"{JOBS['project'].replace('map.mrc', other)} --particles p.star", *words, capsys=capsys)
+    refused(f"fsc map.mrc {other}", *words, capsys=capsys)
+    if other in MAP_FAULTS:
+        refused(f"fsc map.mrc map.mrc --mask {other}", *words, capsys=capsys)
+
+
+@pytest.mark.parametrize("job", ["refine", "class3d"])
+def test_one_half_set_only(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(f"{JOBS[job]} --particles one_half.star", "one_half.star", "_rlnRandomSubset is 2 in all 6 rows", capsys=capsys)
+
+
+def test_a_bare_stack_without_pixel_size(capsys: pytest.CaptureFixture[str]) -> None:
+    refused(f"{JOBS['class2d']} --particles no_size.mrcs --no-ctf", "no_size.mrcs", "--pixel-size", capsys=capsys)
+    refused(f"{JOBS['class2d']} --particles p.star --pixel-size 4", "p.star", "--pixel-size", capsys=capsys)
+
+
+@pytest.mark.parametrize("option", ["--seed -1", "--view-tolerance -1", "--view-tolerance nan", "--threads 100000", "--constant inf"])
+def test_options_of_restore_out_of_range(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(f"{JOBS['restore']} --particles p.star {option}", option, capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--seed -1", "--snr 0", "--snr nan", "--box 4", "--pixel-size nan", "--cs nan", "--voltage inf", "--shift nan", "--bfactor nan"),
+        *("--beam-tilt inf", "--preferred 2", "--per-micrograph 0", "--junk 1", "--noise-colour nan", "--symmetry C9"),
+    ],
+)
+def test_options_of_simulate_out_of_range(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(f"simulate phantom --n 5 --snr 1 --box 32 --out out --quiet {option}", option.split()[0], capsys=capsys)
 
 
 def test_a_map_without_pixel_size_has_no_resolution(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +258,30 @@ def test_a_folder_in_use_is_left_alone(command: str, capsys: pytest.CaptureFixtu
 )
 def test_a_file_in_use_is_left_alone(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     refused(command, "exists", "--overwrite", capsys=capsys)
+
+
+@pytest.mark.parametrize("name", ["new.mrc", "new.png", "new_half1.mrc", "new_half2.mrc", "new_fsc.star", "new_fsc.png"])
+def test_reconstruct_overwrites_none_of_its_files(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path(name).write_text("precious")
+    refused("reconstruct --particles p.star --out new.mrc --halves --quiet", name, "exists", "--overwrite", capsys=capsys)
+    Path(name).unlink()
+
+
+def test_fsc_overwrites_nothing_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    refused("fsc map.mrc map.mrc --out p.mrcs", "--out p.mrcs", ".star", capsys=capsys)
+    for name in ("curve.star", "curve.png"):
+        Path(name).write_text("precious")
+        refused("fsc map.mrc map.mrc --out curve.star", name, "exists", "--overwrite", capsys=capsys)
+        Path(name).unlink()
+
+
+@pytest.mark.parametrize("job", ["refine", "class2d", "class3d", "restore"])
+def test_overwrite_leaves_the_earlier_job_where_the_new_one_is_refused(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Job.create("class3d", {}, "earlier", seed=1) as earlier:
+        earlier.path("class001.mrc").write_text("precious")
+    command = JOBS[job].replace("--out out", "--out earlier --overwrite")
+    refused(f"{command} --particles spoilt.star", "no usable image", capsys=capsys)
+    shutil.rmtree("earlier")
 
 
 def test_bad_images_are_set_aside_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,15 +40,16 @@ def reconstruct(
         diameter_angstrom: of the soft sphere in which the FSC is taken, 0.9 of the box if None; or a `mask` file.
 
     Raises:
-        InputError: any bad input, in one line; `out` exists.
+        InputError: any bad input, in one line; a file that would be written exists.
     """
     target = Path(out)
     setup.check_positive(wiener_constant=wiener_constant)
-    setup.check_search(None, 0.0, seed)
+    setup.check_search(None, 0.0, seed, symmetry=symmetry)
     if target.suffix != ".mrc":
         raise InputError(f"--out {out}: expected the name of a map to write, ending in .mrc")
-    if target.exists() and not overwrite:
-        raise InputError(f"--out {out}: the file exists; choose another name, or --overwrite it")
+    for name in _written(target, halves=halves):
+        if name.exists() and not overwrite:
+            raise InputError(f"{name}: the file exists; choose another name with --out, or --overwrite it")
     where = setup.use_device(device, threads)
     with Progress("reconstruct", quiet=quiet) as progress:
         data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
@@ -57,12 +58,16 @@ def reconstruct(
                 f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine"
             )
         radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
-        half, _ = setup.find_bad_images(data, setup.divide_into_halves(data, seed), progress)
+        setup.batch_size(data.box, dimensions=3, n_classes=1, independent_halves=True, memory=memory, device=where)
+        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        alone = len(data) > 1 and set(data.half_set.tolist()) in ({1}, {2})
+        if alone:  # one half of a refined data set by itself
+            progress.note(f"{particles}: column _rlnRandomSubset is {data.half_set[0]} in every row; the halves are drawn at random")
+        half, _ = setup.find_bad_images(data, setup.divide_into_halves(data, seed, anew=alone), progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
             ctf=ctf, memory=memory, progress=progress,
         )  # fmt: skip
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(SearchSettings(problem.symmetry, radius_px), 0.143, solvent, wiener_constant=wiener_constant)
         used = torch.nonzero(half >= 0)[:, 0]
         noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
@@ -74,3 +79,11 @@ def reconstruct(
             final, 0, data.pixel_size_angstrom, map_path=target, prefix=f"{stem}_", pictures=f"{target.parent}/", with_halves=halves
         )
     return Refined(target, final.resolutions_angstrom[0], final.resolutions_angstrom)
+
+
+def _written(target: Path, *, halves: bool) -> list[Path]:
+    """The files that the job writes."""
+    names = [target.name, f"{target.stem}.png"]
+    if halves:
+        names += [f"{target.stem}_{rest}" for rest in ("half1.mrc", "half2.mrc", "fsc.star", "fsc.png")]
+    return [target.with_name(name) for name in names]

@@ -18,8 +18,9 @@ from halfmap.engine.search import SearchSettings
 from halfmap.engine.state import Poses
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius, lowpass
-from halfmap.io.mrc import read_map
-from halfmap.jobs import Job
+from halfmap.io.mrc import open_stack, read_density, same_pixel_size
+from halfmap.jobs import SET_ASIDE, Job
+from halfmap.machine import use_threads
 from halfmap.mask import read_mask, soft_sphere
 from halfmap.particles import Particles, load_particles
 from halfmap.progress import Progress
@@ -30,28 +31,19 @@ from halfmap.symmetry import symmetry_matrices
 MASK_EDGE_PX = 5.0
 _IMAGES_CHECKED_AT_ONCE = 1000
 _LARGEST_BATCH = 256
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
-    """The torch device of `--device` (`auto`: CUDA, then MPS, then CPU), with the CPU's threads set for torch and numba.
+    """The torch device of `--device` (`auto`: CUDA, else CPU; MPS only by name: it has no float64), with torch's and numba's threads set.
 
     Raises:
         InputError: the device is not there, or threads is not positive.
     """
-    if threads is not None:
-        import numba
-
-        if not 1 <= threads <= _processors():
-            raise InputError(f"--threads {threads}: expected 1 to {_processors()}, the processors of this machine")
-        torch.set_num_threads(threads)
-        numba.set_num_threads(threads)
+    use_threads(threads)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+        name = "cuda" if available["cuda"] else "cpu"
     if not available.get(name, False):
         raise InputError(
             f"--device {name}: expected one that this machine has ({', '.join(k for k, ok in available.items() if ok)}), or auto"
@@ -65,7 +57,12 @@ def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool, 
     Raises:
         InputError: as `load_particles`; or `ctf` is wanted and the file has none.
     """
+    bare = Path(path).suffix.lower() in STACK_SUFFIXES
+    if bare and pixel_size_angstrom is None and open_stack(path).pixel_size_angstrom <= 0:
+        raise InputError(f"{path}: the header has no pixel size; give it with --pixel-size (halfmap class2d), or write it into the header")
     if pixel_size_angstrom is not None:
+        if Path(path).suffix.lower() in (".star", ".cs"):
+            raise InputError(f"--pixel-size {pixel_size_angstrom:g}: is for bare stacks; {path} tells its own, correct it there")
         particles = Particles.from_stack(path, pixel_size_angstrom=pixel_size_angstrom)
     else:
         particles = load_particles(path, data_dir=data_dir, use_ctf=ctf)
@@ -80,8 +77,10 @@ def find_bad_images(particles: Particles, half: Int[Tensor, " N"], progress: Pro
     """Halves with -1 for images that hold NaN, are constant or have wild pixels, and the reason by row; the job goes on without them.
 
     Raises:
-        InputError: no image is left in one of the halves.
+        InputError: no image is left in one of the halves, or there never was one.
     """
+    if not (bool((half == 0).any()) and bool((half == 1).any())):
+        raise _one_half_only(particles, half)
     bad: dict[int, str] = {}
     for start in range(0, len(particles), _IMAGES_CHECKED_AT_ONCE):
         bad |= particles.find_bad_images(np.arange(start, min(start + _IMAGES_CHECKED_AT_ONCE, len(particles))))
@@ -92,8 +91,19 @@ def find_bad_images(particles: Particles, half: Int[Tensor, " N"], progress: Pro
         progress.note(f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: {bad[rows[0]]}")
     for value in (0, 1):
         if not bool((half == value).any()):
-            raise InputError(f"{particles.path}: no usable image in half {value + 1}; at least 2 images are needed, {len(particles)} found")
+            first = f"the first: row {rows[0] + 1}, {bad[rows[0]]}"
+            raise InputError(f"{particles.path}: no usable image in half {value + 1} among {len(particles)}; {first}")
     return half, bad
+
+
+def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
+    """What is to be said where all images are in one half."""
+    if (particles.half_set > 0).all() and len(particles) > 1:
+        return InputError(
+            f"{particles.path}: column _rlnRandomSubset is {int(half[0]) + 1} in all {len(particles)} rows, expected 1 and 2; "
+            "remove the column, and the halves are drawn at random"
+        )
+    return InputError(f"{particles.path}: no image in one of the halves: at least 2 images are needed, {len(particles)} found")
 
 
 def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress) -> Int[Tensor, " N"]:
@@ -102,16 +112,16 @@ def set_aside_bad_images(particles: Particles, half: Int[Tensor, " N"], job: Job
     if bad:
         rows = np.array(sorted(bad))
         reasons = np.array([bad[r].replace(" ", "_") for r in rows])
-        particles.take(rows).with_results(extra={"halfmapSetAside": reasons}).write_star(job.path("set_aside.star"))
+        particles.take(rows).with_results(extra={"halfmapSetAside": reasons}).write_star(job.path(SET_ASIDE))
     return half
 
 
-def divide_into_halves(particles: Particles, seed: int) -> Int[Tensor, " N"]:
-    """0 or 1 per particle: the file's rlnRandomSubset where every row has it, else at random.
+def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -> Int[Tensor, " N"]:
+    """0 or 1 per particle: the file's rlnRandomSubset where every row has it and it is not to be drawn `anew`, else at random.
 
     Images of one physical particle (tilts, named in rlnTomoParticleName) stay together.
     """
-    if (particles.half_set > 0).all():
+    if (particles.half_set > 0).all() and not anew:
         return torch.from_numpy(particles.half_set.astype(np.int64)) - 1
     rng = np.random.default_rng([seed, 1])
     unit = np.arange(len(particles))
@@ -135,15 +145,14 @@ def make_problem(
     memory: int | None,
     progress: Progress,
 ) -> Problem:
-    """The engine's problem, with the batch size that the memory allows; says beforehand what the job will need."""
+    """The engine's problem, with the batch size that the memory allows; tells what the job will need, and the data set's notes."""
+    for note in particles.notes:
+        progress.note(note)
     matrices = symmetry_matrices(symmetry).float().to(device) if dimensions == 3 else torch.eye(3, device=device)[None]
     fixed, per_image = memory_needed(particles.box, dimensions, n_classes, independent_halves=independent_halves)
-    budget = memory if memory is not None else _machine_memory(device) // 2
-    if fixed + per_image > budget:
-        raise InputError(
-            f"--memory: a box of {particles.box} with {n_classes} class(es) needs at least {_gb(fixed + per_image)}, got {_gb(budget)}"
-        )
-    batch = int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+    batch = batch_size(
+        particles.box, dimensions=dimensions, n_classes=n_classes, independent_halves=independent_halves, memory=memory, device=device
+    )
     progress.note(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} A) on {device}; "
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
@@ -179,6 +188,19 @@ def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halv
     return sums + references + transforms + density + (2 << 30) // (1 if dimensions == 3 else 8), 200 * box * box
 
 
+def batch_size(box: int, *, dimensions: int, n_classes: int, independent_halves: bool, memory: int | None, device: torch.device) -> int:
+    """Images per batch that `memory` (bytes; half of the machine's if None) allows. Needs no image: ask before they are read.
+
+    Raises:
+        InputError: not even one image fits.
+    """
+    fixed, per_image = memory_needed(box, dimensions, n_classes, independent_halves=independent_halves)
+    budget = memory if memory is not None else _machine_memory(device) // 2
+    if fixed + per_image > budget:
+        raise InputError(f"--memory: a box of {box} with {n_classes} class(es) needs at least {_gb(fixed + per_image)}, got {_gb(budget)}")
+    return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+
+
 def _machine_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
@@ -195,23 +217,19 @@ def read_references(
     """Starting maps, low-passed.
 
     Raises:
-        InputError: a map's box or pixel size (by more than 2 %) differs from the images', it is constant, or holds NaN.
+        InputError: a map's box or pixel size (by more than 1 %) differs from the images', it is constant, or holds NaN.
     """
     volumes = []
     for path in paths:
-        volume, pixel = read_map(path)
+        volume, pixel = read_density(path)
         box, expected = particles.box, particles.pixel_size_angstrom
         if volume.shape[0] != box:
             raise InputError(
                 f"{path}: the map's box is {volume.shape[0]}, the images' is {box}; crop or pad the map, or resample it to {box} pixels"
             )
-        if pixel > 0 and abs(pixel / expected - 1) > 0.02:
+        if not same_pixel_size(pixel, expected):
             raise InputError(
                 f"{path}: the map's pixel size is {pixel:.4g} A, the images' is {expected:.4g} A; resample the map or mend its header"
-            )
-        if not np.isfinite(volume).all() or np.ptp(volume) == 0:
-            raise InputError(
-                f"{path}: the map is {'constant' if np.isfinite(volume).all() else 'not finite (NaN or infinity)'}; a density was expected"
             )
         volumes.append(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).to(device))
     return lowpass(torch.stack(volumes), lowpass_angstrom, particles.pixel_size_angstrom, dimensions=3)
@@ -281,8 +299,8 @@ def search_settings(
     )
 
 
-def check_search(angular_step_deg: float | None, shift_range_px: float, seed: int) -> None:
-    """Refuse a search that cannot be made.
+def check_search(angular_step_deg: float | None, shift_range_px: float, seed: int, *, symmetry: str | None = None) -> None:
+    """Refuse a search that cannot be made, before anything is read.
 
     Raises:
         InputError: naming the option.
@@ -293,6 +311,8 @@ def check_search(angular_step_deg: float | None, shift_range_px: float, seed: in
         raise InputError(f"--shift-range {shift_range_px:g}: expected 0 or more pixels")
     if seed < 0:
         raise InputError(f"--seed {seed}: expected 0 or more")
+    if symmetry is not None:
+        symmetry_matrices(symmetry)
 
 
 def check_positive(**values: float | None) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from halfmap.atoms import Atoms, density_from_atoms, read_atoms
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter, read_map, write_map
+from halfmap.io.mrc import StackWriter, read_density, write_map
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.jobs import Job
@@ -95,11 +95,18 @@ def simulate(
     if not sources:
         raise InputError("source: expected a map, a model or the word phantom, got nothing")
     if weights is not None and len(weights) != len(sources):
-        raise InputError(f"weights: expected one for each of the {len(sources)} sources, got {len(weights)}")
+        raise InputError(f"--weights: expected one for each of the {len(sources)} sources, got {len(weights)}")
     if not snr > 0:
-        raise InputError(f"snr: expected a number above 0 (inf for no noise), got {snr}")
-    if noise_colour < 0:
-        raise InputError(f"noise_colour: expected 0 or more, got {noise_colour}")
+        raise InputError(f"--snr {snr}: expected a number above 0 (inf for no noise)")
+    if not 0 <= noise_colour < math.inf:
+        raise InputError(f"--noise-colour {noise_colour}: expected 0 or more")
+    if box is not None and box < 8:
+        raise InputError(f"--box {box}: expected at least 8 pixels")
+    if pixel_size_angstrom is not None and not 0 < pixel_size_angstrom < math.inf:
+        raise InputError(f"--pixel-size {pixel_size_angstrom}: expected a size above 0 A")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    symmetry_matrices(symmetry or "C1")
     recipe = Recipe(
         n=n,
         seed=seed,
@@ -147,10 +154,6 @@ def load_volumes(
     sources: Sequence[str | Path], *, box: int | None = None, pixel_size_angstrom: float | None = None, symmetry: str | None = None
 ) -> tuple[list[Tensor], float]:
     """Volumes `(N, N, N)` of all sources on the grid of the first (or the one asked for), and their pixel size, A."""
-    if box is not None and box < 8:
-        raise InputError(f"box: expected at least 8 pixels, got {box}")
-    if pixel_size_angstrom is not None and not pixel_size_angstrom > 0:
-        raise InputError(f"pixel_size_angstrom: expected a size above 0 A, got {pixel_size_angstrom}")
     matrices = symmetry_matrices(symmetry or "C1")
     volumes: list[Tensor] = []
     for source in sources:
@@ -185,19 +188,15 @@ def _atoms(source: str | Path, symmetry: str | None) -> Atoms | None:
             raise InputError(f"source: the phantom's states are phantom:0 and phantom:1, got {source}")
         group = (symmetry or "C4").upper()
         if group not in ("C4", "C1"):
-            raise InputError(f"symmetry: the phantom exists as C4 and C1, got {symmetry}")
+            raise InputError(f"--symmetry: the phantom exists as C4 and C1, got {symmetry}")
         return phantom_atoms(symmetry=group, state=int(state))
     return read_atoms(source).centred() if str(source).lower().endswith(_MODEL_SUFFIXES) else None
 
 
 def _map(path: Path, pixel_size_angstrom: float | None) -> tuple[Tensor, float]:
-    volume, pixel = read_map(path)
+    volume, pixel = read_density(path)
     if pixel <= 0 and pixel_size_angstrom is None:
         raise InputError(f"{path}: the header has no voxel size; say it with --pixel-size")
-    if not np.isfinite(volume).all():
-        raise InputError(f"{path}: the map holds values that are not finite numbers; mend or mask it first")
-    if volume.std() == 0:
-        raise InputError(f"{path}: every voxel is {volume.flat[0]:g}; expected a map with something in it")
     return torch.from_numpy(volume), pixel if pixel > 0 else float(pixel_size_angstrom or 0)
 
 

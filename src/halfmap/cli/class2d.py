@@ -16,9 +16,11 @@ def class2d(
     start: Annotated[
         options.Start, typer.Option(help="First class images: chosen far apart, or averages of random subsets.")
     ] = options.Start.kmeans,
-    iterations: Annotated[int, typer.Option(min=1, help="Iterations.")] = 25,
+    iterations: Annotated[int, typer.Option(min=1, help="Iterations at most.")] = 25,
     diameter: options.Diameter = None,
-    angular_step: options.AngularStep = None,
+    angular_step: Annotated[
+        float | None, typer.Option(metavar="DEG", help="Step of the finer grid of in-plane angles, 3 to 30 degrees. Default: 6.")
+    ] = None,
     shift_range: options.ShiftRange = 5.0,
     shift_step: options.ShiftStep = 1.0,
     wiener_constant: options.WienerConstant = None,

@@ -18,10 +18,12 @@ def class3d(
     out: options.OutFolder,
     method: Annotated[options.Method3D, typer.Option(help="How poses and classes are found.")] = options.Method3D.projection_matching,
     symmetry: options.Symmetry = "C1",
-    diameter: options.Diameter = None,
+    diameter: options.DiameterOfReference = None,
     initial_lowpass: options.InitialLowpass = None,
     mask: options.Mask = None,
-    iterations: options.Iterations = None,
+    iterations: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Iterations at most; fewer where nothing improves any more. Default: 25.")
+    ] = None,
     angular_step: options.AngularStep = None,
     shift_range: options.ShiftRange = 5.0,
     shift_step: options.ShiftStep = 1.0,

@@ -55,15 +55,19 @@ ParticlesFile = Annotated[
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Job folder to make.")]
 Symmetry = Annotated[str, typer.Option(metavar="G", help="Point group: C1, C4, D2, T, O, I ...")]
 Diameter = Annotated[
-    float | None, typer.Option(metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: most of the box.")
+    float | None, typer.Option(metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: 0.9 of the box.")
 ]
-InitialLowpass = Annotated[
-    float | None, typer.Option(metavar="A", help="Low-pass of the starting map, Angstrom. Default: 60, or what the box allows.")
+DiameterOfReference = Annotated[
+    float | None,
+    typer.Option("--diameter", metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: from the reference."),
 ]
+InitialLowpass = Annotated[float | None, typer.Option(metavar="A", help="Low-pass of the starting map, Angstrom. Default: 60.")]
 Mask = Annotated[Path | None, typer.Option(metavar="MAP", help="Mask (MRC, values 0 to 1) in place of a sphere.")]
-Iterations = Annotated[int | None, typer.Option(metavar="N", min=1, help="Iterations. Default: until resolution and poses stop improving.")]
+Iterations = Annotated[
+    int | None, typer.Option(metavar="N", min=1, help="Iterations at most; fewer where resolution and poses stop improving. Default: 20.")
+]
 AngularStep = Annotated[
-    float | None, typer.Option(metavar="DEG", help="Angular step of the search grid, degrees. Default: from resolution and diameter.")
+    float | None, typer.Option(metavar="DEG", help="Angular step of the finer search grid, 3 to 30 degrees. Default: 7.5.")
 ]
 ShiftRange = Annotated[float, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels.")]
 ShiftStep = Annotated[float, typer.Option(metavar="PX", help="Step of the shift search, pixels.")]
@@ -79,10 +83,11 @@ WienerConstant = Annotated[
 Ctf = Annotated[bool, typer.Option("--ctf/--no-ctf", help="Correct for the CTF in the particle file, or take images as they are.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random: the same seed gives the same result.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads. Default: all cores.")]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA if there is one, else the CPU.")]
+Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads, up to the processors. Default: all.")]
 Memory = Annotated[
-    int | None, typer.Option(parser=parse_memory, metavar="SIZE", help="Memory to stay below, for example 8GB. Default: from the machine.")
+    int | None,
+    typer.Option(parser=parse_memory, metavar="SIZE", help="Memory to stay below, for example 8GB. Default: half of the machine's."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job in the folder.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]

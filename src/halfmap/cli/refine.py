@@ -15,7 +15,7 @@ def refine(
     out: options.OutFolder,
     method: Annotated[options.Method3D, typer.Option(help="How poses are found and used.")] = options.Method3D.projection_matching,
     symmetry: options.Symmetry = "C1",
-    diameter: options.Diameter = None,
+    diameter: options.DiameterOfReference = None,
     initial_lowpass: options.InitialLowpass = None,
     mask: options.Mask = None,
     iterations: options.Iterations = None,

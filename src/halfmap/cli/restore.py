@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from halfmap.cli import options
+from halfmap.cli.report import in_words
 
 
 class Method(StrEnum):
@@ -57,5 +58,5 @@ def restore(
     aside = f", {result.set_aside} set aside" if result.set_aside else ""
     typer.echo(f"{method.value}: {result.images} images{aside}, in {result.folder}")
     if result.curve is not None:
-        at = [f"{resolution_at(result.curve, threshold):.2f} A at {threshold}" for threshold in (0.5, 0.143)]
+        at = [f"at {threshold} {in_words(resolution_at(result.curve, threshold), threshold)}" for threshold in (0.5, 0.143)]
         typer.echo(f"FRC of independent halves: {', '.join(at)}")

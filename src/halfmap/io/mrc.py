@@ -12,6 +12,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from halfmap.errors import InputError
 from halfmap.io.files import replacing
 
+PIXEL_SIZE_TOLERANCE = 0.01  # maps, masks and images whose pixel sizes differ by more are not on one grid
 _HEADER_BYTES = 1024
 _MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
 
@@ -136,6 +137,27 @@ def read_map(path, *, cubic=True):
         sizes = ", ".join(f"{size:.4f}" for size in voxel)
         raise InputError(f"{path}: expected equal voxel sizes, found {sizes} A along x, y, z; resample the map")
     return volume, voxel[0]
+
+
+def read_density(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
+    """As `read_map`, a map with something in it.
+
+    Raises:
+        InputError: as `read_map`; voxels that are not finite, or all the same.
+    """
+    volume, pixel_size_angstrom = read_map(path)
+    if not np.isfinite(volume).all():
+        raise InputError(
+            f"{path}: the map holds values that are not finite (NaN or infinity); a density was expected, mend or mask it first"
+        )
+    if np.ptp(volume) == 0:
+        raise InputError(f"{path}: the map is constant, every voxel is {volume.flat[0]:g}; a density was expected")
+    return volume, pixel_size_angstrom
+
+
+def same_pixel_size(one_angstrom: float, other_angstrom: float) -> bool:
+    """Whether two pixel sizes agree within `PIXEL_SIZE_TOLERANCE`; one of 0, which a header does not tell, agrees with any."""
+    return min(one_angstrom, other_angstrom) <= 0 or abs(one_angstrom / other_angstrom - 1) <= PIXEL_SIZE_TOLERANCE
 
 
 def _header(shape: tuple[int, int, int], pixel_size_angstrom: float, statistics: tuple[float, float, float, float], stack: bool) -> bytes:
