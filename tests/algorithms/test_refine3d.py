@@ -334,7 +334,7 @@ def test_missing_files_are_refused(data, tmp_path):
 
 def test_one_particle_is_not_enough(data, tmp_path):
     load_particles(data / "particles.star").take(np.array([0])).write_star(data / "one.star")
-    _refused(data, tmp_path, "one.star.*half", particles=data / "one.star")
+    _refused(data, tmp_path, "one.star.*hal", particles=data / "one.star")
 
 
 def test_a_star_without_rows_is_refused(data, tmp_path):

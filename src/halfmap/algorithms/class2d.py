@@ -97,10 +97,10 @@ def class2d(
         Progress("class2d", iterations=iterations, quiet=quiet) as progress,
     ):
         data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
-        if classes > len(data) // 2:
-            raise InputError(f"--classes {classes}: expected at most half the number of images, {len(data) // 2}")
         radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
         half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
+        if 2 * classes > int((half >= 0).sum()):
+            raise InputError(f"--classes {classes}: expected at most half the number of usable images, {int((half >= 0).sum()) // 2}")
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, independent_halves=False,
             ctf=ctf, memory=memory, progress=progress,
@@ -157,6 +157,7 @@ def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int,
     """`classes.mrcs`, `classes.star` and `particles.star` with class 1 the largest, and the pictures."""
     order, sizes, resolutions = _by_size(problem, state)
     images: Float[Tensor, "K N N"] = state.references[0].cpu()[order]
+    images[torch.tensor(sizes) == 0] = 0  # reseeded after the last search: no particle is in it
     write_stack(job.path("classes.mrcs"), images.numpy(), problem.particles.pixel_size_angstrom)
     table: dict[str, Any] = {
         "rlnReferenceImage": [f"{k + 1:06d}@classes.mrcs" for k in range(len(order))],

@@ -89,6 +89,8 @@ def class3d(
         start = setup.read_references(maps, data, lowpass_angstrom=lowpass, device=where)
         radius_px = setup.particle_radius_px(diameter_angstrom, data, start[0])
         half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
+        if 2 * classes > int((half >= 0).sum()):
+            raise InputError(f"--classes {classes}: expected at most half the number of usable images, {int((half >= 0).sum()) // 2}")
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, independent_halves=False,
             ctf=ctf, memory=memory, progress=progress,
@@ -101,11 +103,11 @@ def class3d(
         matching = projection_matching(problem, settings)
 
         def first() -> State:
-            state = first_state(problem, start[None] * solvent, lowpass)
             if len(maps) == classes:
-                return state
+                return first_state(problem, start[None] * solvent, lowpass)
             progress.note(f"poses against the one reference first; then {classes} classes along the particles' principal differences")
             one = replace(problem, n_classes=1)
+            state = first_state(one, start[None] * solvent, lowpass)
             return split_start(problem, one, projection_matching(one, settings), settings, state, seed, progress)
 
         state = run_iterations(

@@ -11,7 +11,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +25,6 @@ from halfmap.projection import FourierReferences, Sums
 from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, ssnr_from_fsc
 
-CENTRED_ITERATIONS = 4  # class images are centred in the first iterations, while every particle is still searched for
 GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all orientations are looked at again
 
 
@@ -113,8 +111,10 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
         total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
         sets = [total]
     references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets])
-    if problem.dimensions == 2 and state.iteration < CENTRED_ITERATIONS:
-        references = centred(references)
+    moved = None
+    if problem.dimensions == 2:
+        moved = off_centre_px(references[0])
+        references = torch.stack([image.roll((int(y), int(x)), (-2, -1)) for image, (x, y) in zip(references[0], moved, strict=True)])[None]
     references = references * settings.solvent_mask
     resolutions = [resolution_at(c, settings.threshold) for c in curves]
     best = min(resolutions)
@@ -122,7 +122,7 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     shell = max(2.0, box * pixel / best)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
     record = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
-    return Update(references, fsc.cpu(), radius, record)
+    return Update(references, fsc.cpu(), radius, record, moved)
 
 
 def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:
@@ -134,21 +134,17 @@ def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> lis
     ]
 
 
-def centred(images: Float[Tensor, "H K N N"]) -> Float[Tensor, "H K N N"]:
-    """Class images moved by whole pixels so that the centre of mass of what is brighter than a fifth of the maximum is within a pixel of
-    the middle.
+def off_centre_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:
+    """By how many whole pixels (x, y) to move each class image so that the centre of mass of what is brighter than a fifth of its maximum
+    is less than a pixel from the middle.
 
-    A class inherits the position of the image it started from; off centre, the mask would cut it. The next search follows the move.
+    A class inherits the position of the image it started from; off centre, the mask would cut it.
     """
-    box = images.shape[-1]
-    axis = torch.arange(box, device=images.device) - box // 2
+    axis = torch.arange(images.shape[-1], device=images.device, dtype=images.dtype) - images.shape[-1] // 2
     bright = (images - 0.2 * images.amax((-2, -1), keepdim=True)).clamp(min=0)
     mass = bright.sum((-2, -1)).clamp(min=1e-20)
-    x, y = (bright.sum(-2) @ axis.to(bright)) / mass, (bright.sum(-1) @ axis.to(bright)) / mass
-    moved = images.clone()
-    for h, k in np.ndindex(*images.shape[:2]):
-        moved[h, k] = images[h, k].roll((-int(y[h, k]), -int(x[h, k])), (-2, -1))
-    return moved
+    centre = torch.stack([(bright.sum(-2) * axis).sum(-1), (bright.sum(-1) * axis).sum(-1)], -1) / mass[:, None]
+    return -centre.trunc().cpu()
 
 
 def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:
@@ -164,11 +160,9 @@ def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tens
     """
     total = halves[0] + halves[1]
     empty = torch.nonzero(sizes < max(2, int(sizes.sum()) / len(sizes) / 50))[:, 0]
-    largest = torch.argsort(sizes, descending=True, stable=True)[: len(empty)]
+    full = [k for k in torch.argsort(sizes, descending=True, stable=True).tolist() if k not in empty.tolist()]
     ssnr = ssnr.clone()
-    for e, k in zip(empty.tolist(), largest.tolist(), strict=True):
-        if e == k:
-            continue
+    for e, k in zip(empty.tolist(), full, strict=False):  # one half of a class is given away once
         for field in ("num", "den"):
             grid = getattr(total, field)
             grid[k], grid[e] = getattr(halves[0], field)[k], getattr(halves[1], field)[k]

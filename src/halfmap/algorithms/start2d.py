@@ -24,7 +24,7 @@ _WIENER_CONSTANT = 1.0  # of a single noisy image
 
 def starting_classes(
     problem: Problem, settings: Settings, noise_variance: Float[Tensor, "G S"], radius: int, *, how: str, seed: int
-) -> Float[Tensor, "K N N"]:
+) -> Float[Tensor, "K box box"]:
     """K first class images on shells up to `radius`, masked.
 
     "random": averages of K random subsets as the images lie, all much alike at first. "kmeans++": CTF-corrected single images, each drawn
@@ -42,7 +42,7 @@ def starting_classes(
     distance = np.ones(len(pool))
     chosen: list[Tensor] = []
     for _ in range(problem.n_classes):
-        pick = rng.choice(len(pool), p=distance / distance.sum())
+        pick = rng.choice(len(pool), p=distance / distance.sum() if distance.sum() > 0 else None)
         alone = torch.full_like(problem.half, -1)
         alone[pool[pick]] = 0
         image = _average(problem, settings, noise_variance, radius, alone, torch.zeros_like(alone), 1)
@@ -61,7 +61,7 @@ def _average(
     half: Int[Tensor, " N"],
     classes: Int[Tensor, " N"],
     n_classes: int,
-) -> Float[Tensor, "K N N"]:
+) -> Float[Tensor, "K box box"]:
     """Wiener averages of the images of each class as they lie, low-passed and masked."""
     n = len(half)
     poses = Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes, torch.zeros(n))
@@ -78,7 +78,7 @@ def similarity(
     settings: Settings,
     noise_variance: Float[Tensor, "G S"],
     radius: int,
-    image: Float[Tensor, "1 N N"],
+    image: Float[Tensor, "1 box box"],
     pool: Int[Tensor, " M"],
 ) -> Float[Tensor, " M"]:
     """Correlation coefficient of each image of the pool with one class image, at the best coarse rotation and shift."""

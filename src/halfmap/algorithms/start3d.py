@@ -20,13 +20,12 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from halfmap.algorithms.projection_matching import Settings, wiener
-from halfmap.distributed import all_sum
 from halfmap.engine.images import Batch, batches, load_batch
 from halfmap.engine.loop import Method, Problem, iterate, sum_at_poses
 from halfmap.engine.state import Poses, State
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.progress import Progress
-from halfmap.projection import Sums, empty_sums, hermitian_mates, insert_slices, prepare_references, project
+from halfmap.projection import empty_sums, hermitian_mates, insert_slices, prepare_references, project
 from halfmap.reconstruct import shell_weight, wiener_update
 
 POSE_ITERATIONS = 4
@@ -54,15 +53,19 @@ def split_start(problem: Problem, one: Problem, method: Method, settings: Settin
 
 
 def cluster(coordinates: Float[Tensor, "N q"], k: int, seed: int) -> Int[Tensor, " N"]:
-    """k-means with k-means++ starts, the best of ten."""
-    from scipy.cluster.vq import kmeans2
+    """k-means with k-means++ starts, the best of ten that leave no class empty; at random where none does."""
+    from scipy.cluster.vq import ClusterError, kmeans2
 
     points = coordinates.double().numpy()
     best: tuple[float, np.ndarray] | None = None
     for attempt in range(10):
-        centres, labels = kmeans2(points, k, minit="++", rng=np.random.default_rng([seed, 4, attempt]), missing="warn")
+        try:
+            with np.errstate(all="ignore"):
+                centres, labels = kmeans2(points, k, minit="++", rng=np.random.default_rng([seed, 4, attempt]), missing="raise")
+        except (ClusterError, ValueError):  # an empty cluster; fewer different points than clusters
+            continue
         spread = float(((points - centres[labels]) ** 2).sum())
-        if len(np.unique(labels)) == k and (best is None or spread < best[0]):
+        if best is None or spread < best[0]:
             best = (spread, labels)
     labels = best[1] if best is not None else np.random.default_rng([seed, 5]).permutation(len(points)) % k
     return torch.from_numpy(labels.astype(np.int64))
@@ -98,14 +101,14 @@ def _component(
     z: Float[Tensor, " N"],
     variance: Float[Tensor, " N"],
     inner: HalfPlane,
-) -> Float[Tensor, "1 N N N"]:
+) -> Float[Tensor, "1 box box box"]:
     """M-step: the volume that, times z_i, best explains what the known volumes leave over."""
     sums = empty_sums(1, problem.particles.box, inner.radius, 3, device=problem.images.device)
     for batch, poses, residual in _residuals(problem, state, known, coordinates, inner):
         here, spread = z[batch.index.cpu()].to(residual.device)[:, None], variance[batch.index.cpu()].to(residual.device)[:, None]
         power = batch.whole.power[:, : len(inner)]
         insert_slices(sums, here * residual, (here**2 + spread) * power, poses.rotations, inner, symmetry=problem.symmetry)
-    total = hermitian_mates(Sums(all_sum(sums.num), all_sum(sums.den), sums.box, sums.radius, sums.dimensions))
+    total = hermitian_mates(sums)
     return wiener_update(total, _WIENER * shell_weight(total)) * settings.solvent_mask
 
 
@@ -130,7 +133,7 @@ def _residuals(
 ) -> Iterator[tuple[Batch, Poses, Complex[Tensor, "B J"]]]:
     """Batches, their poses, and `d_i - p_i (R_0 + sum_c z_ic R_c)`: what the known volumes leave over, centred, on the inner shells."""
     references = [prepare_references(volume, inner.radius) for volume in known]
-    used = torch.nonzero(problem.half >= 0)[:, 0]
+    used = torch.nonzero(problem.half >= 0)[:, 0]  # every process needs every coordinate
     for index in batches(used, problem.batch_size):
         poses = state.poses.take(index).to(problem.images.device)
         batch: Batch = load_batch(problem.particles, index, problem.plane, state.noise_variance, poses.shift_px, problem.images)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
@@ -61,12 +61,16 @@ class Method:
 
 @dataclass(frozen=True)
 class Update:
-    """What the M-step gives back: references (H, K, ...), a correlation curve per class, the next radius, and numbers for the record."""
+    """What the M-step gives back: references (H, K, ...), a correlation curve per class, the next radius, and numbers for the record.
+
+    `moved_px` tells how far each class image was moved (2D; x, y in its own frame), so that the poses can follow.
+    """
 
     references: Float[Tensor, "H K *box"]
     curves: Float[Tensor, "K S"]
     radius: int
     record: dict[str, Any]
+    moved_px: Float[Tensor, "K 2"] | None = None
 
 
 Advance = Callable[[int], None]
@@ -78,7 +82,7 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     clock = _Clock()
     sums = [_empty(problem) for _ in range(2)]
     noise = torch.zeros(2, problem.n_groups, plane.radius + 1, device=device)
-    poses = state.poses
+    found: list[tuple[Tensor, Poses]] = []
     for half in range(2):
         with clock("references"):
             shared = 0 if not problem.independent_halves else half
@@ -94,23 +98,42 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
             with clock("sums"):
                 accumulate(sums[half], batch.whole, method.assign(candidates), plane, problem.symmetry)
             with clock("noise"):
-                found = _best(candidates)
-                poses = poses.put(index, found.to("cpu"))
-                noise += noise_sums(batch, shifted_slices(references, found, plane, state.radius), plane, problem.n_groups)
+                best = _best(candidates)
+                found.append((index, best.to("cpu")))
+                noise += noise_sums(batch, shifted_slices(references, best, plane, state.radius), plane, problem.n_groups)
             advance(len(index))
+    poses = gathered(state.poses, found, problem.half >= 0)
     with clock("update"):
         update = method.update(state, poses, [_reduced(s) for s in sums])
     record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
     new = State(
         state.iteration + 1,
         update.references,
-        poses,
+        poses if update.moved_px is None else following(poses, update.moved_px),
         noise_from_sums(all_sum(noise)),
         update.radius,
         update.curves,
         (*state.history, record),
     )
     return new, clock.seconds
+
+
+def gathered(before: Poses, found: list[tuple[Tensor, Poses]], used: Bool[Tensor, " N"]) -> Poses:
+    """The new poses of all processes together; particles set aside keep theirs."""
+    fields = []
+    for n, old in enumerate(before.fields()):
+        new = torch.zeros_like(old)
+        for index, poses in found:
+            new[index] = poses.fields()[n]
+        all_sum(new)
+        fields.append(torch.where(used.view(-1, *[1] * (old.ndim - 1)), new, old))
+    return Poses(*fields)
+
+
+def following(poses: Poses, moved_px: Float[Tensor, "K 2"]) -> Poses:
+    """Poses after each class image was moved by m: the shift that centres a particle grows by A m."""
+    step = (poses.rotations[:, :2, :2] * moved_px[poses.classes][:, None]).sum(-1)
+    return Poses(poses.rotations, poses.shift_px + step, poses.classes, poses.score)
 
 
 def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:

@@ -218,7 +218,7 @@ def best_children(
         found.append(distinct(candidates, settings.n_refined, search.grid.fine_step_deg * 1.5))
     first = found[0]
     for more in found[1:]:
-        first = Candidates(*(torch.cat([a, b]) for a, b in zip(first._fields(), more._fields(), strict=True)))
+        first = Candidates(*(torch.cat([a, b]) for a, b in zip(first.fields(), more.fields(), strict=True)))
     return first
 
 

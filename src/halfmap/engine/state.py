@@ -26,7 +26,7 @@ class Poses:
     def put(self, index: Int[Tensor, " M"], new: "Poses") -> "Poses":
         """A copy in which the poses at `index` are `new`."""
         fields = []
-        for old, value in zip(self._fields(), new._fields(), strict=True):
+        for old, value in zip(self.fields(), new.fields(), strict=True):
             copy = old.clone()
             copy[index] = value.to(old.device)
             fields.append(copy)
@@ -36,11 +36,11 @@ class Poses:
         """The same poses, all of class 0."""
         return Poses(self.rotations, self.shift_px, torch.zeros_like(self.classes), self.score)
 
-    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.rotations, self.shift_px, self.classes, self.score
 
     def to(self, device: torch.device | str) -> "Poses":
-        return Poses(*(f.to(device) for f in self._fields()))
+        return Poses(*(f.to(device) for f in self.fields()))
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Candidates:
         return self.take(torch.topk(self.score, min(n, self.score.shape[1]), dim=1).indices)
 
     def append(self, other: "Candidates") -> "Candidates":
-        pairs = zip(self._fields(), other._fields(), strict=True)
+        pairs = zip(self.fields(), other.fields(), strict=True)
         return Candidates(*(torch.cat([a, b], dim=1) for a, b in pairs))
 
-    def _fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.rotations, self.shift_px, self.classes, self.score
 
 
