@@ -1,6 +1,7 @@
 """The command line: light to start, one clear line on bad input, and the small commands on small data."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import typer
 
 from halfmap.cli import options
 from halfmap.cli.main import app, run
-from halfmap.io.mrc import write_map, write_stack
+from halfmap.cli.report import in_words
+from halfmap.io.mrc import read_map, write_map, write_stack
 from halfmap.jobs import Job
 from halfmap.particles import load_particles
 from halfmap.selection import parse_classes
@@ -244,3 +246,18 @@ def test_project_with_ctf_multiplies_its_transform(project: Path, capsys: pytest
     transfer = ctf(CTFParameters.from_particles(with_ctf, rows), *plane.frequencies(PIXEL))
     plain, seen = (fourier_transform(torch.from_numpy(load_particles(name).images(rows)), plane) for name in ("plain.star", "ctf.star"))
     assert torch.allclose(plain * transfer, seen, atol=1e-4 * float(plain.abs().max()))
+
+
+def test_no_resolution_is_said_in_words(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [in_words(value, 0.143) for value in (7.5, math.inf)] == ["7.50 Angstrom", "no resolution at 0.143"]
+    write_map("negative.mrc", -read_map("map.mrc")[0], PIXEL)
+    code, out, _ = call("fsc", "map.mrc", "negative.mrc", capsys=capsys)
+    assert code == 0
+    assert out.splitlines()[1].split() == ["unmasked", "none", "none"]
+
+
+def test_convert_writes_the_dialect_asked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("convert", "p.star", "old.star", "--relion", "3.0", capsys=capsys)[0] == 0
+    assert "data_optics" not in Path("old.star").read_text()
+    code, _, err = call("convert", "p.star", "new.star", "--passthrough", "p.cs", capsys=capsys)
+    assert (code, "passthrough" in err) == (2, True)

@@ -12,8 +12,11 @@ from halfmap.cli.report import say_done
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Job folder.")],
     device: Annotated[options.Device | None, typer.Option("--device", help="Where to compute. Default: as the job was started.")] = None,
-    threads: options.Threads = None,
-    memory: options.Memory = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads. Default: as the job was started.")] = None,
+    memory: Annotated[
+        int | None,
+        typer.Option(parser=options.parse_memory, metavar="SIZE", help="Memory to stay below. Default: as the job was started."),
+    ] = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Go on with a stopped or killed job from its last finished iteration; it ends with the same bytes as if it had never stopped.
