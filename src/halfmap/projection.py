@@ -102,7 +102,8 @@ def project(
     classes = _classes(classes, rotations)
     kx, ky = plane.kx.float(), plane.ky.float()
     if references.grid.device.type != "cpu":
-        return torch_kernels.slices(references.grid, rotations, classes, kx, ky, PADDING)
+        parts = zip(*(t.split(_at_once(plane)) for t in (rotations, classes)), strict=True)
+        return torch.cat([torch_kernels.slices(references.grid, r, c, kx, ky, PADDING) for r, c in parts])
     from halfmap.kernels import cpu
 
     out = torch.empty(len(rotations), len(plane), dtype=torch.complex64)
@@ -161,7 +162,8 @@ def insert_slices(
     mates = [rotations] if symmetry is None else [compose(rotations, mate) for mate in symmetry.to(rotations)]
     if values.device.type != "cpu":
         for mate in mates:
-            torch_kernels.insert(sums.num, sums.den, values, weights, mate, classes, kx, ky, PADDING)
+            for part in zip(*(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True):
+                torch_kernels.insert(sums.num, sums.den, *part, kx, ky, PADDING)
         return
     from halfmap.kernels import cpu
 
@@ -169,6 +171,11 @@ def insert_slices(
         torch.view_as_real(sums.num).numpy(), sums.den.numpy(), torch.view_as_real(values).numpy(), weights.numpy(),
         torch.cat(mates).numpy(), classes.numpy(), kx.numpy(), ky.numpy(), PADDING, slabs(sums.num.shape[1]),
     )  # fmt: skip
+
+
+def _at_once(plane: HalfPlane) -> int:
+    """Slices that the plain torch kernels work on at a time: they hold about 200 bytes a sample."""
+    return max(1, 4_000_000 // len(plane))
 
 
 def slabs(planes: int) -> int:
