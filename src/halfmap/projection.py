@@ -162,8 +162,8 @@ def insert_slices(
     mates = [rotations] if symmetry is None else [compose(rotations, mate) for mate in symmetry.to(rotations)]
     if values.device.type != "cpu":
         for mate in mates:
-            for part in zip(*(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True):
-                torch_kernels.insert(sums.num, sums.den, *part, kx, ky, PADDING)
+            for v, w, r, c in zip(*(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True):
+                torch_kernels.insert(sums.num, sums.den, v, w, r, c, kx, ky, PADDING)
         return
     from halfmap.kernels import cpu
 

@@ -98,9 +98,10 @@ def class2d(
     ):
         data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
         radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
+        setup.check_classes(classes, len(data))
+        setup.batch_size(data.box, dimensions=2, n_classes=classes, independent_halves=False, memory=memory, device=where)
         half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
-        if 2 * classes > int((half >= 0).sum()):
-            raise InputError(f"--classes {classes}: expected at most half the number of usable images, {int((half >= 0).sum()) // 2}")
+        setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, independent_halves=False,
             ctf=ctf, memory=memory, progress=progress,

@@ -76,7 +76,7 @@ def class3d(
     setup.check_positive(classes=classes, initial_lowpass=initial_lowpass_angstrom, angular_step=angular_step_deg, iterations=iterations,
                          shift_step=shift_step_px, local_range=local_range_deg, wiener_constant=wiener_constant)  # fmt: skip
     limit = iterations or ITERATIONS
-    setup.check_search(angular_step_deg, shift_range_px, seed)
+    setup.check_search(angular_step_deg, shift_range_px, seed, symmetry=symmetry)
     where = setup.use_device(device, threads)
     with (
         Job.create("class3d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
@@ -88,9 +88,11 @@ def class3d(
         lowpass = initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
         start = setup.read_references(maps, data, lowpass_angstrom=lowpass, device=where)
         radius_px = setup.particle_radius_px(diameter_angstrom, data, start[0])
+        setup.check_classes(classes, len(data))
+        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        setup.batch_size(data.box, dimensions=3, n_classes=classes, independent_halves=False, memory=memory, device=where)
         half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
-        if 2 * classes > int((half >= 0).sum()):
-            raise InputError(f"--classes {classes}: expected at most half the number of usable images, {int((half >= 0).sum()) // 2}")
+        setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, independent_halves=False,
             ctf=ctf, memory=memory, progress=progress,
@@ -98,7 +100,6 @@ def class3d(
         search = setup.search_settings(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
         matching = projection_matching(problem, settings)
 

@@ -79,7 +79,7 @@ def refine(
         raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
     setup.check_positive(initial_lowpass=initial_lowpass_angstrom, angular_step=angular_step_deg, iterations=iterations,
                          shift_step=shift_step_px, local_range=local_range_deg, wiener_constant=wiener_constant)  # fmt: skip
-    setup.check_search(angular_step_deg, shift_range_px, seed)
+    setup.check_search(angular_step_deg, shift_range_px, seed, symmetry=symmetry)
     limit = iterations or ITERATIONS
     where = setup.use_device(device, threads)
     with (
@@ -92,6 +92,8 @@ def refine(
         lowpass = initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
         start = setup.read_references([reference], data, lowpass_angstrom=lowpass, device=where)
         radius_px = setup.particle_radius_px(diameter_angstrom, data, start[0])
+        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        setup.batch_size(data.box, dimensions=3, n_classes=1, independent_halves=True, memory=memory, device=where)
         half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
@@ -100,7 +102,6 @@ def refine(
         search = setup.search_settings(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
         both_halves = start.expand(2, *start.shape[1:])[:, None] * solvent
         matching = projection_matching(problem, settings)

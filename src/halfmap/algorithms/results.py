@@ -1,5 +1,6 @@
 """What every job leaves behind: particles with their poses, maps and class images, curves, pictures."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,12 @@ def show_references(job: Job, problem: Problem, state: State) -> None:
         save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), problem.particles.pixel_size_angstrom, title=title)
 
 
+def _angstrom(resolution: float) -> str:
+    return f"{resolution:.2f} A" if math.isfinite(resolution) else "none"
+
+
 def _summary(record: dict) -> str:
-    words = f"resolution {record['resolution_angstrom']:.2f} A"
+    words = f"resolution {_angstrom(record['resolution_angstrom'])}"
     if record["iteration"] > 1:
         words += f", poses moved {record['angular_change_deg']:.2f} deg and {record['shift_change_angstrom']:.2f} A (median)"
     return words
@@ -107,7 +112,7 @@ def write_map_files(
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`, `{prefix}fsc.star` and the curve's picture too."""
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
-    title = f"{map_path.stem}, {resolution:.2f} A at FSC 0.143"
+    title = f"{map_path.stem}, {_angstrom(resolution)} at FSC 0.143"
     save_map_picture(f"{pictures}{map_path.stem}.png", final.maps[k].numpy(), pixel_size_angstrom, title=title)
     if with_halves:
         for h in range(2):

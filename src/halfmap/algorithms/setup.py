@@ -315,6 +315,16 @@ def check_search(angular_step_deg: float | None, shift_range_px: float, seed: in
         symmetry_matrices(symmetry)
 
 
+def check_classes(classes: int, n_images: int) -> None:
+    """Refuse more classes than half the images.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if 2 * classes > n_images:
+        raise InputError(f"--classes {classes}: expected at most half the number of usable images, {n_images // 2}")
+
+
 def check_positive(**values: float | None) -> None:
     """Refuse options that must be positive numbers and are not.
 
