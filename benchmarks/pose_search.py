@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.engine.images import initial_noise, load_batch
 from halfmap.engine.loop import Problem
 from halfmap.engine.search import SearchSettings, prepare_search, search_globally, shift_grid
@@ -31,10 +31,10 @@ class Known:
 
 def load(star, *, symmetry: str, diameter_angstrom: float) -> Known:
     particles = load_particles(star)
-    radius_px = setup.particle_radius_px(diameter_angstrom, particles, None)
+    radius_px = inputs.particle_radius_px(diameter_angstrom, particles, None)
     with Progress("benchmark", quiet=True) as progress:
         problem = setup.make_problem(
-            particles, setup.divide_into_halves(particles, 1), device=torch.device("cpu"), radius_px=radius_px, symmetry=symmetry,
+            particles, inputs.divide_into_halves(particles, 1), device=torch.device("cpu"), radius_px=radius_px, symmetry=symmetry,
             dimensions=3, n_classes=1, independent_halves=True, ctf=True, memory=None, progress=progress,
         )  # fmt: skip
     everyone = torch.arange(len(particles))
@@ -60,7 +60,7 @@ def ranks_of_poses(
     grid = orientation_grid(3, problem.symmetry.double()).rotations
     phases = shift_phases(shift_grid(shift_range_px, 1.0, device=torch.device("cpu")), plane)
     judge = {"correlation": correlation_score, "likelihood": log_likelihood_score}[score]
-    poses, ranks = setup.poses_of(particles), np.empty(len(particles))
+    poses, ranks = inputs.poses_of(particles), np.empty(len(particles))
     for half in range(2):
         slices = project(prepare_references(volumes[1 - half][None], radius), grid, plane)
         squared = (slices.real**2 + slices.imag**2).T.contiguous()

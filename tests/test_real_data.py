@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from halfmap import reconstruct
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.engine.images import initial_noise, load_batch
 from halfmap.engine.search import SearchSettings, prepare_search, search_globally
 from halfmap.progress import Progress
@@ -47,8 +47,8 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
     text = (images / "trpv1_trpv1_small_stack.star").read_text()
     star = tmp_path / "particles.star"
     star.write_text(re.sub(r"@\S+", f"@{images / 'trpv1_small_stack.mrcs'}", text))
-    data = setup.read_particles(star, data_dir=None, ctf=True)
-    half = setup.divide_into_halves(data, 1)
+    data = inputs.read_particles(star, data_dir=None, ctf=True)
+    half = inputs.divide_into_halves(data, 1)
     with Progress("test", quiet=True) as progress:
         problem = setup.make_problem(
             data, half, device=torch.device("cpu"), radius_px=85 / data.pixel_size_angstrom, symmetry="C4", dimensions=3, n_classes=1,

@@ -9,7 +9,7 @@ import torch
 import halfmap
 from halfmap import jobs
 from halfmap.algorithms import class3d as module
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs
 from halfmap.algorithms.projection_matching import Settings
 from halfmap.algorithms.refine3d import first_state
 from halfmap.algorithms.start3d import cluster, principal_coordinates
@@ -186,7 +186,7 @@ def _grey_scale(problem: Problem, volume: torch.Tensor) -> float:
     from halfmap.engine.loop import shifted_slices
     from halfmap.projection import prepare_references
 
-    poses, plane = setup.poses_of(problem.particles).in_one_class(), problem.plane
+    poses, plane = inputs.poses_of(problem.particles).in_one_class(), problem.plane
     noise = torch.ones(problem.n_groups, plane.radius + 1)
     batch = load_batch(problem.particles, torch.arange(N), plane, noise, poses.shift_px, problem.images)
     model = batch.ctf * shifted_slices(prepare_references(volume[None], plane.radius), poses, plane, plane.radius)

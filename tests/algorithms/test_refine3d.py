@@ -9,7 +9,7 @@ import torch
 
 import halfmap
 from halfmap import jobs
-from halfmap.algorithms import results, setup
+from halfmap.algorithms import results
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star
@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(refined, data, 
     assert _bytes(again.folder) == _bytes(refined.folder)
     assert again.resolution_angstrom == refined.resolution_angstrom
     particles = load_particles(data / "particles.star")
-    one, same, other = (setup.divide_into_halves(particles, seed) for seed in (1, 1, 2))
+    one, same, other = (inputs.divide_into_halves(particles, seed) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -184,7 +184,7 @@ def test_the_references_background_does_not_decide_the_particles_size(data, offs
     """A map that is negative everywhere, or has a constant background, holds a particle of a size between a few pixels and the box."""
     particles = load_particles(data / "particles.star")
     volume = _volume(data / "truth_1.mrc")
-    radius = setup.particle_radius_px(None, particles, volume + offset * volume.max())
+    radius = inputs.particle_radius_px(None, particles, volume + offset * volume.max())
     assert 4 < radius <= 0.47 * BOX + 1e-3
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching
 from halfmap.algorithms.results import run_iterations, write_particles, write_pictures
 from halfmap.algorithms.start2d import STARTS, starting_classes
@@ -96,11 +96,11 @@ def class2d(
         Job.create("class2d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
         Progress("class2d", iterations=iterations, quiet=quiet) as progress,
     ):
-        data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
-        radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
+        data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
+        radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
         setup.check_classes(classes, len(data))
         setup.batch_size(data.box, dimensions=2, n_classes=classes, independent_halves=False, memory=memory, device=where)
-        half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
+        half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
         setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, independent_halves=False,
@@ -110,7 +110,7 @@ def class2d(
             problem.symmetry, radius_px, angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG, shift_range_px=shift_range_px,
             shift_step_px=shift_step_px, n_refined=4,
         )  # fmt: skip
-        circle = setup.solvent_mask(None, data, radius_px, dimensions=2, device=where)
+        circle = inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
         settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
 
         def first() -> State:

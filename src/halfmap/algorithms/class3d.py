@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching
 from halfmap.algorithms.refine3d import INITIAL_LOWPASS_ANGSTROM, METHODS, first_state
 from halfmap.algorithms.results import (
@@ -82,16 +82,16 @@ def class3d(
         Job.create("class3d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
         Progress("class3d", iterations=limit, quiet=quiet) as progress,
     ):
-        data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
+        data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if local and not data.has_poses:
             raise InputError(f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, rlnAngleTilt, rlnAnglePsi")
         lowpass = initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
-        start = setup.read_references(maps, data, lowpass_angstrom=lowpass, device=where)
-        radius_px = setup.particle_radius_px(diameter_angstrom, data, start[0])
+        start = inputs.read_references(maps, data, lowpass_angstrom=lowpass, device=where)
+        radius_px = inputs.particle_radius_px(diameter_angstrom, data, start[0])
         setup.check_classes(classes, len(data))
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        solvent = inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         setup.batch_size(data.box, dimensions=3, n_classes=classes, independent_halves=False, memory=memory, device=where)
-        half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
+        half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
         setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, independent_halves=False,
@@ -100,7 +100,9 @@ def class3d(
         search = setup.search_settings(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
-        settings = Settings(search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
+        settings = Settings(
+            search, RESOLUTION_AT, solvent, wiener_constant=wiener_constant, anchor=inputs.poses_of(data) if local else None
+        )
         matching = projection_matching(problem, settings)
 
         def first() -> State:

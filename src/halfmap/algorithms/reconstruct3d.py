@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.projection_matching import Settings
 from halfmap.algorithms.results import Refined, final_maps, write_map_files
 from halfmap.engine.images import initial_noise
@@ -52,18 +52,18 @@ def reconstruct(
             raise InputError(f"{name}: the file exists; choose another name with --out, or --overwrite it")
     where = setup.use_device(device, threads)
     with Progress("reconstruct", quiet=quiet) as progress:
-        data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
+        data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if not data.has_poses:
             raise InputError(
                 f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine"
             )
-        radius_px = setup.particle_radius_px(diameter_angstrom, data, None)
+        radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
         setup.batch_size(data.box, dimensions=3, n_classes=1, independent_halves=True, memory=memory, device=where)
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        solvent = inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         alone = len(data) > 1 and set(data.half_set.tolist()) in ({1}, {2})
         if alone:  # one half of a refined data set by itself
             progress.note(f"{particles}: column _rlnRandomSubset is {data.half_set[0]} in every row; the halves are drawn at random")
-        half, _ = setup.find_bad_images(data, setup.divide_into_halves(data, seed, anew=alone), progress)
+        half, _ = inputs.find_bad_images(data, inputs.divide_into_halves(data, seed, anew=alone), progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
             ctf=ctf, memory=memory, progress=progress,
@@ -71,7 +71,7 @@ def reconstruct(
         settings = Settings(SearchSettings(problem.symmetry, radius_px), 0.143, solvent, wiener_constant=wiener_constant)
         used = torch.nonzero(half >= 0)[:, 0]
         noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
-        poses = setup.poses_of(data).in_one_class()
+        poses = inputs.poses_of(data).in_one_class()
         final = final_maps(problem, settings, poses, noise, progress)
         target.parent.mkdir(parents=True, exist_ok=True)
         stem = str(target.with_suffix(""))

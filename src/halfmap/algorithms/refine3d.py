@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from halfmap.algorithms import setup
+from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.projection_matching import Settings, projection_matching
 from halfmap.algorithms.results import (
     Refined,
@@ -86,15 +86,15 @@ def refine(
         Job.create("refine", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
         Progress("refine", iterations=limit, quiet=quiet) as progress,
     ):
-        data = setup.read_particles(particles, data_dir=data_dir, ctf=ctf)
+        data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if local and not data.has_poses:
             raise InputError(f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, rlnAngleTilt, rlnAnglePsi")
         lowpass = initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
-        start = setup.read_references([reference], data, lowpass_angstrom=lowpass, device=where)
-        radius_px = setup.particle_radius_px(diameter_angstrom, data, start[0])
-        solvent = setup.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        start = inputs.read_references([reference], data, lowpass_angstrom=lowpass, device=where)
+        radius_px = inputs.particle_radius_px(diameter_angstrom, data, start[0])
+        solvent = inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         setup.batch_size(data.box, dimensions=3, n_classes=1, independent_halves=True, memory=memory, device=where)
-        half = setup.set_aside_bad_images(data, setup.divide_into_halves(data, seed), job, progress)
+        half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
             ctf=ctf, memory=memory, progress=progress,
@@ -102,7 +102,7 @@ def refine(
         search = setup.search_settings(
             problem, angular_step_deg or 7.5, shift_range_px, shift_step_px, local_range_deg=(local_range_deg or 5.0) if local else None
         )
-        settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, anchor=setup.poses_of(data) if local else None)
+        settings = Settings(search, 0.143, solvent, wiener_constant=wiener_constant, anchor=inputs.poses_of(data) if local else None)
         both_halves = start.expand(2, *start.shape[1:])[:, None] * solvent
         matching = projection_matching(problem, settings)
         state = run_iterations(
@@ -127,4 +127,4 @@ def first_state(problem: Problem, references: torch.Tensor, lowpass_angstrom: fl
     shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
     radius = min(largest_radius(data.box), max(3, shells))
     curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
-    return State(0, references, setup.poses_of(data).in_one_class(), noise, radius, curves)
+    return State(0, references, inputs.poses_of(data).in_one_class(), noise, radius, curves)
