@@ -9,7 +9,7 @@ import torch
 
 import halfmap
 from halfmap import jobs
-from halfmap.algorithms import results
+from halfmap.algorithms import inputs, results
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star

@@ -21,7 +21,6 @@ from halfmap.projection import PADDING, grid_shape
 from halfmap.symmetry import symmetry_matrices
 
 MASK_EDGE_PX = 5.0
-_IMAGES_CHECKED_AT_ONCE = 1000
 _LARGEST_BATCH = 256
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 
