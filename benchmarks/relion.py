@@ -33,6 +33,7 @@ REFINEMENT = {
     "ribo": RecordedRefinement(2500, "stopped", "9, not converged", "21.3 A", 15.8, 2.26, 3.76, 0.75),
 }
 CLASS2D_CPU_S, CLASS2D_MS, CLASS2D_SPREAD_DEG = 716, 15.9, 34  # ribo_mix, K = 20, 15 iterations, one core
+CLASS3D_CPU_S, CLASS3D_RAND_INDEX, CLASS3D_ERROR_DEG = 3421, 0.0, 4.8  # ribo_mix, K = 2, 15 iterations, one core
 REAL_RIBOSOME = {"halves": 28.6, "half1": 37.5, "all": 29.6}  # relion_reconstruct of RELION 5: A at 0.143 and at 0.5
 
 

@@ -15,6 +15,7 @@ import sys
 import traceback
 
 import classes2d
+import classes3d
 import estep
 import others
 import real_data
@@ -32,6 +33,7 @@ ALL = {
         refine_simulated.reconstruct,
         classes2d.ribo_mix_2d,
         classes2d.mixture_2d,
+        classes3d.ribo_mix_3d,
         estep.estep,
         others.restore_methods,
         others.star_readers,
