@@ -1,0 +1,127 @@
+"""What the jobs on volumes, `refine` and `class3d`, have in common: their options, and everything up to the first iteration."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.algorithms import inputs, setup
+from halfmap.algorithms.projection_matching import Settings
+from halfmap.engine.images import initial_noise
+from halfmap.engine.loop import Problem
+from halfmap.engine.state import State
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius
+from halfmap.jobs import Job
+from halfmap.progress import Progress
+
+METHODS = ("projection-matching",)
+INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
+ANGULAR_STEP_DEG = 7.5
+LOCAL_RANGE_DEG = 5.0
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """The user's options, as `halfmap.refine` documents them; None takes the default."""
+
+    method: str
+    symmetry: str
+    diameter_angstrom: float | None
+    initial_lowpass_angstrom: float | None
+    mask: str | Path | None
+    iterations: int | None
+    angular_step_deg: float | None
+    shift_range_px: float
+    shift_step_px: float
+    local: bool
+    local_range_deg: float | None
+    wiener_constant: float | None
+    ctf: bool
+    data_dir: str | Path | None
+    seed: int
+    memory: int | None
+
+    @property
+    def lowpass_angstrom(self) -> float:
+        return self.initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is read.
+
+        Raises:
+            InputError: naming the option.
+        """
+        if self.method not in METHODS:
+            raise InputError(f"--method {self.method}: expected one of {', '.join(METHODS)}")
+        setup.check_positive(
+            initial_lowpass=self.initial_lowpass_angstrom, angular_step=self.angular_step_deg, iterations=self.iterations,
+            shift_step=self.shift_step_px, local_range=self.local_range_deg, wiener_constant=self.wiener_constant,
+        )  # fmt: skip
+        setup.check_search(self.angular_step_deg, self.shift_range_px, self.seed, symmetry=self.symmetry)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job ready for its first iteration; `start` are the starting maps, low-passed and masked."""
+
+    problem: Problem
+    settings: Settings
+    start: Float[Tensor, "K N N N"]
+
+
+def open_volumes(
+    particles: str | Path,
+    maps: Sequence[str | Path],
+    options: VolumeOptions,
+    job: Job,
+    progress: Progress,
+    *,
+    classes: int,
+    independent_halves: bool,
+    threshold: float,
+    device: torch.device,
+) -> Opened:
+    """Read and check everything, cheap checks first; halves are independent in `refine` and share their references in `class3d`.
+
+    Raises:
+        InputError: any bad input, in one line.
+    """
+    data = inputs.read_particles(particles, data_dir=options.data_dir, ctf=options.ctf)
+    if options.local and not data.has_poses:
+        raise InputError(f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, rlnAngleTilt, rlnAnglePsi")
+    start = inputs.read_references(maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device)
+    radius_px = inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
+    if classes > 1:
+        setup.check_classes(classes, len(data))
+    solvent = inputs.solvent_mask(options.mask, data, radius_px, dimensions=3, device=device)
+    setup.batch_size(data.box, dimensions=3, n_classes=classes, independent_halves=independent_halves, memory=options.memory, device=device)
+    half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, options.seed), job, progress)
+    if classes > 1:
+        setup.check_classes(classes, int((half >= 0).sum()))
+    problem = setup.make_problem(
+        data, half, device=device, radius_px=radius_px, symmetry=options.symmetry, dimensions=3, n_classes=classes,
+        independent_halves=independent_halves, ctf=options.ctf, memory=options.memory, progress=progress,
+    )  # fmt: skip
+    search = setup.search_settings(
+        problem, options.angular_step_deg or ANGULAR_STEP_DEG, options.shift_range_px, options.shift_step_px,
+        local_range_deg=(options.local_range_deg or LOCAL_RANGE_DEG) if options.local else None,
+    )  # fmt: skip
+    anchor = inputs.poses_of(data) if options.local else None
+    settings = Settings(search, threshold, solvent, wiener_constant=options.wiener_constant, anchor=anchor)
+    return Opened(problem, settings, start * solvent)
+
+
+def first_state(problem: Problem, references: Float[Tensor, "H K N N N"], lowpass_angstrom: float) -> State:
+    """Iteration 0: starting references, scored inside the resolution they were filtered to; the file's poses; noise from the power."""
+    data = problem.particles
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
+    shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
+    radius = min(largest_radius(data.box), max(3, shells))
+    curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
+    return State(0, references, inputs.poses_of(data).in_one_class(), noise, radius, curves)
