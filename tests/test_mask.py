@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfmap.errors import InputError
-from halfmap.mask import apply_background_mask, read_mask, soft_sphere
+from halfmap.mask import read_mask, soft_sphere
 
 
 @pytest.mark.parametrize("box", [24, 25])
@@ -31,21 +31,6 @@ def test_soft_sphere_refuses_a_negative_edge_and_a_flat_centre() -> None:
         soft_sphere(10, radius_px=2, edge_px=-1)
     with pytest.raises(InputError, match="3 numbers"):
         soft_sphere(10, radius_px=2, edge_px=1, centre_px=(5.0, 5.0))
-
-
-def test_background_fill_keeps_the_inside_and_flattens_the_outside() -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(3, 32, 32, generator=generator) + torch.tensor([1.0, -2.0, 0.0]).reshape(3, 1, 1)
-    mask = soft_sphere(32, radius_px=8, edge_px=0, dimensions=2)
-    before = images.clone()
-    filled = apply_background_mask(images, mask)
-    inside = mask == 1
-    assert torch.equal(filled[:, inside], images[:, inside])
-    torch.testing.assert_close(filled[:, ~inside], images[:, ~inside].mean(1, keepdim=True).expand(-1, int((~inside).sum())))
-    torch.testing.assert_close(filled.mean((1, 2)), images.mean((1, 2)))  # a hard mask with mean fill keeps each image's mean
-    assert torch.equal(apply_background_mask(images, mask, fill="zero"), images * mask)
-    assert torch.equal(apply_background_mask(images, torch.ones(32, 32)), images)
-    assert torch.equal(images, before)
 
 
 def _write(path, values: np.ndarray, pixel_size: float) -> None:

@@ -78,29 +78,3 @@ def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[T
     if high <= 0:
         raise InputError(f"mask {path}: every value is 0, nothing is left inside; make the mask from a lower threshold")
     return values.clamp(0, 1)
-
-
-def apply_background_mask(
-    images: Float[Tensor, "..."], mask: Float[Tensor, "..."], *, fill: Literal["mean", "zero"] = "mean"
-) -> Float[Tensor, "..."]:
-    """Keep the inside of a soft mask, replace the outside by the background's mean, as RELION's soft mask does.
-
-    ``Y = m X + (1 - m) b``, where ``b = sum (1 - m) X / sum (1 - m)`` for each image, or 0.
-
-    Args:
-        images: (..., N, N) images or (..., N, N, N) volumes.
-        mask: (N, N) or (N, N, N); its number of axes says which of the images' last axes it covers.
-        fill: "mean" or "zero".
-
-    Returns:
-        The same shape as ``images``; the input is left as it is.
-    """
-    if images.shape[images.ndim - mask.ndim :] != mask.shape:
-        raise InputError(f"mask: its shape {tuple(mask.shape)} does not match the last axes of {tuple(images.shape)}")
-    if fill == "zero":
-        return images * mask
-    axes = tuple(range(-mask.ndim, 0))
-    outside = 1 - mask
-    # a mask of ones has no background; the clamp makes that mean 0 instead of 0/0
-    background = (outside * images).sum(axes, keepdim=True) / outside.sum().clamp_min(1e-6)
-    return mask * images + outside * background

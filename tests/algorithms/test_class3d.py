@@ -11,8 +11,8 @@ from halfmap import jobs
 from halfmap.algorithms import class3d as module
 from halfmap.algorithms import inputs
 from halfmap.algorithms.projection_matching import Settings
-from halfmap.algorithms.volumes import first_state
 from halfmap.algorithms.start3d import cluster, principal_coordinates
+from halfmap.algorithms.volumes import first_state
 from halfmap.engine.images import ImageSettings
 from halfmap.engine.loop import Problem
 from halfmap.engine.search import SearchSettings

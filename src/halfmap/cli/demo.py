@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Simulate particles of a made-up ion channel, classify them, refine a map from a blurred start, and show pictures.
 
-    Takes some two minutes on a laptop.
+    Takes about a minute on a laptop.
 
     Example: halfmap demo --out demo
     """
