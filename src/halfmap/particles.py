@@ -21,6 +21,9 @@ from halfmap.io.table import Table
 _CHECK_BATCH = 256
 
 
+STACK_SUFFIXES = (".mrcs", ".mrc", ".st")  # what `load_particles` takes for a bare stack
+
+
 @dataclass(frozen=True, eq=False)
 class Particles:
     """n particles: one row per image in every array, RELION's conventions, Angstrom and degrees.
@@ -209,7 +212,7 @@ def load_particles(
         InputError: anything wrong in the table or the stacks, in one line with file, row and column.
     """
     path = Path(path)
-    if path.suffix.lower() in (".mrcs", ".mrc", ".st"):
+    if path.suffix.lower() in STACK_SUFFIXES:
         return Particles.from_stack(path)
     if path.suffix.lower() == ".cs":
         star, notes = cs_to_star(read_cs(path, passthrough=passthrough), str(path))

@@ -23,7 +23,7 @@ from halfmap.algorithms.start2d import STARTS, starting_classes
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
 from halfmap.engine.search import SearchSettings
-from halfmap.engine.state import Poses, State
+from halfmap.engine.state import Poses, State, as_they_lie
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import write_star
@@ -134,8 +134,7 @@ def _first_state(problem: Problem, settings: Settings, start: str, seed: int) ->
     shells = SHELLS_PER_DIAMETER * data.box / (2 * problem.images.particle_radius_px)
     radius = min(problem.plane.radius, max(3, round(shells)))
     references = starting_classes(problem, settings, noise, radius, how=start, seed=seed)
-    n = len(data)
-    poses = Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), torch.zeros(n))
+    poses = as_they_lie(torch.zeros(len(data), dtype=torch.long))
     return State(0, references[None], poses, noise, radius, torch.zeros(problem.n_classes, problem.plane.radius + 1))
 
 

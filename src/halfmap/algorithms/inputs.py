@@ -9,20 +9,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.engine.images import EDGE_PX
 from halfmap.engine.state import Poses
 from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import open_stack, read_density, same_pixel_size
 from halfmap.jobs import SET_ASIDE, Job
 from halfmap.mask import read_mask, soft_sphere
-from halfmap.particles import Particles, load_particles
+from halfmap.particles import STACK_SUFFIXES, Particles, load_particles
 from halfmap.progress import Progress
 from halfmap.so3 import euler_to_matrix
 
-MASK_EDGE_PX = 5.0
 _IMAGES_CHECKED_AT_ONCE = 1000
-_LARGEST_BATCH = 256
-STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 
 
 def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool, pixel_size_angstrom: float | None = None) -> Particles:
@@ -159,7 +157,7 @@ def solvent_mask(
     """The mask file given, or a soft sphere (circle) of the particle's radius."""
     if mask is not None:
         return read_mask(mask, particles.box, particles.pixel_size_angstrom).to(device)
-    edge = min(MASK_EDGE_PX, max(1.0, particles.box / 2 - radius_px))
+    edge = min(EDGE_PX, max(1.0, particles.box / 2 - radius_px))
     return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(device)
 
 

@@ -110,7 +110,7 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     if not problem.independent_halves:
         total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
         sets = [total]
-    references = torch.stack([_regularised(problem, settings, state, s, ssnr) for s in sets])
+    references = torch.stack([regularised(s, settings, state.noise_variance, ssnr) for s in sets])
     moved = None
     if problem.dimensions == 2:
         moved = off_centre_px(references[0])
@@ -176,10 +176,13 @@ def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K
     return ssnr_from_fsc(fsc.clamp(min=0), of_sum=of_sum) * positive
 
 
-def _regularised(problem: Problem, settings: Settings, state: State, sums: Sums, ssnr: Float[Tensor, "K S"]) -> Float[Tensor, "K *box"]:
+def regularised(
+    sums: Sums, settings: Settings, noise_variance: Float[Tensor, "G S"], ssnr: Float[Tensor, "K S"]
+) -> Float[Tensor, "K *box"]:
+    """`num / (k + den)` with k(s) = <den> / SSNR, or the constant that the user asked for."""
     if settings.wiener_constant is None:
         return wiener_update(sums, ssnr_regulariser(sums, ssnr))
-    inverse_noise = (1 / state.noise_variance).mean(0)[: sums.radius + 1]
+    inverse_noise = (1 / noise_variance).mean(0)[: sums.radius + 1]
     return wiener_update(sums, constant_regulariser(sums, settings.wiener_constant, inverse_noise))
 
 

@@ -10,15 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.algorithms.projection_matching import Settings, trusted_ssnr
+from halfmap.algorithms.projection_matching import Settings, regularised, trusted_ssnr
 from halfmap.engine.loop import Method, Problem, run, sum_at_poses
 from halfmap.engine.state import Poses, State, from_arrays
 from halfmap.io.mrc import write_map
 from halfmap.jobs import Job, read_events
 from halfmap.pictures import save_convergence_plot, save_fsc_plot, save_map_picture, save_orientation_plot
 from halfmap.progress import Progress
-from halfmap.projection import Sums
-from halfmap.reconstruct import constant_regulariser, ssnr_regulariser, unregularised, wiener_update
+from halfmap.reconstruct import unregularised
 from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
 
@@ -103,7 +102,10 @@ def final_maps(problem: Problem, settings: Settings, poses: Poses, noise_varianc
     halves = torch.stack([unregularised(s).cpu() for s in sums])
     pixel, mask = problem.particles.pixel_size_angstrom, settings.solvent_mask.cpu()
     curves = [half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask) for a, b in zip(*halves, strict=True)]
-    return FinalMaps(combined_map(sums, settings, curves, noise_variance).cpu(), halves, curves)
+    total = sums[0] + sums[1]
+    fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
+    maps = regularised(total, settings, noise_variance, trusted_ssnr(fsc, of_sum=True))
+    return FinalMaps(maps.cpu(), halves, curves)
 
 
 def write_map_files(
@@ -122,17 +124,6 @@ def write_map_files(
         save_fsc_plot(
             f"{pictures}{Path(prefix + 'fsc').name}.png", {label: c for label, c in shown.items() if c is not None}, reference=0.143
         )
-
-
-def combined_map(
-    sums: list[Sums], settings: Settings, curves: list[HalfMapCurves], noise_variance: Float[Tensor, "G S"]
-) -> Float[Tensor, "K *box"]:
-    """`num / (k + den)` over both halves, with k(s) = <den> / SSNR from the masked FSC, or the constant asked for."""
-    total = sums[0] + sums[1]
-    if settings.wiener_constant is not None:
-        return wiener_update(total, constant_regulariser(total, settings.wiener_constant, (1 / noise_variance).mean(0)[: total.radius + 1]))
-    fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
-    return wiener_update(total, ssnr_regulariser(total, trusted_ssnr(fsc, of_sum=True)))
 
 
 def write_particles(job: Job, problem: Problem, poses: Poses) -> None:

@@ -20,9 +20,7 @@ from halfmap.progress import Progress
 from halfmap.projection import PADDING, grid_shape
 from halfmap.symmetry import symmetry_matrices
 
-MASK_EDGE_PX = 5.0
 _LARGEST_BATCH = 256
-STACK_SUFFIXES = (".mrcs", ".mrc", ".st")
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -59,7 +57,7 @@ def make_problem(
     """The engine's problem, with the batch size that the memory allows; tells what the job will need, and the data set's notes."""
     for note in particles.notes:
         progress.note(note)
-    matrices = symmetry_matrices(symmetry).float().to(device) if dimensions == 3 else torch.eye(3, device=device)[None]
+    matrices = symmetry_matrices(symmetry).float().to(device)
     fixed, per_image = memory_needed(particles.box, dimensions, n_classes, independent_halves=independent_halves)
     batch = batch_size(
         particles.box, dimensions=dimensions, n_classes=n_classes, independent_halves=independent_halves, memory=memory, device=device
@@ -92,7 +90,7 @@ def needs_normalising(particles: Particles, half: Int[Tensor, " N"], radius_px: 
 def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halves: bool) -> tuple[int, int]:
     """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in the making, search tables."""
     grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
-    sums = 2 * n_classes * grid * 12 * 2  # num and den of both halves, and once more while mates are added
+    sums = 2 * n_classes * grid * 12 * 2  # num and den of both halves, and as much again for their total and quotient
     references = n_classes * grid * 8
     transforms = 4 * (PADDING * box) ** dimensions * 8
     density = 4 * n_classes * (2 if independent_halves else 1) * box**dimensions * 4

@@ -11,7 +11,7 @@ from halfmap.algorithms.projection_matching import Settings
 from halfmap.engine.images import batches, load_batch
 from halfmap.engine.loop import Problem, sum_at_poses
 from halfmap.engine.search import coarse_scores, prepare_search
-from halfmap.engine.state import Poses
+from halfmap.engine.state import as_they_lie
 from halfmap.fourier import filter_shells
 from halfmap.projection import prepare_references
 from halfmap.reconstruct import constant_regulariser, wiener_update
@@ -63,10 +63,8 @@ def _average(
     n_classes: int,
 ) -> Float[Tensor, "K box box"]:
     """Wiener averages of the images of each class as they lie, low-passed and masked."""
-    n = len(half)
-    poses = Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes, torch.zeros(n))
     part = replace(problem, half=half, n_classes=n_classes)
-    first, second = sum_at_poses(part, poses, noise_variance)
+    first, second = sum_at_poses(part, as_they_lie(classes), noise_variance)
     total = first + second
     constant = constant_regulariser(total, _WIENER_CONSTANT, (1 / noise_variance).mean(0)[: total.radius + 1])
     shells = torch.arange(problem.particles.box // 2 + 1, device=noise_variance.device)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
 from halfmap.engine.accumulate import accumulate
+from halfmap.engine.assignment import assign_hard
 from halfmap.engine.images import Batch, ImageSettings, batches, load_batch, noise_from_sums, noise_sums
-from halfmap.engine.state import Candidates, Gamma, Poses, State
+from halfmap.engine.state import Candidates, Gamma, Poses, State, as_candidates
 from halfmap.fourier import HalfPlane, half_plane, largest_radius, shift_phases
 from halfmap.particles import Particles
 from halfmap.projection import FourierReferences, Sums, empty_sums, hermitian_mates, prepare_references, project
@@ -166,9 +167,7 @@ def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "
         for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
             here = poses.take(index).to(problem.images.device)
             batch = load_batch(problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images)
-            rows = torch.arange(len(index), device=here.score.device)
-            gamma = Gamma(rows, rows, here.shift_px, torch.ones_like(here.score), here.rotations, here.classes)
-            accumulate(sums[half], batch.whole, gamma, problem.plane, problem.symmetry)
+            accumulate(sums[half], batch.whole, assign_hard(as_candidates(here)), problem.plane, problem.symmetry)
             advance(len(index))
     return [_reduced(s) for s in sums]
 

@@ -37,7 +37,7 @@ class SearchSettings:
     """What a global search covers and how finely; angles in degrees, shifts in pixels around the present shift.
 
     `angular_step_deg` is the step of the finer of the two grids; `kept_share` of the coarse cells are subdivided, at least `kept_least`;
-    `n_refined` distinct candidates are then refined continuously, held near where they start if a `restraint` is given.
+    `n_refined` distinct candidates are then refined continuously, held near their image's anchor if a `restraint` is given.
     """
 
     symmetry: Float[Tensor, "G 3 3"]
@@ -65,7 +65,7 @@ class Grid:
 def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
     """HEALPix directions x in-plane angles in 3D (symmetry-reduced), in-plane angles alone in 2D; the coarse step is twice the fine step.
 
-    In 3D the steps are HEALPix's: the finest order whose step (60 / 2^order) is not below `angular_step_deg`.
+    In 3D the steps are HEALPix's: the coarsest order whose step (60 / 2^order) is not above `angular_step_deg`.
     """
     if dimensions == 2:
         n = max(3, math.ceil(360 / (2 * settings.angular_step_deg)))

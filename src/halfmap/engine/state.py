@@ -68,6 +68,12 @@ class Candidates:
         return self.rotations, self.shift_px, self.classes, self.score
 
 
+def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
+    """Poses of images that are neither turned nor moved."""
+    n = len(classes)
+    return Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes, torch.zeros(n))
+
+
 def as_candidates(poses: Poses) -> Candidates:
     """One candidate per image."""
     return Candidates(poses.rotations[:, None], poses.shift_px[:, None], poses.classes[:, None], poses.score[:, None])
