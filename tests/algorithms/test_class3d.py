@@ -183,13 +183,14 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
 def _grey_scale(problem: Problem, volume: torch.Tensor) -> float:
     """Factor that brings a map to the images' scale: least squares over all images at the poses of the file."""
     from halfmap.engine.images import load_batch
-    from halfmap.engine.loop import shifted_slices
-    from halfmap.projection import prepare_references
+    from halfmap.fourier import shift_phases
+    from halfmap.projection import prepare_references, project
 
     poses, plane = inputs.poses_of(problem.particles).in_one_class(), problem.plane
     noise = torch.ones(problem.n_groups, plane.radius + 1)
     batch = load_batch(problem.particles, torch.arange(N), plane, noise, poses.shift_px, problem.images)
-    model = batch.ctf * shifted_slices(prepare_references(volume[None], plane.radius), poses, plane, plane.radius)
+    slices = project(prepare_references(volume[None], plane.radius), poses.rotations, plane)
+    model = batch.ctf * slices * shift_phases(-poses.shift_px, plane)
     return float((model.conj() * batch.transforms)[:, 1:].real.sum() / (model.abs() ** 2)[:, 1:].sum())
 
 

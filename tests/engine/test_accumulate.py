@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from halfmap.engine.accumulate import accumulate
+from halfmap.engine.accumulate import accumulate, centred
 from halfmap.engine.state import Gamma
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms
-from halfmap.projection import PADDING, empty_sums
+from halfmap.projection import PADDING, Sums, empty_sums
 from halfmap.so3 import random_rotations, rotation_vector_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
@@ -46,6 +46,10 @@ def _explicit(terms: ImageTerms, gamma: Gamma, n_classes: int, dimensions: int, 
     return sums
 
 
+def _add(sums: Sums, terms: ImageTerms, gamma: Gamma, symmetry: torch.Tensor) -> None:
+    accumulate(sums, centred(terms, gamma, PLANE), gamma, PLANE, symmetry)
+
+
 def _assert_same(ours, theirs) -> None:
     torch.testing.assert_close(ours.num, theirs.num, rtol=1e-3, atol=2e-4)
     torch.testing.assert_close(ours.den, theirs.den, rtol=1e-3, atol=2e-4)
@@ -59,7 +63,7 @@ def test_one_pose_per_image(dimensions, group):
     gamma = Gamma(rows, rows, torch.randn(n, 2, generator=g), torch.ones(n), _rotations(n, dimensions), torch.tensor([0, 1, 1, 0, 2]))
     symmetry = symmetry_matrices(group).float()
     sums = empty_sums(3, 16, 6, dimensions)
-    accumulate(sums, _terms(n), gamma, PLANE, symmetry)
+    _add(sums, _terms(n), gamma, symmetry)
     _assert_same(sums, _explicit(_terms(n), gamma, 3, dimensions, symmetry))
 
 
@@ -73,7 +77,7 @@ def test_many_weighted_entries_on_shared_slices(dimensions, group):
     gamma = Gamma(image, reference, torch.randn(7, 2, generator=g), weight, _rotations(4, dimensions), torch.tensor([0, 1, 1, 0]))
     symmetry = symmetry_matrices(group).float()
     sums = empty_sums(2, 16, 6, dimensions)
-    accumulate(sums, _terms(3), gamma, PLANE, symmetry)
+    _add(sums, _terms(3), gamma, symmetry)
     _assert_same(sums, _explicit(_terms(3), gamma, 2, dimensions, symmetry))
 
 
@@ -85,7 +89,7 @@ def test_as_many_entries_as_slices_in_another_order():
     )
     symmetry = torch.eye(3)[None]
     sums = empty_sums(1, 16, 6, 3)
-    accumulate(sums, _terms(3), gamma, PLANE, symmetry)
+    _add(sums, _terms(3), gamma, symmetry)
     _assert_same(sums, _explicit(_terms(3), gamma, 1, 3, symmetry))
 
 
@@ -101,9 +105,9 @@ def test_batches_add_up_and_terms_are_left_alone():
         )
 
     whole, parts = empty_sums(1, 16, 6, 3), empty_sums(1, 16, 6, 3)
-    accumulate(whole, terms, gamma_of(torch.arange(4)), PLANE, symmetry)
+    _add(whole, terms, gamma_of(torch.arange(4)), symmetry)
     for index in (torch.tensor([0]), torch.tensor([1, 2, 3])):
-        accumulate(parts, terms.take(index), gamma_of(index), PLANE, symmetry)
+        _add(parts, terms.take(index), gamma_of(index), symmetry)
     _assert_same(parts, whole)
     assert torch.equal(terms.data, kept[0])
     assert torch.equal(terms.power, kept[1])

@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from halfmap.ctf import CTFParameters, ctf
+from halfmap.engine.accumulate import centred
 from halfmap.engine.images import (
     Batch,
     ImageSettings,
+    Matched,
     batches,
     initial_noise,
     load_batch,
@@ -16,7 +18,8 @@ from halfmap.engine.images import (
     noise_sums,
     normalise,
 )
-from halfmap.fourier import fourier_transform, half_plane
+from halfmap.engine.state import Gamma
+from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
 from halfmap.io.mrc import StackWriter
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
@@ -147,6 +150,17 @@ def test_the_mask_follows_the_shift_that_centres_the_image(tmp_path):
     assert (elsewhere - whole).norm() > 0.5 * whole.norm()
 
 
+def test_scored_terms_are_those_inside_the_radius(tmp_path):
+    particles = _write(tmp_path, np.random.default_rng(0).normal(size=(3, BOX, BOX)), rlnBeamTiltX=[3.0, -1.0, 0.0])
+    whole, shift_px = _load(particles), torch.zeros(3, 2)
+    inner = load_batch(particles, torch.arange(3), PLANE, 1.0 + torch.arange(20.0)[None], shift_px, _settings(), scored_radius=5)
+    n = PLANE.size(5)
+    assert inner.scored.data.shape == (3, n)
+    torch.testing.assert_close(inner.scored.data, whole.scored.data[:, :n])
+    torch.testing.assert_close(inner.scored.power, whole.scored.power[:, :n])
+    assert torch.equal(inner.whole.data, whole.whole.data)
+
+
 def test_beam_tilt_is_taken_out_before_masking_or_summing(tmp_path):
     from halfmap.ctf import beam_tilt_phase
 
@@ -182,11 +196,49 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
     terms = image_terms(stored, transfer, torch.ones_like(transfer), premultiplied=flag, with_mean=True)
     total = torch.zeros(2, 2, PLANE.radius + 1)
     for part in torch.arange(n).split(150):
-        batch = Batch(part, group[part], terms.take(part), terms.take(part), stored[part], transfer[part], flag[part])
-        total += noise_sums(batch, model[part], PLANE, 2)
+        batch = Batch(
+            part, group[part], terms.take(part), terms.take(part), stored[part], transfer[part], flag[part], torch.ones(2, len(PLANE))
+        )
+        total += noise_sums(batch, Matched(torch.arange(len(part)), terms.take(part), model[part]), PLANE)
     found = noise_from_sums(total)
     torch.testing.assert_close(found[:, 2:], sigma2[:, 2:], rtol=0.1, atol=0)
     torch.testing.assert_close(found[:, 0], found[:, 1])  # k = 0 is one real number
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+def test_noise_is_weighted_by_gamma(premultiplied):
+    """`sum_e Gamma_e |X - m s C S_t R_e|^2`, one entry and one residual at a time, s the scale that fits the image's entries best."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(n: int) -> torch.Tensor:
+        return torch.complex(torch.randn(n, len(PLANE), generator=generator), torch.randn(n, len(PLANE), generator=generator))
+
+    image, reference = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([1, 0, 2, 2, 0, 1])
+    weight, shift_px = torch.tensor([0.5, 0.3, 0.2, 1.0, 0.6, 0.4]), torch.randn(6, 2, generator=generator)
+    inner = half_plane(BOX, 6)
+    group, flag = torch.tensor([1, 0, 1]), torch.full((3,), float(premultiplied))
+    sigma2 = (1 + torch.rand(2, PLANE.radius + 1, generator=generator))[:, PLANE.shell]
+    transfer, slices, images = 0.2 + torch.rand(3, len(PLANE), generator=generator), draw(3), draw(3)
+    terms = image_terms(images, transfer, sigma2[group], premultiplied=flag, with_mean=True)
+    batch = Batch(torch.arange(3), group, terms, terms, images, transfer, flag, sigma2)
+    gamma = Gamma(image, reference, shift_px, weight, torch.eye(3).repeat(3, 1, 1), torch.zeros(3, dtype=torch.long))
+    found = noise_sums(batch, Matched(image, centred(terms, gamma, PLANE), slices[reference, : len(inner)]), PLANE)
+
+    gain = transfer if premultiplied else torch.ones_like(transfer)
+    model = slices.clone()
+    model[:, len(inner) :] = 0
+    expected = gain[image] * transfer[image] * model[reference] * shift_phases(-shift_px, PLANE)
+    inverse = PLANE.hermitian_weight / (gain**2 * sigma2[group])[image]
+    left, seen = torch.zeros(2, PLANE.radius + 1), torch.zeros(2, PLANE.radius + 1)
+    for i in range(3):
+        e = image == i
+        cross = (weight[e, None] * inverse[e] * (images[i] * expected[e].conj()).real).sum()
+        fit = (cross / (weight[e, None] * inverse[e] * expected[e].abs() ** 2).sum()).clamp(min=0)
+        residual = (weight[e, None] * (images[i] - fit * expected[e]).abs() ** 2).sum(0)
+        left[group[i]] += shell_mean(residual, PLANE.shell, PLANE.radius + 1)
+        seen[group[i]] += shell_mean(gain[i] ** 2, PLANE.shell, PLANE.radius + 1)
+    torch.testing.assert_close(found[0], left, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], seen, rtol=1e-4, atol=1e-4)
 
 
 def test_a_group_without_images_takes_the_others_noise():

@@ -10,14 +10,14 @@ import torch
 import halfmap
 from halfmap.algorithms.projection_matching import Settings, projection_matching
 from halfmap.engine.images import ImageSettings, initial_noise
-from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, shifted_slices, sum_at_poses
+from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, sum_at_poses
 from halfmap.engine.search import SearchSettings
 from halfmap.engine.state import Candidates, Poses, State, from_arrays
-from halfmap.fourier import half_plane, lowpass, shift_phases
+from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
 from halfmap.mask import soft_sphere
 from halfmap.particles import load_particles
-from halfmap.projection import FourierReferences, prepare_references, project
+from halfmap.projection import FourierReferences
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
@@ -101,6 +101,19 @@ def test_an_iteration_finds_the_poses(problem, one, truth):
     error = angular_distance_deg(one.poses.rotations, truth.rotations, symmetry=C4)[used]
     assert (error < 10).float().mean() > 0.8
     assert error.median() < 5
+
+
+def test_an_iteration_works_on_what_its_radius_needs(problem, start, one):
+    """Sums and noise reach a quarter beyond the scored radius; noise beyond stays what it was, curves keep their length."""
+    reach = problem.plane_for(start.radius).radius
+    assert reach == 13 < problem.plane.radius
+    assert torch.equal(one.noise_variance[:, reach + 1 :], start.noise_variance[:, reach + 1 :])
+    assert (one.noise_variance[:, 1:9] < 0.9 * start.noise_variance[:, 1:9]).any()
+    assert one.curves.shape == start.curves.shape
+    assert (one.curves[:, reach + 1 :] == 0).all()
+    assert one.radius <= problem.plane.radius
+    for radius in range(2, problem.plane.radius + 1):
+        assert problem.plane_for(radius).radius >= min(radius + 3, problem.plane.radius)
 
 
 def test_images_set_aside_are_left_where_they_were(problem, start, one):
@@ -199,16 +212,6 @@ def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(problem
     assert moved["angular_change_deg"] < 0.1
     assert moved["shift_change_angstrom"] == pytest.approx(0.5 * PIXEL, rel=1e-3)
     assert moved["class_changes"] == 0
-
-
-def test_shifted_slices_are_what_the_model_expects(volume, truth):
-    plane, inner = half_plane(BOX, 15), half_plane(BOX, 8)
-    references = prepare_references(volume[None], 8)
-    poses = truth.take(torch.arange(6))
-    found = shifted_slices(references, poses, plane, 8)
-    expected = project(references, poses.rotations, inner) * shift_phases(-poses.shift_px, inner)
-    torch.testing.assert_close(found[:, : len(inner)], expected)
-    assert (found[:, len(inner) :] == 0).all()
 
 
 def test_sums_at_true_poses_make_the_map(problem, truth, volume):

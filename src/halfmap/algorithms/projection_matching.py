@@ -110,7 +110,7 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     if not problem.independent_halves:
         total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
         sets = [total]
-    references = torch.stack([regularised(s, settings, state.noise_variance, ssnr) for s in sets])
+    references = torch.stack([regularised(s, settings, state.noise_variance[:, : ssnr.shape[1]], ssnr) for s in sets])
     moved = None
     if problem.dimensions == 2:
         moved = off_centre_px(references[0])
@@ -122,16 +122,22 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     shell = max(2.0, box * pixel / best)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
     record = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
-    return Update(references, fsc.cpu(), radius, record, moved)
+    full = problem.plane.radius + 1
+    return Update(references, torch.nn.functional.pad(fsc, (0, full - fsc.shape[1])).cpu(), radius, record, moved)
 
 
 def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:
-    """Correlation between the half maps (or half class averages) of each class inside the solvent mask."""
+    """Correlation between the half maps (or half class averages) of each class inside the solvent mask. Where the sums stop early it is 0
+    beyond: there is nothing there but what the mask lets leak from within."""
     first, second = (unregularised(s) for s in halves)
-    pixel = problem.particles.pixel_size_angstrom
-    return [
+    pixel, radius = problem.particles.pixel_size_angstrom, halves[0].radius
+    curves = [
         fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.solvent_mask) for a, b in zip(first, second, strict=True)
     ]
+    if radius < problem.plane.radius:
+        for curve in curves:
+            curve.correlation[radius + 1 :] = 0
+    return curves
 
 
 def off_centre_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:

@@ -10,15 +10,21 @@ from halfmap.likelihood import ImageTerms
 from halfmap.projection import Sums, insert_slices
 
 
-def accumulate(sums: Sums, terms: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:
-    """Add a batch into the sums, in place:
+def centred(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
+    """For each entry of Gamma `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2`: its image, moved to the middle, and weighted."""
+    weight = gamma.weight[:, None]
+    phases = shift_phases(gamma.shift_px, plane)
+    return ImageTerms(phases.mul_(terms.data[gamma.image]).mul_(weight), terms.power[gamma.image].mul_(weight))
+
+
+def accumulate(sums: Sums, entries: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:
+    """Add a batch into the sums, in place, from the `centred` terms of Gamma's entries:
 
         num += sum_e Gamma_e P^T S^-1 C X / sigma^2        den += sum_e Gamma_e P^T C^2 / sigma^2
 
     Images are summed per slice first, so that each slice is inserted once (and once more for each symmetry mate A S).
     """
-    values = terms.data[gamma.image] * shift_phases(gamma.shift_px, plane) * gamma.weight[:, None]
-    weights = terms.power[gamma.image] * gamma.weight[:, None]
+    values, weights = entries.data, entries.power
     n_slices = len(gamma.rotations)
     if not (len(gamma.reference) == n_slices and torch.equal(gamma.reference, torch.arange(n_slices, device=gamma.reference.device))):
         values = values.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, values)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from halfmap.ctf import CTFParameters, beam_tilt_phase, ctf
-from halfmap.fourier import HalfPlane, fourier_transform, shell_mean
-from halfmap.likelihood import ImageTerms, image_terms
+from halfmap.fourier import HalfPlane, fourier_transform, half_plane, shell_mean
+from halfmap.likelihood import ImageTerms, image_terms, squared_modulus
 from halfmap.particles import Particles
 
 EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION's default
@@ -29,9 +29,10 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class Batch:
-    """B images ready for the E-step (`scored`: masked) and the M-step (`whole`: not masked), on one half-plane.
+    """B images ready for the E-step (`scored`: masked, inside the radius that is scored) and the M-step (`whole`: not masked).
 
-    `transforms`, `ctf` and `premultiplied` are kept for the noise estimate.
+    `scored` holds the first samples of the half-plane of `whole`. `transforms`, `ctf`, `premultiplied` and the noise variance `sigma2`
+    are kept for the noise estimate.
     """
 
     index: Int[Tensor, " B"]
@@ -41,6 +42,17 @@ class Batch:
     transforms: Complex[Tensor, "B J"]
     ctf: Float[Tensor, "B J"]
     premultiplied: Float[Tensor, " B"]
+    sigma2: Float[Tensor, "G J"]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2` of image `image[e]`,
+    and `slices` R_e on the first I samples of the half-plane, those that were scored; beyond them R is taken to be 0."""
+
+    image: Int[Tensor, " E"]
+    terms: ImageTerms
+    slices: Complex[Tensor, "E I"]
 
 
 def _distance(box: int, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
@@ -55,23 +67,35 @@ def background(images: Float[Tensor, "B N N"], radius_px: float) -> tuple[Float[
 
     Where the background is empty (masked class averages), the standard deviation is the whole image's.
     """
-    box = images.shape[-1]
-    outside = images[:, _distance(box, images.new_zeros(1, 2))[0] > min(radius_px, 0.48 * box)]
+    outside = images.flatten(1).index_select(1, torch.nonzero(_outside(images, radius_px).flatten())[:, 0])
     spread, whole = outside.std(dim=1), images.std(dim=(1, 2))
     return outside.mean(dim=1), torch.where(spread > 1e-3 * whole, spread, whole).clamp(min=1e-30)
 
 
+def _outside(images: Float[Tensor, "B N N"], radius_px: float) -> Bool[Tensor, "N N"]:
+    box = images.shape[-1]
+    return _distance(box, images.new_zeros(1, 2))[0] > min(radius_px, 0.48 * box)
+
+
 def normalise(images: Float[Tensor, "B N N"], radius_px: float, *, spread: bool) -> Float[Tensor, "B N N"]:
     """Background mean 0 and, with `spread`, background standard deviation 1 (RELION's convention)."""
-    mean, deviation = background(images, radius_px)
-    centred = images - mean[:, None, None]
-    return centred / deviation[:, None, None] if spread else centred
+    if spread:
+        mean, deviation = background(images, radius_px)
+        return (images - mean[:, None, None]).div_(deviation[:, None, None])
+    outside = _outside(images, radius_px).flatten().to(images.dtype)  # the mean alone is a matrix product
+    return images - (images.flatten(1) @ (outside / outside.sum()))[:, None, None]
 
 
 def mask_particles(images: Float[Tensor, "B N N"], radius_px: float, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
     """Zero outside a soft circle around each particle's centre."""
-    ramp = ((_distance(images.shape[-1], centre_px) - radius_px) / EDGE_PX).clamp(0, 1)
-    return images * (0.5 + 0.5 * torch.cos(torch.pi * ramp))
+    pairs, which = torch.unique(centre_px.contiguous().view(torch.int64), return_inverse=True)  # whole pixels: few different (x, y)
+    return images * circles(images.shape[-1], radius_px, pairs.view(torch.float32).view(-1, 2))[which.flatten()]
+
+
+def circles(box: int, radius_px: float, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
+    """1 inside the radius around each centre, falling to 0 as a raised cosine over `EDGE_PX`."""
+    ramp = ((_distance(box, centre_px) - radius_px) / EDGE_PX).clamp(0, 1)
+    return 0.5 + 0.5 * torch.cos(torch.pi * ramp)
 
 
 def load_batch(
@@ -81,49 +105,71 @@ def load_batch(
     noise_variance: Float[Tensor, "G S"],
     shift_px: Float[Tensor, "B 2"],
     settings: ImageSettings,
+    *,
+    scored_radius: int | None = None,
 ) -> Batch:
-    """Read images and prepare their terms; the mask is centred on each particle's present shift, rounded to a pixel."""
+    """Read images and prepare their terms; the mask is centred on each particle's present shift, rounded to a pixel.
+
+    `whole` reaches to the plane's radius, `scored` to `scored_radius` (None: the plane's); the noise variance may have more shells.
+    """
     rows = index.cpu().numpy()
     device = settings.device
+    inner = plane if scored_radius is None else half_plane(plane.box, min(scored_radius, plane.radius), device)
     images = torch.from_numpy(particles.images(rows)).to(device)
     images = normalise(images, settings.particle_radius_px, spread=settings.normalise)
-    frequencies = plane.frequencies(particles.pixel_size_angstrom)
     transforms = fourier_transform(images, plane)
-    masked = fourier_transform(mask_particles(images, settings.particle_radius_px, -shift_px.round()), plane)
+    masked = fourier_transform(mask_particles(images, settings.particle_radius_px, -shift_px.round()), inner)
     premultiplied = torch.from_numpy(particles.ctf_premultiplied[rows].astype(np.float32)).to(device)
     if settings.use_ctf:
         parameters = CTFParameters.from_particles(particles, rows, device)
+        frequencies = plane.frequencies(particles.pixel_size_angstrom)
         transfer = ctf(parameters, *frequencies)
         if bool((parameters.beam_tilt_x_mrad != 0).any() or (parameters.beam_tilt_y_mrad != 0).any()):
             phase = beam_tilt_phase(parameters, *frequencies).conj()
-            transforms, masked = transforms * phase, masked * phase
+            transforms, masked = transforms * phase, masked * phase[:, : len(inner)]
     else:
         transfer, premultiplied = torch.ones_like(transforms.real), torch.zeros_like(premultiplied)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
-    sigma2 = noise_variance[group][:, plane.shell]
-    scored = image_terms(masked, transfer, sigma2, premultiplied=premultiplied, with_mean=False)
+    by_group = noise_variance[:, plane.shell]
+    sigma2 = by_group.index_select(0, group)
+    n = len(inner)
+    scored = image_terms(masked, transfer[:, :n], sigma2[:, :n], premultiplied=premultiplied, with_mean=False)
     whole = image_terms(transforms, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
-    return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied)
+    return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied, by_group)
 
 
-def noise_sums(batch: Batch, model: Complex[Tensor, "B J"] | None, plane: HalfPlane, n_groups: int) -> Float[Tensor, "2 G S"]:
-    """Per noise group and shell, `sum |X - m C R|^2` and `sum m^2`, with m = C for premultiplied images and 1 otherwise.
+def noise_sums(batch: Batch, matched: Matched | None, plane: HalfPlane) -> Float[Tensor, "2 G S"]:
+    """Per noise group and shell, `sum_e Gamma_e |X - m s C S_t R_e|^2` and `sum m^2`, with m = C for premultiplied images and 1 otherwise.
 
-    Their quotient estimates sigma^2. `model` is the shifted slice R of each image's pose; None means R = 0.
+    Their quotient estimates sigma^2, and None means R = 0. The square is taken apart, so that shifts and CTFs are not applied again:
+
+        |X - m s C S_t R|^2 = |X|^2 + sigma^2 m^2 (s^2 p |R|^2 - 2 s Re(conj(d) R)),    d = S_t^-1 C X / sigma^2,  p = C^2 / sigma^2
+
+    The scale s of an image is the one that fits best, `sum Re(conj(d) R) / sum p |R|^2`: references may be on any grey scale.
     """
-    once = batch.premultiplied[:, None]
-    gain = once * batch.ctf + (1 - once)
-    residual = batch.transforms
-    if model is not None:
-        expected = gain * batch.ctf * model
-        weight = plane.hermitian_weight
-        fit = (weight * (expected.conj() * residual).real).sum(1) / (weight * expected.abs() ** 2).sum(1).clamp(min=1e-20)
-        residual = residual - fit.clamp(min=0)[:, None] * expected
-    n_shells = plane.radius + 1
-    out = residual.real.new_zeros(2, n_groups, n_shells)
-    out[0].index_add_(0, batch.group, shell_mean(residual.real**2 + residual.imag**2, plane.shell, n_shells))
-    out[1].index_add_(0, batch.group, shell_mean(gain**2, plane.shell, n_shells))
-    return out
+    n_groups, n_shells = len(batch.sigma2), plane.radius + 1
+    squares = torch.view_as_real(batch.transforms).flatten(1).square()  # summed over images before real and imaginary part meet: faster
+    left = squares.new_zeros(n_groups, 2 * len(plane)).index_add_(0, batch.group, squares).view(n_groups, -1, 2).sum(-1)
+    seen = batch.group.bincount(minlength=n_groups)[:, None].to(left).expand(-1, len(plane))
+    once = bool(batch.premultiplied.any())
+    if once:
+        stored = batch.premultiplied[:, None]
+        gain2 = stored * batch.ctf**2 + (1 - stored)
+        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2)
+    if matched is not None:
+        n = matched.slices.shape[1]
+        weight = plane.hermitian_weight[:n]
+        cross = (torch.view_as_real(matched.terms.data[:, :n]) * torch.view_as_real(matched.slices)).sum(-1)
+        power = matched.terms.power[:, :n] * squared_modulus(matched.slices)
+        per_image = left.new_zeros(2, len(batch.group))
+        per_image.index_add_(1, matched.image, torch.stack([cross @ weight, power @ weight]))
+        fit = (per_image[0] / per_image[1].clamp(min=1e-20)).clamp(min=0)[matched.image, None]
+        change = fit * (fit * power - 2 * cross)
+        if once:
+            change = change * gain2[matched.image, :n]
+        group = batch.group[matched.image]
+        left[:, :n] += batch.sigma2[:, :n] * torch.zeros_like(left[:, :n]).index_add_(0, group, change)
+    return torch.stack([shell_mean(left.clamp(min=0), plane.shell, n_shells), shell_mean(seen, plane.shell, n_shells)])
 
 
 def noise_from_sums(sums: Float[Tensor, "2 G S"]) -> Float[Tensor, "G S"]:
@@ -150,5 +196,5 @@ def initial_noise(
     ones = torch.ones(n_groups, plane.radius + 1, device=settings.device)
     for piece in batches(index[:1000], batch_size):
         batch = load_batch(particles, piece, plane, ones, torch.zeros(len(piece), 2, device=settings.device), settings)
-        sums += noise_sums(batch, None, plane, n_groups)
+        sums += noise_sums(batch, None, plane)
     return noise_from_sums(sums)

@@ -1,8 +1,9 @@
 """One iteration, the same for every method: score and search (E-step), assign, sum and update (M-step); and the loop around it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
-from halfmap.engine.accumulate import accumulate
+from halfmap.engine.accumulate import accumulate, centred
 from halfmap.engine.assignment import assign_hard
-from halfmap.engine.images import Batch, ImageSettings, batches, load_batch, noise_from_sums, noise_sums
+from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, noise_sums
 from halfmap.engine.state import Candidates, Gamma, Poses, State, as_candidates
-from halfmap.fourier import HalfPlane, half_plane, largest_radius, shift_phases
+from halfmap.fourier import HalfPlane, half_plane, largest_radius
 from halfmap.particles import Particles
 from halfmap.projection import FourierReferences, Sums, empty_sums, hermitian_mates, prepare_references, project
 from halfmap.so3 import angular_distance_deg
@@ -39,6 +40,12 @@ class Problem:
     @property
     def plane(self) -> HalfPlane:
         return half_plane(self.particles.box, largest_radius(self.particles.box), self.images.device)
+
+    def plane_for(self, radius: int) -> HalfPlane:
+        """The plane of an iteration that scores up to `radius`: a quarter and three shells more for sums and noise, so that the resolution
+        can grow, and no less than half of what there is; RELION's current image size is the same thought."""
+        enough = max(math.ceil(1.25 * radius) + 3, self.particles.box // 4)
+        return half_plane(self.particles.box, min(enough, largest_radius(self.particles.box)), self.images.device)
 
     @property
     def n_groups(self) -> int:
@@ -79,9 +86,10 @@ Advance = Callable[[int], None]
 
 def iterate(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> tuple[State, dict[str, float]]:
     """The pure function from one iteration's state to the next; also the seconds spent by stage (not part of the state)."""
-    plane, device = problem.plane, problem.images.device
+    plane, device = problem.plane_for(state.radius), problem.images.device
+    scored = half_plane(plane.box, state.radius, device)
     clock = _Clock()
-    sums = [_empty(problem) for _ in range(2)]
+    sums = [_empty(problem, plane) for _ in range(2)]
     noise = torch.zeros(2, problem.n_groups, plane.radius + 1, device=device)
     found: list[tuple[Tensor, Poses]] = []
     for half in range(2):
@@ -93,15 +101,19 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
         for index in batches(members, problem.batch_size):
             with clock("images"):
                 before = state.poses.take(index).to(device)
-                batch = load_batch(problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images)
+                batch = load_batch(
+                    problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images, scored_radius=state.radius
+                )
             with clock("search"):
                 candidates = search(batch, before)
+                gamma = method.assign(candidates)
+                found.append((index, _best(candidates).to("cpu")))
             with clock("sums"):
-                accumulate(sums[half], batch.whole, method.assign(candidates), plane, problem.symmetry)
+                entries = centred(batch.whole, gamma, plane)
+                accumulate(sums[half], entries, gamma, plane, problem.symmetry)
             with clock("noise"):
-                best = _best(candidates)
-                found.append((index, best.to("cpu")))
-                noise += noise_sums(batch, shifted_slices(references, best, plane, state.radius), plane, problem.n_groups)
+                slices = project(references, gamma.rotations, scored, classes=gamma.classes)[gamma.reference]
+                noise += noise_sums(batch, Matched(gamma.image, entries, slices), plane)
             advance(len(index))
     poses = gathered(state.poses, found, problem.half >= 0)
     with clock("update"):
@@ -111,7 +123,7 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
         state.iteration + 1,
         update.references,
         poses if update.moved_px is None else following(poses, update.moved_px),
-        noise_from_sums(all_sum(noise)),
+        torch.cat([noise_from_sums(all_sum(noise)), state.noise_variance[:, plane.radius + 1 :]], dim=1),
         update.radius,
         update.curves,
         (*state.history, record),
@@ -134,7 +146,7 @@ def gathered(before: Poses, found: list[tuple[Tensor, Poses]], used: Bool[Tensor
 def following(poses: Poses, moved_px: Float[Tensor, "K 2"]) -> Poses:
     """Poses after each class image was moved by m: the shift that centres a particle grows by A m."""
     step = (poses.rotations[:, :2, :2] * moved_px[poses.classes][:, None]).sum(-1)
-    return Poses(poses.rotations, poses.shift_px + step, poses.classes, poses.score)
+    return replace(poses, shift_px=poses.shift_px + step)
 
 
 def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
@@ -162,25 +174,19 @@ def run(
 
 def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, advance: Advance = lambda n: None) -> list[Sums]:
     """The two sums of each half with every particle at its given pose: reconstruction without a search."""
-    sums = [_empty(problem) for _ in range(2)]
+    sums = [_empty(problem, problem.plane) for _ in range(2)]
     for half in range(2):
         for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
             here = poses.take(index).to(problem.images.device)
-            batch = load_batch(problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images)
-            accumulate(sums[half], batch.whole, assign_hard(as_candidates(here)), problem.plane, problem.symmetry)
+            batch = load_batch(problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images, scored_radius=1)
+            gamma = assign_hard(as_candidates(here))
+            accumulate(sums[half], centred(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
             advance(len(index))
     return [_reduced(s) for s in sums]
 
 
-def shifted_slices(references: FourierReferences, poses: Poses, plane: HalfPlane, radius: int) -> Tensor:
-    """`S_t P_phi A_k` for each pose on the whole plane, zero beyond the radius: the image that the model expects, before its CTF."""
-    inner = half_plane(plane.box, radius, plane.kx.device)
-    slices = project(references, poses.rotations, inner, classes=poses.classes) * shift_phases(poses.shift_px, inner).conj()
-    return torch.nn.functional.pad(slices, (0, len(plane) - len(inner)))
-
-
-def _empty(problem: Problem) -> Sums:
-    return empty_sums(problem.n_classes, problem.particles.box, problem.plane.radius, problem.dimensions, device=problem.images.device)
+def _empty(problem: Problem, plane: HalfPlane) -> Sums:
+    return empty_sums(problem.n_classes, problem.particles.box, plane.radius, problem.dimensions, device=problem.images.device)
 
 
 def _reduced(sums: Sums) -> Sums:
