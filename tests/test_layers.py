@@ -11,7 +11,7 @@ cli | web
 algorithms
 engine
 restore simulate phantom atoms postprocess reproject selection describe
-jobs replaced pictures distributed progress machine
+jobs replaced pictures posterior_pictures distributed progress machine
 likelihood | reconstruct
 resolution
 projection kernels

@@ -1,15 +1,19 @@
 """Pictures show what they say: the right image in the right place, at the right contrast, and the same bytes every time."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
 from halfmap.errors import InputError
 from halfmap.pictures import (
     save_class_gallery,
+    save_class_history,
     save_convergence_plot,
     save_fsc_plot,
     save_map_picture,
@@ -19,7 +23,7 @@ from halfmap.resolution import Curve
 
 
 def grey(path: Path) -> np.ndarray:
-    return imread(path)[..., :3].mean(axis=-1)
+    return np.asarray(Image.open(path).convert("L"), dtype=np.float64) / 255
 
 
 def curve(values: list[float]) -> Curve:
@@ -30,19 +34,71 @@ def test_gallery_keeps_order_and_scales_each_image_by_itself(tmp_path: Path) -> 
     images = np.zeros((3, 32, 32), dtype=np.float32)
     images[0, :16], images[1, :, :16], images[2, 16:] = 1.0, 1e-3, 5e4  # upper half, left half, lower half; very different scales
     save_class_gallery(tmp_path / "g.png", images, ["1", "2", "3"])
-    tiles = np.array_split(grey(tmp_path / "g.png"), 3, axis=1)
-    picture = [tile[12:160, 12:-12] for tile in tiles]  # the picture of 1.3 inches at 120 dpi, without its border
-    for tile, (bright, dark) in zip(
-        picture,
-        [
-            (np.s_[10:60, 20:120], np.s_[90:140, 20:120]),
-            (np.s_[10:140, 10:60], np.s_[10:140, 90:130]),
-            (np.s_[90:140, 20:120], np.s_[10:60, 20:120]),
-        ],
-        strict=True,
-    ):
-        assert tile[bright].mean() > 0.97
-        assert tile[dark].mean() < 0.03
+    shown = grey(tmp_path / "g.png")
+    halves = {"upper": np.s_[:60], "lower": np.s_[68:], "left": np.s_[:, :60], "right": np.s_[:, 68:]}
+    for k, (bright, dark) in enumerate((("upper", "lower"), ("left", "right"), ("lower", "upper"))):
+        tile = shown[10:138, 10 + 138 * k :][:, :128]  # 128 pixels each, 10 between
+        assert tile[halves[bright]].mean() > 0.97
+        assert tile[halves[dark]].mean() < 0.03
+
+
+def test_gallery_writes_titles_under_their_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).normal(size=(20, 64, 64)).astype(np.float32)
+    bare, titled = tmp_path / "bare.png", tmp_path / "titled.png"
+    save_class_gallery(bare, images, [""] * 20)
+    save_class_gallery(titled, images, ["12 images\n8.5 Å" if k == 9 else "" for k in range(20)])
+    ink = grey(titled) < 0.9
+    ink[:, : 10 + 138 * 3] = ink[:, 138 * 4 :] = False
+    under = np.s_[138 + 40 + 128 : 138 + 40 + 128 + 40]  # the second row of six: two lines of words under each row
+    assert grey(bare).shape[1] == 6 * 138 + 10
+    save_class_gallery(bare, images[:2], ["a title wider than its image", ""])
+    assert grey(bare).shape[1] > 2 * 138 + 10
+    assert ink[under].sum() > 100
+
+
+def history(tmp_path: Path, **options) -> np.ndarray:
+    """Classes of even grey steps: class k of iteration i is bright in its first k + i of 8 columns."""
+    images = {i: np.zeros((14, 8, 8), dtype=np.float32) for i in (0, 1, 2)}
+    for i, stack in images.items():
+        for k, image in enumerate(stack):
+            image[:, : 1 + (k + i) % 7] = 1
+    save_class_history(tmp_path / "h.png", images, **options)
+    return grey(tmp_path / "h.png")
+
+
+def bright_columns(shown: np.ndarray, row: int, column: int, *, top: int) -> int:
+    tile = shown[top + row * 138 :][:128, 90 + column * 138 :][:, :128]
+    return round(8 * float((tile > 0.5).mean()))
+
+
+def test_history_has_a_row_per_iteration_and_the_largest_classes_first(tmp_path: Path) -> None:
+    plain = history(tmp_path)
+    assert plain.shape == (10 + 3 * 138, 90 + 12 * 138)  # 12 of 14 classes
+    sized = history(tmp_path, sizes=np.arange(14))
+    for row in range(3):
+        for column in (0, 1, 5, 11):
+            assert bright_columns(plain, row, column, top=10) == 1 + (column + row) % 7
+            assert bright_columns(sized, row, column, top=29) == 1 + (13 - column + row) % 7
+    with pytest.raises(InputError, match="same K and N"):
+        save_class_history(tmp_path / "h.png", {0: np.zeros((2, 8, 8)), 1: np.zeros((3, 8, 8))})
+    with pytest.raises(InputError, match="none"):
+        save_class_history(tmp_path / "h.png", {})
+    with pytest.raises(InputError, match="sizes of 2 classes"):
+        save_class_history(tmp_path / "h.png", {0: np.zeros((2, 8, 8))}, sizes=[1, 2, 3])
+
+
+def test_tiles_and_maps_are_drawn_without_matplotlib(tmp_path: Path) -> None:
+    """They are drawn after every iteration; importing matplotlib and drawing through it would cost more than a short iteration."""
+    code = f"""
+import sys, numpy as np
+from halfmap.pictures import save_class_gallery, save_class_history, save_map_picture
+images = np.random.default_rng(0).normal(size=(3, 16, 16))
+save_class_gallery({str(tmp_path / "g.png")!r}, images, ["a", "b", "c"])
+save_class_history({str(tmp_path / "h.png")!r}, {{0: images}})
+save_map_picture({str(tmp_path / "m.png")!r}, np.ones((16, 16, 16)), 2.0, title="map")
+sys.exit("matplotlib" in sys.modules or "astropy" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_gallery_bears_constant_and_broken_images(tmp_path: Path) -> None:
@@ -58,13 +114,7 @@ def test_map_picture_has_z_first_and_up_is_up(tmp_path: Path) -> None:
     volume[24:30, 14:19, 14:19] = 1.0  # a block high along z, off the central z slice
     save_map_picture(tmp_path / "m.png", volume, 2.0)
     shown = grey(tmp_path / "m.png")
-    rows, columns = shown.shape
-    ink = shown.copy()
-    ink[shown > 0.999] = 0  # paper and scale bar
-    panels = [
-        [shown[row * rows // 2 :][: rows // 2, column * columns // 3 :][:, : columns // 3] for column in range(3)] for row in range(2)
-    ]
-    inside = [[panel[70:-70, 70:-70] for panel in row] for row in panels]
+    inside = [[shown[28 + 336 * row :][:250, 22 + 322 * column :][:, :290] for column in range(3)] for row in range(2)]  # above the bar
     assert inside[0][0][:, :].mean() < 0.02  # central z slice misses the block
     assert inside[1][0].mean() > 0.02  # the projection along z sees it
     for panel in (inside[0][1], inside[0][2], inside[1][1], inside[1][2]):

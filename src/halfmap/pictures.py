@@ -1,26 +1,33 @@
 """Pictures that a job leaves, so that a user can look instead of read.
 
-All are drawn through matplotlib's objects, never pyplot: nothing global is set, and the same numbers give the same bytes.
+Images and maps are tiled by Pillow alone, cheap enough for every iteration; plots go through matplotlib's objects, never pyplot, and
+matplotlib is imported only for them. Nothing global is set, and the same numbers give the same bytes.
 """
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from astropy_healpix import HEALPix
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont
 
 from halfmap.errors import InputError
 from halfmap.resolution import Curve, resolution_at
 
-_DPI = 120
+if TYPE_CHECKING:
+    from astropy_healpix import HEALPix
+    from matplotlib.axes import Axes
+
+DPI = 120
+COLOURS = ("#1b4f9c", "#d1495b", "#2e933c", "#edae49", "#7a4ea3", "#3aaed8", "#8c5a2b", "#555555")
 _THRESHOLDS = (0.143, 0.5)
-_COLOURS = ("#1b4f9c", "#d1495b", "#2e933c", "#edae49", "#7a4ea3", "#3aaed8", "#8c5a2b", "#555555")
+_TILE, _GAP, _TEXT = 128, 10, 11  # pixels: side of a picture, between pictures, height of letters
+_HISTORY_CLASSES = 12
 
 
 def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str]) -> None:
@@ -28,25 +35,49 @@ def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str
 
     Grey runs from the 0.5 to the 99.5 percentile of each image. Raises `InputError` where there is not one title per image.
     """
-    stack = np.asarray(images, dtype=np.float32)
-    if stack.ndim != 3 or len(stack) != len(titles) or not len(stack):
+    stack = _stack(images)
+    if len(stack) != len(titles):
         raise InputError(f"class gallery: expected images (K, N, N) and K titles, got {stack.shape} and {len(titles)} titles")
-    count, box = len(stack), stack.shape[1]
-    columns = min(count, max(6, math.ceil(math.sqrt(count * 1.5))))
-    rows = math.ceil(count / columns)
-    lines = 1 + max(title.count("\n") for title in titles)
-    side, gap, text = 1.3, 0.08, 0.06 + 0.125 * lines  # inches: a picture, between pictures, under a picture
-    width, height = columns * (side + gap) + gap, rows * (side + text + gap) + gap
-    figure = Figure(figsize=(width, height), facecolor="white")
-    canvas = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    canvas.axis("off")
+    columns = min(len(stack), max(6, math.ceil(math.sqrt(len(stack) * 1.5))))
+    rows = math.ceil(len(stack) / columns)
+    side = _TILE if len(stack) <= 60 else 96  # many classes still fit a screen
+    line = _TEXT + 4
+    wide = max(side, math.ceil(max(_font(_TEXT).getlength(words) for title in titles for words in title.split("\n"))))
+    step_x, step_y = wide + _GAP, side + _GAP + 6 + line * (1 + max(title.count("\n") for title in titles))
+    page = Image.new("L", (columns * step_x + _GAP, rows * step_y + _GAP), 255)
     for index, (image, title) in enumerate(zip(stack, titles, strict=True)):
-        left, top = gap + index % columns * (side + gap), gap + index // columns * (side + text + gap)
-        place = (left, left + side, top + side, top)
-        canvas.imshow(_grey(image), cmap="gray", vmin=0, vmax=1, extent=place, interpolation=_smooth(box, side))
-        canvas.text(left + side / 2, top + side + 0.04, title, ha="center", va="top", fontsize=6.5, linespacing=1.1)
-    canvas.set(xlim=(0, width), ylim=(height, 0))
-    figure.savefig(path, dpi=_DPI)
+        left, top = _GAP + index % columns * step_x + (wide - side) // 2, _GAP + index // columns * step_y
+        page.paste(_tile(image, side), (left, top))
+        for n, words in enumerate(title.split("\n")):
+            write(page, (left + side // 2, top + side + 4 + n * line), words, anchor="ma")
+    save_page(page, path)
+
+
+def save_class_history(path: str | Path, history: Mapping[int, ArrayLike], *, sizes: ArrayLike | None = None) -> None:
+    """Class images over the iterations: a row of up to 12 classes for each iteration told, from images (K, N, N) by iteration.
+
+    `sizes` (K,) are the classes' final numbers of particles: the largest come first, each with its number; without them classes keep
+    their order. Raises `InputError` where the iterations do not all have the same classes.
+    """
+    stacks = {iteration: _stack(history[iteration]) for iteration in sorted(history)}
+    shapes = {stack.shape for stack in stacks.values()}
+    if len(shapes) != 1:
+        raise InputError(f"class history: expected images (K, N, N) of the same K and N at every iteration, got {sorted(shapes) or 'none'}")
+    classes = shapes.pop()[0]
+    count = np.zeros(classes, dtype=np.int64) if sizes is None else np.asarray(sizes)
+    if count.shape != (classes,):
+        raise InputError(f"class history: expected the sizes of {classes} classes, got {count.shape}")
+    order = np.argsort(-count, kind="stable")[:_HISTORY_CLASSES]
+    margin, top = 90, _GAP + (_TEXT + 8 if sizes is not None else 0)
+    page = Image.new("L", (margin + len(order) * (_TILE + _GAP), top + len(stacks) * (_TILE + _GAP)), 255)
+    for row, (iteration, stack) in enumerate(stacks.items()):
+        upper = top + row * (_TILE + _GAP)
+        write(page, (margin // 2, upper + _TILE // 2), "start" if iteration == 0 else f"iteration {iteration}", anchor="mm", size=13)
+        for column, k in enumerate(order):
+            page.paste(_tile(stack[k], _TILE), (margin + column * (_TILE + _GAP), upper))
+    for column, k in enumerate(order if sizes is not None else ()):
+        write(page, (margin + column * (_TILE + _GAP) + _TILE // 2, 8), f"{count[k]:,} images", anchor="ma")
+    save_page(page, path)
 
 
 def save_map_picture(path: str | Path, volume: ArrayLike, pixel_size_angstrom: float, *, title: str = "") -> None:
@@ -55,22 +86,25 @@ def save_map_picture(path: str | Path, volume: ArrayLike, pixel_size_angstrom: f
     if density.ndim != 3 or len(set(density.shape)) != 1:
         raise InputError(f"map picture: expected a cubic map (N, N, N), got {density.shape}")
     box = density.shape[0]
-    figure = Figure(figsize=(8, 5.9), facecolor="white", layout="constrained")
-    panels = figure.subplots(2, 3)
+    side, margin, above = 290, 22, 24  # pixels: a panel, left of it, over it
+    step_x, step_y, first = margin + side + _GAP, above + side + margin, 32 if title else 4
+    page = Image.new("L", (3 * step_x + _GAP, first + 2 * step_y + 4), 255)
+    write(page, (page.width // 2, 10), title, anchor="ma", size=16)
     views = (("z", 0, "x", "y"), ("y", 1, "x", "z"), ("x", 2, "y", "z"))  # along, its axis, to the right, upwards
     slices = [np.take(density, box // 2, axis=axis) for _, axis, _, _ in views]
     projections = [density.sum(axis=axis) for _, axis, _, _ in views]
-    for row, (name, pictures) in enumerate((("slice", slices), ("projection", projections))):
-        low, high = _limits(np.stack(pictures))  # one contrast per row, so that the three can be compared
+    for row, (kind, pictures) in enumerate((("central slice, {} = 0", slices), ("projection along {}", projections))):
+        limits = _limits(np.stack(pictures))  # one contrast per row, so that the three can be compared
         for column, (picture, (along, _, right, up)) in enumerate(zip(pictures, views, strict=True)):
-            panel = panels[row, column]
-            panel.imshow(picture, cmap="gray", vmin=low, vmax=high, origin="lower", interpolation=_smooth(box, 2.4))
-            panel.set(xticks=[], yticks=[], xlabel=f"{right} →", ylabel=f"{up} →")
-            panel.set_title(f"central slice, {along} = 0" if name == "slice" else f"projection along {along}", fontsize=9)
-    _scale_bar(panels[0, 0], box, pixel_size_angstrom)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=_DPI)
+            left, top = margin + column * step_x, first + above + row * step_y
+            page.paste(_tile(picture[::-1], side, limits), (left, top))  # upwards is up
+            write(page, (left + side // 2, top - 5), kind.format(along), anchor="ms", size=13)
+            write(page, (left + side // 2, top + side + 3), f"{right} →", anchor="ma", size=13)
+            upright = Image.new("L", (40, 18), 255)
+            write(upright, (20, 9), f"{up} →", anchor="mm", size=13)
+            page.paste(upright.rotate(90, expand=True), (left - 20, top + side // 2 - 20))
+    _scale_bar(page, (margin, first + above + side), side, box * pixel_size_angstrom)
+    save_page(page, path)
 
 
 def save_fsc_plot(path: str | Path, curves: Mapping[str, Curve], *, title: str = "", reference: float | None = None) -> None:
@@ -80,12 +114,14 @@ def save_fsc_plot(path: str | Path, curves: Mapping[str, Curve], *, title: str =
     """
     if not curves:
         raise InputError("FSC plot: no curve was given")
+    from matplotlib.figure import Figure
+
     thresholds = _THRESHOLDS if reference is None else (reference,)
     figure = Figure(figsize=(7, 4.6 + 0.2 * len(curves)), facecolor="white", layout="constrained")
     axes = figure.add_subplot()
     last = max(float(curve.frequency_per_angstrom[-1]) for curve in curves.values())
     for number, (label, curve) in enumerate(curves.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         falls = {threshold: bool((curve.correlation[1:] < threshold).any()) for threshold in thresholds}
         found = {threshold: resolution_at(curve, threshold) for threshold in thresholds}
         words = ", ".join(f"{_angstrom(value, beyond=not falls[threshold])} at {threshold:g}" for threshold, value in found.items())
@@ -99,11 +135,11 @@ def save_fsc_plot(path: str | Path, curves: Mapping[str, Curve], *, title: str =
     lowest = min(0.0, *(float(curve.correlation.min()) for curve in curves.values()))
     axes.axhline(0, color="0.7", linewidth=0.8, zorder=1)
     axes.set(xlim=(0, last), ylim=(lowest - 0.04, 1.03), xlabel="spatial frequency (1/Å)", ylabel="Fourier shell correlation")
-    _resolution_axis(axes, last)
+    resolution_axis(axes, last)
     figure.legend(loc="outside lower center", fontsize=8.5, frameon=False, ncols=1)
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def save_orientation_plot(path: str | Path, rotations_deg: ArrayLike, *, symmetry: ArrayLike | None = None, title: str = "") -> None:
@@ -113,6 +149,10 @@ def save_orientation_plot(path: str | Path, rotations_deg: ArrayLike, *, symmetr
     `symmetry` (G, 3, 3) are the matrices of a point group: each particle then counts in all its G equivalent directions. Cells are
     HEALPix pixels of equal area, their number chosen so that a uniform distribution has some ten particles in each.
     """
+    from astropy_healpix import HEALPix
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     rot, tilt = np.radians(np.asarray(rotations_deg, dtype=np.float64)[:, :2].T)
     directions = np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], axis=-1)
     if symmetry is not None:
@@ -140,7 +180,7 @@ def save_orientation_plot(path: str | Path, rotations_deg: ArrayLike, *, symmetr
     figure.colorbar(mesh, ax=axes, orientation="horizontal", shrink=0.6, aspect=30, label=label, ticks=MaxNLocator(6, integer=True))
     mean = len(directions) / cells.npix
     figure.suptitle(f"{title}{': ' if title else ''}{len(rot)} viewing directions; uniform would be {mean:.1f} in a cell", fontsize=10)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]]) -> None:
@@ -155,10 +195,13 @@ def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]])
     panels = [(label, name) for label, name in panels if points[name]]
     if not panels:
         raise InputError("convergence plot: no event holds an iteration with a resolution or a change of pose")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(6.5, 0.6 + 2.0 * len(panels)), facecolor="white", layout="constrained")
     for row, (axes, (label, name)) in enumerate(zip(np.atleast_1d(figure.subplots(len(panels), 1, sharex=True)), panels, strict=True)):
         iterations, values = np.array(points[name], dtype=np.float64).T
-        axes.plot(iterations, values, "o-", color=_COLOURS[row], linewidth=1.5, markersize=4)
+        axes.plot(iterations, values, "o-", color=COLOURS[row], linewidth=1.5, markersize=4)
         axes.set_ylabel(label, fontsize=9)
         axes.grid(color="0.9")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -167,24 +210,62 @@ def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]])
         if name != "resolution_angstrom" and values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
     axes.set_xlabel("iteration")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
+
+
+def write(page: Image.Image, place: tuple[int, int], words: str, *, anchor: str = "la", size: int = _TEXT, ink: int = 0) -> None:
+    """Words at a place, held there by Pillow's anchor (left, middle or right; ascender, middle or baseline)."""
+    ImageDraw.Draw(page).text(place, words, font=_font(size), anchor=anchor, fill=ink if page.mode == "L" else (ink,) * 3)
+
+
+@lru_cache(maxsize=8)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans from matplotlib's files (without importing it), which has the letters that Pillow's own font lacks: Å, →."""
+    found = find_spec("matplotlib")
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        file = Path(folder, "mpl-data/fonts/ttf/DejaVuSans.ttf")
+        if file.is_file():
+            return ImageFont.truetype(str(file), size)
+    return ImageFont.load_default(size)
+
+
+def _stack(images: ArrayLike) -> np.ndarray:
+    stack = np.asarray(images, dtype=np.float32)
+    if stack.ndim != 3 or not len(stack):
+        raise InputError(f"class images: expected (K, N, N) with K above 0, got {stack.shape}")
+    return stack
+
+
+def _tile(image: np.ndarray, side: int, limits: tuple[float, float] | None = None) -> Image.Image:
+    """An image in grey, enlarged or reduced smoothly, as an eye would."""
+    low, high = limits or _limits(image)
+    scaled = (np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) * (255 / (high - low))
+    return Image.fromarray(np.rint(scaled.clip(0, 255)).astype(np.uint8)).resize((side, side), Image.Resampling.LANCZOS)
 
 
 def _limits(image: np.ndarray) -> tuple[float, float]:
     """Grey limits: the 0.5 and 99.5 percentiles of the finite pixels, never equal."""
     finite = image[np.isfinite(image)]
-    low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
-    return float(low), float(high if high > low else low + 1)
+    if not finite.size:
+        return 0.0, 1.0
+    last = finite.size - 1
+    ranks = (round(0.005 * last), round(0.995 * last))
+    low, high = np.partition(finite, ranks)[[*ranks]].tolist()
+    return low, high if high > low else low + 1
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    low, high = _limits(image)
-    return ((np.nan_to_num(image, nan=low, posinf=high, neginf=low) - low) / (high - low)).clip(0, 1)
+def save_page(page: Image.Image, path: str | Path) -> None:
+    page.save(path, compress_level=3, compress_type=zlib.Z_RLE)  # as small as the default, in half the time
 
 
-def _smooth(box: int, inches: float) -> str:
-    """Interpolate between pixels where a picture enlarges them, as an eye would."""
-    return "bicubic" if box < inches * _DPI else "antialiased"
+def _scale_bar(page: Image.Image, corner: tuple[int, int], side: int, width_angstrom: float) -> None:
+    """A white bar of a round length, about a quarter of the picture, in its lower left corner."""
+    wanted = width_angstrom / 4
+    power = 10 ** math.floor(math.log10(wanted))
+    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
+    left, bottom = corner[0] + 14, corner[1] - 14
+    ImageDraw.Draw(page).rectangle((left, bottom - 4, left + round(length / width_angstrom * side), bottom), fill=255)
+    write(page, (left, bottom - 8), f"{length:g} Å", anchor="ls", size=13, ink=255)
 
 
 def _angstrom(value: float, *, beyond: bool) -> str:
@@ -194,18 +275,7 @@ def _angstrom(value: float, *, beyond: bool) -> str:
     return ("beyond " if beyond else "") + (f"{value:.2f} Å" if value < 10 else f"{value:.1f} Å")
 
 
-def _scale_bar(axes: Axes, box: int, pixel_size_angstrom: float) -> None:
-    """A white bar of a round length, about a quarter of the picture, in its lower left corner."""
-    wanted = box * pixel_size_angstrom / 4
-    power = 10 ** math.floor(math.log10(wanted))
-    length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
-    left, bottom = box * 0.05, box * 0.05
-    axes.plot([left, left + length / pixel_size_angstrom], [bottom, bottom], color="white", linewidth=3, solid_capstyle="butt")
-    axes.text(left, bottom + box * 0.03, f"{length:g} Å", color="white", fontsize=8, va="bottom")
-    axes.set(xlim=(-0.5, box - 0.5), ylim=(-0.5, box - 0.5))
-
-
-def _resolution_axis(axes: Axes, last: float) -> None:
+def resolution_axis(axes: "Axes", last: float) -> None:
     """Resolution in Angstrom above the plot, at round numbers far enough apart to be read."""
     ticks: list[float] = []
     candidates = [step * 10.0**power for power in (3, 2, 1, 0, -1) for step in (8, 7, 6, 5, 4, 3.5, 3, 2.5, 2, 1.5, 1.2, 1)]
@@ -217,7 +287,7 @@ def _resolution_axis(axes: Axes, last: float) -> None:
     top.set_xlabel("resolution (Å)")
 
 
-def _cell(cells: HEALPix, longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
+def _cell(cells: "HEALPix", longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
     from astropy import units
 
     return cells.lonlat_to_healpix(longitude * units.rad, latitude * units.rad)
