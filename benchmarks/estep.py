@@ -8,7 +8,7 @@ import torch
 import pose_search
 import truth
 from common import SETS, THREADS, Report, simulated, third_party
-from halfmap.engine import search
+from halfmap.engine import modes, search
 from halfmap.fourier import lowpass
 from halfmap.projection import prepare_references
 
@@ -58,12 +58,12 @@ def measure(report: Report, peak: float, name: str, symmetry: str, diameter_angs
     volume = lowpass(volume, resolution_angstrom, particles.pixel_size_angstrom, dimensions=3)
     radius = round(particles.box * particles.pixel_size_angstrom / resolution_angstrom)
     references = prepare_references(volume[None], radius)
-    plane, settings = problem.plane, search.SearchSettings(problem.symmetry, problem.images.particle_radius_px)
+    plane, settings = problem.plane, modes.SearchSettings(problem.symmetry, problem.images.particle_radius_px)
     plan = search.prepare_search(references, settings, radius)
     terms = pose_search.batch_terms(known, torch.arange(IMAGES), torch.zeros(IMAGES, 2))
     centre = torch.zeros(IMAGES, 2)
-    coarse, cells = best_of_three(lambda: search.best_cells(plan, terms, centre, plane))
-    fine, found = best_of_three(lambda: search.best_children(plan, terms, centre, plane, cells))
+    coarse, (cells, counts) = best_of_three(lambda: search.best_cells(plan, terms, centre, plane))
+    fine, found = best_of_three(lambda: search.best_children(plan, terms, centre, plane, cells, counts))
     whole, _ = best_of_three(lambda: search.search_globally(plan, terms, centre, plane, radius))
     local = max(0.0, whole - coarse - fine)
     operations = products(plan)

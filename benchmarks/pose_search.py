@@ -8,7 +8,8 @@ import torch
 from halfmap.algorithms import inputs, setup
 from halfmap.engine.images import initial_noise, load_batch
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings, prepare_search, search_globally, shift_grid
+from halfmap.engine.modes import SearchSettings
+from halfmap.engine.search import prepare_search, search_globally, shift_grid
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, correlation_score, cross_terms, log_likelihood_score, slice_power
 from halfmap.particles import Particles, load_particles

@@ -11,7 +11,8 @@ import torch
 from halfmap import reconstruct
 from halfmap.algorithms import inputs, setup
 from halfmap.engine.images import initial_noise, load_batch
-from halfmap.engine.search import SearchSettings, prepare_search, search_globally
+from halfmap.engine.modes import SearchSettings
+from halfmap.engine.search import prepare_search, search_globally
 from halfmap.progress import Progress
 from halfmap.projection import prepare_references
 

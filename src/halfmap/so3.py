@@ -174,6 +174,11 @@ def cell_of(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]
     return (pixels * n_psi + (psi / grid_step_deg(order)).long() % n_psi).to(rotations.device)
 
 
+def direction_pixels(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]:
+    """The HEALPix pixel (nested) that holds each rotation's viewing direction, its third row: `cell // (6 2^o)` of `cell_of`."""
+    return _pixels(rotations.detach()[..., 2, :].cpu().double(), order).to(rotations.device)
+
+
 def grid_step_deg(order: int) -> float:
     """Angle between neighbouring in-plane angles, and about that between neighbouring directions: 60 / 2^o."""
     return 60 / 2**order

@@ -8,7 +8,7 @@ import torch
 
 import halfmap
 from halfmap import jobs
-from halfmap.algorithms.projection_matching import reseed_empty
+from halfmap.algorithms.update import reseed_empty
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, lowpass, shift_phases
 from halfmap.io.mrc import StackWriter, open_stack

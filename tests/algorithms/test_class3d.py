@@ -10,12 +10,12 @@ import halfmap
 from halfmap import jobs
 from halfmap.algorithms import class3d as module
 from halfmap.algorithms import inputs
-from halfmap.algorithms.projection_matching import Settings
+from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.start3d import cluster, principal_coordinates
 from halfmap.algorithms.volumes import first_state
 from halfmap.engine.images import ImageSettings
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings
+from halfmap.engine.modes import SearchSettings
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_map
 from halfmap.jobs import JobStopped, read_events, read_job

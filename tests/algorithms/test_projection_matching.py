@@ -6,11 +6,14 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.algorithms.projection_matching import Settings, is_settled, projection_matching, reseed_empty, trusted_ssnr, wiener
+from halfmap.algorithms.projection_matching import projection_matching
+from halfmap.algorithms.schedule import is_settled
+from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.update import reseed_empty, trusted_ssnr, wiener
 from halfmap.engine.images import ImageSettings
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings
-from halfmap.engine.state import Poses, State
+from halfmap.engine.modes import SearchSettings
+from halfmap.engine.state import Poses, State, as_they_lie
 from halfmap.fourier import largest_radius, lowpass
 from halfmap.mask import soft_sphere
 from halfmap.particles import load_particles
@@ -40,9 +43,7 @@ def _settings(**options) -> Settings:
 
 
 def _poses(classes: torch.Tensor | None = None) -> Poses:
-    return Poses(
-        torch.eye(3).repeat(N, 1, 1), torch.zeros(N, 2), torch.zeros(N, dtype=torch.long) if classes is None else classes, torch.zeros(N)
-    )
+    return as_they_lie(torch.zeros(N, dtype=torch.long) if classes is None else classes)
 
 
 def _state(iteration: int = 0, history: tuple[dict, ...] = ()) -> State:
@@ -193,7 +194,7 @@ def test_the_method_stops_when_neither_resolution_nor_poses_improve(problem, res
 
 
 def test_local_refinement_never_searches(problem, volume, monkeypatch):
-    from halfmap.algorithms import projection_matching as module
+    from halfmap.algorithms import schedule as module
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("searched")
@@ -209,7 +210,7 @@ def test_local_refinement_never_searches(problem, volume, monkeypatch):
 
 
 def test_everything_is_looked_at_again_now_and_then(problem, volume, monkeypatch):
-    from halfmap.algorithms import projection_matching as module
+    from halfmap.algorithms import schedule as module
 
     searched = []
     monkeypatch.setattr(module, "prepare_search", lambda *_, **__: searched.append(1))

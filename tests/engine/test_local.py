@@ -143,11 +143,12 @@ def _perturb(rotations, shift_px, degrees: float, pixels: float, *, in_plane_onl
 
 
 def _refine(scene, references, rotations, shift_px, *, radius: int, steps: int, score=correlation_score, restraint=None):
-    return refine_poses(
+    rotations, shift_px, equations = refine_poses(
         references, scene.terms, scene.plane, radius=radius, image=torch.arange(len(rotations)), rotations=rotations, shift_px=shift_px,
         classes=scene.classes, steps=steps, largest_step_deg=3.75, largest_step_px=1.0, score=score,
         restraint=restraint,
     )  # fmt: skip
+    return rotations, shift_px, score(equations[:, 0], equations[:, 1])
 
 
 @SCORES

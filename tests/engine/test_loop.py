@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.algorithms.projection_matching import Settings, projection_matching
+from halfmap.algorithms.projection_matching import projection_matching
+from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import ImageSettings, initial_noise
 from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, sum_at_poses
-from halfmap.engine.search import SearchSettings
-from halfmap.engine.state import Candidates, Poses, State, from_arrays
+from halfmap.engine.modes import SearchSettings
+from halfmap.engine.state import Poses, State, as_candidates, as_they_lie, from_arrays, known_poses
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
 from halfmap.mask import soft_sphere
@@ -35,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 def truth(folder: Path) -> Poses:
     known = load_particles(folder / "truth.star")
     rotations = euler_to_matrix(torch.from_numpy(known.rotations_deg)).float()
-    return Poses(rotations, torch.from_numpy(known.shift_angstrom / PIXEL).float(), torch.zeros(N, dtype=torch.long), torch.zeros(N))
+    return known_poses(rotations, torch.from_numpy(known.shift_angstrom / PIXEL).float(), torch.zeros(N, dtype=torch.long))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def _start(problem: Problem, volume: torch.Tensor, poses: Poses, *, resolution_a
 
 
 def _nowhere(n: int) -> Poses:
-    return Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), torch.zeros(n, dtype=torch.long), torch.zeros(n))
+    return as_they_lie(torch.zeros(n, dtype=torch.long))
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +147,7 @@ def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
     on_scale = volume * (best * volume).sum() / (volume**2).sum()
 
     def stay(references: FourierReferences, state: State):
-        return lambda batch, poses: Candidates(
-            poses.rotations[:, None], poses.shift_px[:, None], poses.classes[:, None], poses.score[:, None]
-        )
+        return lambda batch, poses: as_candidates(poses)
 
     state = replace(_start(problem, volume, truth, radius=14), references=on_scale[None, None].repeat(2, 1, 1, 1, 1))
     new, _ = iterate(problem, replace(method, prepare=stay), state)

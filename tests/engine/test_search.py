@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from halfmap.engine import search as searching
+from halfmap.engine.modes import SearchSettings, distinct
 from halfmap.engine.search import (
-    SearchSettings,
     best_cells,
     best_children,
-    distinct,
     prepare_search,
     radius_of_step,
     search_globally,
@@ -161,7 +160,7 @@ def test_coarse_to_fine_ends_in_the_cell_that_exhaustive_search_finds(channel, s
     references = prepare_references(channel, 15)
     plan = prepare_search(references, settings, 15)
     centre = torch.zeros(120, 2)
-    cells = best_cells(plan, scene.terms, centre, scene.plane)
+    cells, counts = best_cells(plan, scene.terms, centre, scene.plane)
     level = plan.planes[1]
     fine = plan.grid.children.flatten(0, 1)
     slices = project(references, fine, level)
@@ -171,7 +170,7 @@ def test_coarse_to_fine_ends_in_the_cell_that_exhaustive_search_finds(channel, s
     best = score.argmax(1) // plan.grid.children.shape[1]
     assert plan.kept < len(plan.grid.coarse) / 20
     assert (cells == best[:, None]).any(1).float().mean() > 0.95
-    found = best_children(plan, scene.terms, centre, scene.plane, cells).best(1).score[:, 0]
+    found = best_children(plan, scene.terms, centre, scene.plane, cells, counts).best(1).score[:, 0]
     assert (found <= score.amax(1) + 1e-3).all()
     assert (found > score.amax(1) - 1e-3).float().mean() > 0.95
 
@@ -188,9 +187,9 @@ def test_a_table_of_fine_slices_only_saves_time(channel, scene_of, monkeypatch):
 def test_tiling_changes_nothing(states, scene_of, monkeypatch):
     scene = scene_of(states, 30, snr=0.2)
     plan = prepare_search(prepare_references(states, 15), _settings(), 15)
-    whole = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
+    whole, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
     monkeypatch.setattr(searching, "SCORES_PER_PASS", 7 * len(plan.shifts[0]) * len(plan.slices))
-    parts = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
+    parts, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
     same = (whole.sort(1).values == parts.sort(1).values).float().mean()  # a product of another shape may round otherwise
     assert same > 0.99
 
@@ -208,10 +207,9 @@ def test_more_classes_share_the_cells_that_are_kept(states):
 def _candidates(n: int, spread_deg: float, classes: int = 1) -> Candidates:
     generator = torch.Generator().manual_seed(2)
     vector = torch.randn(3, n, 3, generator=generator) * math.radians(spread_deg)
-    return Candidates(
-        rotation_vector_to_matrix(vector), torch.randn(3, n, 2, generator=generator), torch.arange(n).expand(3, n) % classes,
-        torch.randn(3, n, generator=generator),
-    )  # fmt: skip
+    shift_px, score = torch.randn(3, n, 2, generator=generator), torch.randn(3, n, generator=generator)
+    numbers = torch.arange(n).expand(3, n)
+    return Candidates(rotation_vector_to_matrix(vector), shift_px, numbers % classes, score, score, numbers)
 
 
 def test_distinct_candidates_lie_apart_and_start_with_the_best():

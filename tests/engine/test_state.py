@@ -1,5 +1,7 @@
 """States go to disk and back bit by bit; poses and candidates are never changed in place."""
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 
@@ -12,8 +14,9 @@ from halfmap.so3 import random_rotations
 def _poses(n: int, seed: int = 0) -> Poses:
     g = torch.Generator().manual_seed(seed)
     return Poses(
-        random_rotations(n, g), torch.randn(n, 2, generator=g), torch.randint(0, 3, (n,), generator=g), torch.randn(n, generator=g)
-    )
+        random_rotations(n, g), torch.randn(n, 2, generator=g), torch.randint(0, 3, (n,), generator=g), torch.randn(n, generator=g),
+        torch.rand(n, generator=g), torch.randint(1, 9, (n,), generator=g), torch.randn(n, generator=g),
+    )  # fmt: skip
 
 
 def _state() -> State:
@@ -59,9 +62,9 @@ def test_a_state_read_back_does_not_share_memory_with_the_arrays():
 
 def test_put_returns_a_copy_and_take_reads_it_back():
     poses, new, index = _poses(9), _poses(3, seed=5), torch.tensor([7, 0, 4])
-    kept = Poses(*(f.clone() for f in (poses.rotations, poses.shift_px, poses.classes, poses.score)))
+    kept = Poses(*(f.clone() for f in poses.fields()))
     changed = poses.put(index, new)
-    for name in ("rotations", "shift_px", "classes", "score"):
+    for name in (f.name for f in fields(Poses)):
         assert torch.equal(getattr(poses, name), getattr(kept, name))
         assert torch.equal(getattr(changed.take(index), name), getattr(new, name))
         rest = torch.tensor([1, 2, 3, 5, 6, 8])
@@ -72,7 +75,7 @@ def _candidates(b: int, n: int) -> Candidates:
     g = torch.Generator().manual_seed(3)
     return Candidates(
         random_rotations(b * n, g).view(b, n, 3, 3), torch.randn(b, n, 2, generator=g), torch.randint(0, 2, (b, n), generator=g),
-        torch.randn(b, n, generator=g),
+        torch.randn(b, n, generator=g), torch.randn(b, n, generator=g), torch.full((b, n), -1),
     )  # fmt: skip
 
 
@@ -80,8 +83,8 @@ def test_best_candidates_keep_their_poses_together():
     candidates = _candidates(4, 6)
     best = candidates.best(2)
     for i in range(4):
-        order = np.argsort(-candidates.score[i].numpy())[:2]
-        for name in ("rotations", "shift_px", "classes", "score"):
+        order = np.argsort(-candidates.log_weight[i].numpy())[:2]
+        for name in (f.name for f in fields(Candidates)):
             assert torch.equal(getattr(best, name)[i], getattr(candidates, name)[i, order.tolist()]), name
     assert candidates.best(99).score.shape == (4, 6)
 
@@ -94,13 +97,13 @@ def test_append_and_as_candidates():
     assert torch.equal(both.shift_px[:, 3], poses.shift_px)
 
 
-def test_hard_assignment_is_one_at_the_best_score():
+def test_hard_assignment_is_one_at_the_largest_weight():
     candidates = _candidates(5, 7)
     gamma = assign_hard(candidates)
     assert gamma.weight.tolist() == [1.0] * 5
     assert gamma.image.tolist() == [0, 1, 2, 3, 4]
     for e in range(5):
-        best = int(candidates.score[e].argmax())
+        best = int(candidates.log_weight[e].argmax())
         slice_number = int(gamma.reference[e])
         assert torch.equal(gamma.rotations[slice_number], candidates.rotations[e, best])
         assert torch.equal(gamma.shift_px[e], candidates.shift_px[e, best])

@@ -7,7 +7,7 @@ Given estimates A_1 ... A_K, each image takes the class, rotation and shift of t
 The same engine and the same four choices as in 3D; only the grid of rotations is one of in-plane angles.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.projection_matching import Settings, class_sizes, projection_matching
+from halfmap.algorithms.methods import IN_2D, check_method, make_method, regularised
 from halfmap.algorithms.results import run_iterations, write_particles, write_pictures
+from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.start2d import STARTS, starting_classes
+from halfmap.algorithms.update import class_sizes
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings
-from halfmap.engine.state import Poses, State, as_they_lie
+from halfmap.engine.modes import SearchSettings
+from halfmap.engine.state import State, as_they_lie
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import write_star
@@ -33,7 +35,6 @@ from halfmap.pictures import save_class_gallery
 from halfmap.progress import Progress
 from halfmap.resolution import Curve, resolution_at
 
-METHODS = ("template",)
 ANGULAR_STEP_DEG = 6.0
 SHELLS_PER_DIAMETER = 6  # classes start at a sixth of the particle's diameter: enough to tell views apart, too coarse to fit noise
 RESOLUTION_AT = 0.5  # both halves of a class were aligned to one reference
@@ -53,7 +54,7 @@ def class2d(
     out: str | Path,
     *,
     classes: int,
-    method: str = "template",
+    method: str = "ml",
     start: str = "kmeans++",
     iterations: int = 25,
     diameter_angstrom: float | None = None,
@@ -61,6 +62,7 @@ def class2d(
     shift_range_px: float = 5.0,
     shift_step_px: float = 1.0,
     wiener_constant: float | None = None,
+    tau_fudge: float | None = None,
     ctf: bool = True,
     pixel_size_angstrom: float | None = None,
     data_dir: str | Path | None = None,
@@ -76,7 +78,8 @@ def class2d(
 
     Args:
         particles: STAR, .cs or bare stack. out: job folder. classes: K.
-        method: "template". start: "kmeans++" (images far from each other) or "random" (averages of random subsets).
+        method: "ml" (maximum likelihood) or "template" (best correlation).
+        start: "kmeans++" (images far from each other) or "random" (averages of random subsets).
         angular_step_deg: of the finer grid of in-plane angles, 6 if None. pixel_size_angstrom: for a bare stack whose header has none.
         Others as in `refine`.
 
@@ -84,12 +87,11 @@ def class2d(
         InputError: any bad input, in one line.
     """
     parameters = {name: value for name, value in locals().items() if name not in ("out", "resume", "overwrite")}
-    if method not in METHODS:
-        raise InputError(f"--method {method}: expected one of {', '.join(METHODS)}")
+    check_method(method, IN_2D, tau_fudge=tau_fudge, wiener_constant=wiener_constant)
     if start not in STARTS:
         raise InputError(f"--start {start}: expected one of {', '.join(STARTS)}")
     setup.check_positive(classes=classes, iterations=iterations, angular_step=angular_step_deg, shift_step=shift_step_px,
-                         wiener_constant=wiener_constant, pixel_size=pixel_size_angstrom)  # fmt: skip
+                         wiener_constant=wiener_constant, tau_fudge=tau_fudge, pixel_size=pixel_size_angstrom)  # fmt: skip
     setup.check_search(angular_step_deg, shift_range_px, seed)
     where = setup.use_device(device, threads)
     with (
@@ -112,6 +114,7 @@ def class2d(
         )  # fmt: skip
         circle = inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
         settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
+        settings = regularised(settings, method, "class2d", tau_fudge)
 
         def first() -> State:
             state = _first_state(problem, settings, start, seed)
@@ -119,7 +122,7 @@ def class2d(
             return state
 
         state = run_iterations(
-            job, progress, problem, projection_matching(problem, settings), first, iterations=iterations,
+            job, progress, problem, make_method(method, problem, settings), first, iterations=iterations,
             show=lambda new: _gallery(job, problem, new),
         )  # fmt: skip
         sizes, resolutions = _write_classes(job, problem, state)
@@ -168,7 +171,7 @@ def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int,
     write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
-    poses = Poses(state.poses.rotations, state.poses.shift_px, rank[state.poses.classes], state.poses.score)
+    poses = replace(state.poses, classes=rank[state.poses.classes])
     write_particles(job, problem, poses)
     write_pictures(job, problem, poses)
     _gallery(job, problem, state)

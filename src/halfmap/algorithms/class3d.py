@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfmap.algorithms import setup
-from halfmap.algorithms.projection_matching import class_sizes, projection_matching
+from halfmap.algorithms.methods import make_method
 from halfmap.algorithms.results import (
     Refined,
     final_maps,
@@ -20,6 +20,7 @@ from halfmap.algorithms.results import (
     write_pictures,
 )
 from halfmap.algorithms.start3d import split_start
+from halfmap.algorithms.update import class_sizes
 from halfmap.algorithms.volumes import VolumeOptions, first_state, open_volumes
 from halfmap.engine.state import State
 from halfmap.errors import InputError
@@ -36,7 +37,7 @@ def class3d(
     out: str | Path,
     *,
     classes: int,
-    method: str = "projection-matching",
+    method: str = "ml",
     symmetry: str = "C1",
     diameter_angstrom: float | None = None,
     initial_lowpass_angstrom: float | None = None,
@@ -48,6 +49,7 @@ def class3d(
     local: bool = False,
     local_range_deg: float | None = None,
     wiener_constant: float | None = None,
+    tau_fudge: float | None = None,
     ctf: bool = True,
     data_dir: str | Path | None = None,
     seed: int = 1,
@@ -74,7 +76,8 @@ def class3d(
     options = VolumeOptions(
         method=method, symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
         iterations=iterations, angular_step_deg=angular_step_deg, shift_range_px=shift_range_px, shift_step_px=shift_step_px, local=local,
-        local_range_deg=local_range_deg, wiener_constant=wiener_constant, ctf=ctf, data_dir=data_dir, seed=seed, memory=memory,
+        local_range_deg=local_range_deg, wiener_constant=wiener_constant, tau_fudge=tau_fudge, ctf=ctf, data_dir=data_dir, seed=seed,
+        memory=memory,
     )  # fmt: skip
     options.check()
     if len(maps) not in (1, classes):
@@ -90,7 +93,7 @@ def class3d(
             particles, maps, options, job, progress, classes=classes, independent_halves=False, threshold=RESOLUTION_AT, device=where
         )
         problem, settings = opened.problem, opened.settings
-        matching = projection_matching(problem, settings)
+        chosen = make_method(method, problem, settings)
 
         def first() -> State:
             if len(maps) == classes:
@@ -98,10 +101,10 @@ def class3d(
             progress.note(f"poses against the one reference first; then {classes} classes along the particles' principal differences")
             one = replace(problem, n_classes=1)
             state = first_state(one, opened.start[None], options.lowpass_angstrom)
-            return split_start(problem, one, projection_matching(one, settings), settings, state, seed, progress)
+            return split_start(problem, one, make_method(method, one, settings), settings, state, seed, progress)
 
         state = run_iterations(
-            job, progress, problem, matching, first, iterations=limit,
+            job, progress, problem, chosen, first, iterations=limit,
             show=lambda new: show_references(job, problem, new),
         )  # fmt: skip
         final = final_maps(problem, settings, state.poses, state.noise_variance, progress)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.images import EDGE_PX
-from halfmap.engine.state import Poses
+from halfmap.engine.state import Poses, known_poses
 from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import open_stack, read_density, same_pixel_size
@@ -163,8 +163,8 @@ def solvent_mask(
 
 def poses_of(particles: Particles) -> Poses:
     """The data set's poses; identity and zero where it has none."""
-    n, pixel = len(particles), particles.pixel_size_angstrom
+    pixel = particles.pixel_size_angstrom
     rotations = euler_to_matrix(torch.from_numpy(particles.rotations_deg)).float()
     shifts = torch.from_numpy(particles.shift_angstrom / pixel).float()
     classes = torch.from_numpy(particles.class_number.astype(np.int64)) - 1
-    return Poses(rotations, shifts, classes, torch.zeros(n))
+    return known_poses(rotations, shifts, classes)

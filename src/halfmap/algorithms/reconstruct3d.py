@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.projection_matching import Settings
 from halfmap.algorithms.results import Refined, final_maps, write_map_files
+from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import initial_noise
-from halfmap.engine.search import SearchSettings
+from halfmap.engine.modes import SearchSettings
 from halfmap.errors import InputError
 from halfmap.progress import Progress
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from halfmap.algorithms import setup
-from halfmap.algorithms.projection_matching import projection_matching
+from halfmap.algorithms.methods import make_method
 from halfmap.algorithms.results import (
     Refined,
     final_maps,
@@ -25,7 +25,7 @@ def refine(
     reference: str | Path,
     out: str | Path,
     *,
-    method: str = "projection-matching",
+    method: str = "ml",
     symmetry: str = "C1",
     diameter_angstrom: float | None = None,
     initial_lowpass_angstrom: float | None = None,
@@ -37,6 +37,7 @@ def refine(
     local: bool = False,
     local_range_deg: float | None = None,
     wiener_constant: float | None = None,
+    tau_fudge: float | None = None,
     ctf: bool = True,
     data_dir: str | Path | None = None,
     seed: int = 1,
@@ -51,7 +52,7 @@ def refine(
 
     Args:
         particles: STAR or .cs file. reference: map (MRC) of the images' box and pixel size. out: job folder.
-        method: "projection-matching" (lecture part 2; FREALIGN).
+        method: "ml" (maximum likelihood, lecture part 3; RELION) or "projection-matching" (lecture part 2; FREALIGN).
         symmetry: point group in RELION's orientation.
         diameter_angstrom: of the particle mask; from the reference if None. mask: solvent mask (MRC) instead of a soft sphere.
         initial_lowpass_angstrom: resolution to which the reference is filtered first, 60 if None.
@@ -59,7 +60,8 @@ def refine(
         shift_range_px, shift_step_px: of the global search.
         local: refine around the poses of the STAR only, held near them by a Gaussian prior: `local_range_deg` (5 if None) is three standard
             deviations of the rotation, and the shift may move as far as that rotation moves the particle's rim.
-        wiener_constant: constant k of `num / (k + sum C^2)`; 1/SSNR from the half maps if None.
+        tau_fudge: T of the MAP update, 1 if None (ml). wiener_constant: constant k of `num / (k + sum C^2)`; 1/SSNR from the half maps if
+            None (projection-matching).
         memory: bytes to stay below; half of the machine's if None.
 
     Raises:
@@ -69,7 +71,8 @@ def refine(
     options = VolumeOptions(
         method=method, symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
         iterations=iterations, angular_step_deg=angular_step_deg, shift_range_px=shift_range_px, shift_step_px=shift_step_px, local=local,
-        local_range_deg=local_range_deg, wiener_constant=wiener_constant, ctf=ctf, data_dir=data_dir, seed=seed, memory=memory,
+        local_range_deg=local_range_deg, wiener_constant=wiener_constant, tau_fudge=tau_fudge, ctf=ctf, data_dir=data_dir, seed=seed,
+        memory=memory,
     )  # fmt: skip
     options.check()
     limit = iterations or ITERATIONS
@@ -87,7 +90,7 @@ def refine(
             job,
             progress,
             problem,
-            projection_matching(problem, settings),
+            make_method(method, problem, settings),
             lambda: first_state(problem, both_halves, options.lowpass_angstrom),
             iterations=limit,
             show=lambda new: show_references(job, problem, new),

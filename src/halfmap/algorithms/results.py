@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.algorithms.projection_matching import Settings, regularised, trusted_ssnr
+from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.update import regularised, trusted_ssnr
 from halfmap.engine.loop import Method, Problem, run, sum_at_poses
 from halfmap.engine.state import Poses, State, from_arrays
 from halfmap.io.mrc import write_map
@@ -45,7 +46,7 @@ def run_iterations(
     event and progress, and `show` it in pictures."""
     saved = job.load_checkpoint()
     if saved is None:
-        state = first()
+        state = method.start(first())
     else:
         state = from_arrays(*saved, device=problem.images.device)
         progress.note(f"going on after iteration {state.iteration}")

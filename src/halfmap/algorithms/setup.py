@@ -11,7 +11,7 @@ from torch import Tensor
 from halfmap.engine.images import ImageSettings, background
 from halfmap.engine.local import Restraint
 from halfmap.engine.loop import Problem
-from halfmap.engine.search import SearchSettings
+from halfmap.engine.modes import SearchSettings
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.machine import use_threads

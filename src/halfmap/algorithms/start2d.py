@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.algorithms.projection_matching import Settings
+from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import batches, load_batch
 from halfmap.engine.loop import Problem, sum_at_poses
 from halfmap.engine.search import coarse_scores, prepare_search

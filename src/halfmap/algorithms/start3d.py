@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from halfmap.algorithms.projection_matching import Settings, wiener
+from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.update import wiener
 from halfmap.engine.images import Batch, batches, load_batch
 from halfmap.engine.loop import Method, Problem, iterate, sum_at_poses
 from halfmap.engine.state import Poses, State
@@ -39,7 +40,7 @@ def split_start(problem: Problem, one: Problem, method: Method, settings: Settin
 
     `one` and `method` are the problem and the method with a single class.
     """
-    used = problem.half >= 0
+    used, state = problem.half >= 0, method.start(state)
     for _ in range(POSE_ITERATIONS):
         progress.start_iteration(0, int(used.sum()), "one reference")
         state, _ = iterate(one, method, state, advance=progress.advance)
@@ -47,9 +48,19 @@ def split_start(problem: Problem, one: Problem, method: Method, settings: Settin
     coordinates = principal_coordinates(one, settings, state, problem.n_classes - 1, seed)
     classes = torch.zeros(len(problem.half), dtype=torch.long)
     classes[used] = cluster(coordinates[used], problem.n_classes, seed)
-    poses = Poses(state.poses.rotations, state.poses.shift_px, classes, state.poses.score)
+    poses = replace(state.poses, classes=classes)
     update = wiener(problem, settings, state, poses, sum_at_poses(problem, poses, state.noise_variance))
-    return replace(state, iteration=0, history=(), references=update.references, poses=poses, radius=update.radius, curves=update.curves)
+    return replace(
+        state,
+        iteration=0,
+        history=(),
+        references=update.references,
+        poses=poses,
+        radius=update.radius,
+        curves=update.curves,
+        modes=None,
+        prior=None,
+    )
 
 
 def cluster(coordinates: Float[Tensor, "N q"], k: int, seed: int) -> Int[Tensor, " N"]:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.projection_matching import Settings
+from halfmap.algorithms.methods import IN_3D, check_method, regularised
+from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import State
@@ -19,7 +20,6 @@ from halfmap.fourier import largest_radius
 from halfmap.jobs import Job
 from halfmap.progress import Progress
 
-METHODS = ("projection-matching",)
 INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
 ANGULAR_STEP_DEG = 7.5
 LOCAL_RANGE_DEG = 5.0
@@ -41,6 +41,7 @@ class VolumeOptions:
     local: bool
     local_range_deg: float | None
     wiener_constant: float | None
+    tau_fudge: float | None
     ctf: bool
     data_dir: str | Path | None
     seed: int
@@ -56,11 +57,11 @@ class VolumeOptions:
         Raises:
             InputError: naming the option.
         """
-        if self.method not in METHODS:
-            raise InputError(f"--method {self.method}: expected one of {', '.join(METHODS)}")
+        check_method(self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant)
         setup.check_positive(
             initial_lowpass=self.initial_lowpass_angstrom, angular_step=self.angular_step_deg, iterations=self.iterations,
             shift_step=self.shift_step_px, local_range=self.local_range_deg, wiener_constant=self.wiener_constant,
+            tau_fudge=self.tau_fudge,
         )  # fmt: skip
         setup.check_search(self.angular_step_deg, self.shift_range_px, self.seed, symmetry=self.symmetry)
 
@@ -113,6 +114,7 @@ def open_volumes(
     )  # fmt: skip
     anchor = inputs.poses_of(data) if options.local else None
     settings = Settings(search, threshold, solvent, wiener_constant=options.wiener_constant, anchor=anchor)
+    settings = regularised(settings, options.method, "refine" if independent_halves else "class3d", options.tau_fudge)
     return Opened(problem, settings, start * solvent)
 
 

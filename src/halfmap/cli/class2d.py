@@ -12,7 +12,7 @@ def class2d(
     particles: options.ParticlesFile,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes K.")],
     out: options.OutFolder,
-    method: Annotated[options.Method2D, typer.Option(help="How images are matched to classes.")] = options.Method2D.template,
+    method: Annotated[options.Method2D, typer.Option(help="How images are matched to classes.")] = options.Method2D.ml,
     start: Annotated[
         options.Start, typer.Option(help="First class images: chosen far apart, or averages of random subsets.")
     ] = options.Start.kmeans,
@@ -23,6 +23,7 @@ def class2d(
     ] = None,
     shift_range: options.ShiftRange = 5.0,
     shift_step: options.ShiftStep = 1.0,
+    tau_fudge: options.TauFudge = None,
     wiener_constant: options.WienerConstant = None,
     ctf: options.Ctf = True,
     pixel_size: options.StackPixelSize = None,
@@ -51,6 +52,7 @@ def class2d(
         angular_step_deg=angular_step,
         shift_range_px=shift_range,
         shift_step_px=shift_step,
+        tau_fudge=tau_fudge,
         wiener_constant=wiener_constant,
         ctf=ctf,
         pixel_size_angstrom=pixel_size,

@@ -19,12 +19,14 @@ class Device(StrEnum):
 class Method3D(StrEnum):
     """Ways to refine and classify in 3D."""
 
+    ml = "ml"
     projection_matching = "projection-matching"
 
 
 class Method2D(StrEnum):
     """Ways to classify in 2D."""
 
+    ml = "ml"
     template = "template"
 
 
@@ -79,6 +81,9 @@ StackPixelSize = Annotated[
 ]
 WienerConstant = Annotated[
     float | None, typer.Option(metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")
+]
+TauFudge = Annotated[
+    float | None, typer.Option(metavar="T", help="T of the MAP update, RELION's. Default: 1 in refine, 2 in class2d, 4 in class3d.")
 ]
 Ctf = Annotated[bool, typer.Option("--ctf/--no-ctf", help="Correct for the CTF in the particle file, or take images as they are.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for.")]

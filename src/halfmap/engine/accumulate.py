@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.engine.prior import Prior
 from halfmap.engine.state import Gamma
 from halfmap.fourier import HalfPlane, shift_phases
 from halfmap.likelihood import ImageTerms
 from halfmap.projection import Sums, insert_slices
+from halfmap.so3 import compose, direction_pixels
 
 
 def centred(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
@@ -30,3 +32,19 @@ def accumulate(sums: Sums, entries: ImageTerms, gamma: Gamma, plane: HalfPlane, 
         values = values.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, values)
         weights = weights.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, weights)
     insert_slices(sums, values, weights, gamma.rotations, plane, classes=gamma.classes, symmetry=symmetry)
+
+
+def prior_sums(prior: Prior, gamma: Gamma, symmetry: Float[Tensor, "G 3 3"]) -> Float[Tensor, " P"]:
+    """What Gamma says of the prior, as one vector that processes can add: weight per class and direction (K D), the weight and the summed
+    square of the shifts. A direction counts for all of its symmetry mates, each 1 / G."""
+    n_classes, n_directions = prior.directions.shape
+    classes = gamma.classes[gamma.reference]
+    counts = gamma.weight.new_zeros(n_classes * n_directions)
+    if n_directions == 1:
+        counts.index_add_(0, classes, gamma.weight)
+    else:
+        weight = gamma.weight.new_zeros(len(gamma.rotations)).index_add_(0, gamma.reference, gamma.weight) / len(symmetry)
+        for mate in symmetry.to(gamma.rotations):
+            counts.index_add_(0, gamma.classes * n_directions + direction_pixels(compose(gamma.rotations, mate), prior.order), weight)
+    squared = (gamma.weight * (gamma.shift_px**2).sum(-1)).sum()
+    return torch.cat([counts, torch.stack([gamma.weight.sum(), squared])])

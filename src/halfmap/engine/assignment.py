@@ -2,12 +2,43 @@
 
 import torch
 
-from halfmap.engine.state import Candidates, Gamma
+from halfmap.engine.state import Candidates, Gamma, Poses
+
+SIGNIFICANCE = 0.999  # share of an image's posterior that the poses kept hold at least (RELION's adaptive fraction)
 
 
 def assign_hard(candidates: Candidates) -> Gamma:
-    """`Gamma = 1` at the best score of each image and 0 elsewhere (lecture: template matching, FREALIGN)."""
+    """`Gamma = 1` at the best pose of each image and 0 elsewhere (lecture: template matching, FREALIGN)."""
     best = candidates.best(1)
     n = len(best.score)
     index = torch.arange(n, device=best.score.device)
     return Gamma(index, index, best.shift_px[:, 0], torch.ones_like(best.score[:, 0]), best.rotations[:, 0], best.classes[:, 0])
+
+
+def assign_posterior(candidates: Candidates) -> Gamma:
+    """`Gamma(phi) = P(X | phi) P(phi) / sum P(X | phi) P(phi)`, the softmax of the log weights (lecture: the probability function Gamma).
+
+    Of each image the fewest poses that hold 99.9 % of it are kept, and scaled to a sum of 1. Poses in one cell of a grid share a slice.
+    """
+    ordered = candidates.best(candidates.score.shape[1])
+    weight = torch.softmax(ordered.log_weight, dim=1)
+    before = torch.cumsum(weight, dim=1) - weight
+    kept = (before < SIGNIFICANCE) & (weight > 0)
+    weight = weight * kept
+    weight = weight / weight.sum(1, keepdim=True)
+    image = torch.nonzero(kept)[:, 0]
+    shift_px, rotations, classes, cell = ordered.shift_px[kept], ordered.rotations[kept], ordered.classes[kept], ordered.cell[kept]
+    if bool((cell < 0).any()):  # continuous poses: a slice each
+        return Gamma(image, torch.arange(len(image), device=image.device), shift_px, weight[kept], rotations, classes)
+    slices, reference = torch.unique(cell * (int(classes.max()) + 1) + classes, return_inverse=True)
+    member = torch.empty_like(slices).scatter_(0, reference, torch.arange(len(reference), device=image.device))  # one entry of each slice
+    return Gamma(image, reference, shift_px, weight[kept], rotations[member], classes[member])
+
+
+def best_poses(candidates: Candidates, gamma: Gamma) -> Poses:
+    """The best pose of each image, and how sure its assignment is."""
+    best = candidates.best(1)
+    largest = gamma.weight.new_zeros(len(best.score)).scatter_reduce_(0, gamma.image, gamma.weight, "amax")
+    significant = torch.bincount(gamma.image, minlength=len(best.score))
+    total = torch.logsumexp(candidates.log_weight, dim=1)
+    return Poses(best.rotations[:, 0], best.shift_px[:, 0], best.classes[:, 0], best.score[:, 0], largest, significant, total)

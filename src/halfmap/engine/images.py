@@ -31,8 +31,8 @@ class ImageSettings:
 class Batch:
     """B images ready for the E-step (`scored`: masked, inside the radius that is scored) and the M-step (`whole`: not masked).
 
-    `scored` holds the first samples of the half-plane of `whole`. `transforms`, `ctf`, `premultiplied` and the noise variance `sigma2`
-    are kept for the noise estimate.
+    `scored` holds the first samples of the half-plane of `whole`. `transforms`, `ctf`, `premultiplied`, the noise variance `sigma2` and the
+    noise's strength `norm` in each image are kept for the noise estimate.
     """
 
     index: Int[Tensor, " B"]
@@ -43,16 +43,29 @@ class Batch:
     ctf: Float[Tensor, "B J"]
     premultiplied: Float[Tensor, " B"]
     sigma2: Float[Tensor, "G J"]
+    norm: Float[Tensor, " B"]
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2` of image `image[e]`,
+    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1` times the data of image `image[e]`, and Gamma_e times its power,
     and `slices` R_e on the first I samples of the half-plane, those that were scored; beyond them R is taken to be 0."""
 
     image: Int[Tensor, " E"]
     terms: ImageTerms
     slices: Complex[Tensor, "E I"]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """What the model leaves of a batch. `noise` holds per noise group and shell `sum_e Gamma_e |X - m s C S_t R_e|^2 / nu^2` and `sum m^2`:
+    their quotient estimates sigma^2. Per image, over the half-plane without k = 0: `cross` a = `sum Re(conj(d) R)` and `power` b =
+    `sum p |R|^2` on the scored samples, and `misfit`, the mean of `|X - m s C S_t R|^2 / (nu^2 m^2 sigma^2)`, 1 where all is as expected."""
+
+    noise: Float[Tensor, "2 G S"]
+    cross: Float[Tensor, " B"]
+    power: Float[Tensor, " B"]
+    misfit: Float[Tensor, " B"]
 
 
 def _distance(box: int, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
@@ -107,10 +120,13 @@ def load_batch(
     settings: ImageSettings,
     *,
     scored_radius: int | None = None,
+    norm: Float[Tensor, " B"] | None = None,
+    scale: Float[Tensor, " B"] | None = None,
 ) -> Batch:
     """Read images and prepare their terms; the mask is centred on each particle's present shift, rounded to a pixel.
 
-    `whole` reaches to the plane's radius, `scored` to `scored_radius` (None: the plane's); the noise variance may have more shells.
+    `whole` reaches to the plane's radius, `scored` to `scored_radius` (None: the plane's); the noise variance may have more shells. With
+    X = s C S R + nu N (`intensity`; both 1 if None) the terms are `s C X / (nu^2 sigma^2)` and `s^2 C^2 / (nu^2 sigma^2)`.
     """
     rows = index.cpu().numpy()
     device = settings.device
@@ -132,44 +148,70 @@ def load_batch(
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
     by_group = noise_variance[:, plane.shell]
     sigma2 = by_group.index_select(0, group)
+    if norm is not None:
+        sigma2.mul_(norm.to(device)[:, None] ** 2)
     n = len(inner)
     scored = image_terms(masked, transfer[:, :n], sigma2[:, :n], premultiplied=premultiplied, with_mean=False)
     whole = image_terms(transforms, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
-    return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied, by_group)
+    if scale is not None:
+        for terms in (scored, whole):
+            terms.data.mul_(scale.to(device)[:, None])
+            terms.power.mul_(scale.to(device)[:, None] ** 2)
+    norm = torch.ones_like(premultiplied) if norm is None else norm.to(device)
+    return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied, by_group, norm)
 
 
-def noise_sums(batch: Batch, matched: Matched | None, plane: HalfPlane) -> Float[Tensor, "2 G S"]:
-    """Per noise group and shell, `sum_e Gamma_e |X - m s C S_t R_e|^2` and `sum m^2`, with m = C for premultiplied images and 1 otherwise.
+def residuals(batch: Batch, matched: Matched | None, plane: HalfPlane, *, fit: bool, robust: bool) -> Residuals:
+    """What the model `X = s C S_t R + nu N` leaves of each image (stored times m = C if premultiplied, else m = 1), weighted by Gamma.
 
-    Their quotient estimates sigma^2, and None means R = 0. The square is taken apart, so that shifts and CTFs are not applied again:
+    The square is taken apart, so that shifts and CTFs are not applied again; d and p are the terms of image and entry, with s and nu:
 
-        |X - m s C S_t R|^2 = |X|^2 + sigma^2 m^2 (s^2 p |R|^2 - 2 s Re(conj(d) R)),    d = S_t^-1 C X / sigma^2,  p = C^2 / sigma^2
+        |X - m s C S_t R|^2 / nu^2 = |X|^2 / nu^2 + sigma^2 m^2 (p |R|^2 - 2 Re(conj(d) R))
 
-    The scale s of an image is the one that fits best, `sum Re(conj(d) R) / sum p |R|^2`: references may be on any grey scale.
+    None means R = 0. With `fit` each image's slices are scaled to fit best, by `a / b`: references may be on any grey scale. With `robust`
+    each image counts in the noise sums as if its misfit were 1, so that images full of something else do not raise the noise of others.
     """
     n_groups, n_shells = len(batch.sigma2), plane.radius + 1
+    weight = plane.hermitian_weight.clone()
+    weight[0] = 0  # the mean grey value says nothing of signal and noise
     squares = torch.view_as_real(batch.transforms).flatten(1).square()  # summed over images before real and imaginary part meet: faster
-    left = squares.new_zeros(n_groups, 2 * len(plane)).index_add_(0, batch.group, squares).view(n_groups, -1, 2).sum(-1)
-    seen = batch.group.bincount(minlength=n_groups)[:, None].to(left).expand(-1, len(plane))
-    once = bool(batch.premultiplied.any())
-    if once:
-        stored = batch.premultiplied[:, None]
-        gain2 = stored * batch.ctf**2 + (1 - stored)
-        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2)
+    nu2 = batch.norm**2
+    gain2 = _squared_gain(batch)
+    total = (squares @ (weight / batch.sigma2).repeat_interleave(2, dim=1).T).gather(1, batch.group[:, None])[:, 0] / nu2
+    cross_power = squares.new_zeros(2, len(nu2))
     if matched is not None:
         n = matched.slices.shape[1]
-        weight = plane.hermitian_weight[:n]
         cross = (torch.view_as_real(matched.terms.data[:, :n]) * torch.view_as_real(matched.slices)).sum(-1)
         power = matched.terms.power[:, :n] * squared_modulus(matched.slices)
-        per_image = left.new_zeros(2, len(batch.group))
-        per_image.index_add_(1, matched.image, torch.stack([cross @ weight, power @ weight]))
-        fit = (per_image[0] / per_image[1].clamp(min=1e-20)).clamp(min=0)[matched.image, None]
-        change = fit * (fit * power - 2 * cross)
-        if once:
+        cross_power.index_add_(1, matched.image, torch.stack([cross @ weight[:n], power @ weight[:n]]))
+        if fit:
+            factor = (cross_power[0] / cross_power[1].clamp(min=1e-20)).clamp(min=0)[matched.image, None]
+            cross, power = factor * cross, factor**2 * power
+        change = power.sub_(cross, alpha=2)
+        if gain2 is not None:
             change = change * gain2[matched.image, :n]
-        group = batch.group[matched.image]
-        left[:, :n] += batch.sigma2[:, :n] * torch.zeros_like(left[:, :n]).index_add_(0, group, change)
-    return torch.stack([shell_mean(left.clamp(min=0), plane.shell, n_shells), shell_mean(seen, plane.shell, n_shells)])
+        total.index_add_(0, matched.image, change @ weight[:n])
+    misfit = (total / (weight.sum() if gain2 is None else gain2 @ weight)).clamp(min=1e-6)
+    share = 1 / misfit if robust else torch.ones_like(misfit)
+    left = squares.new_zeros(n_groups, squares.shape[1]).index_add_(0, batch.group, squares.mul_((share / nu2)[:, None]))
+    left = left.view(n_groups, -1, 2).sum(-1)
+    if matched is not None:
+        change = change.mul_(share[matched.image, None])
+        left[:, :n] += batch.sigma2[:, :n] * left.new_zeros(n_groups, n).index_add_(0, batch.group[matched.image], change)
+    if gain2 is None:
+        seen = batch.group.bincount(minlength=n_groups)[:, None].to(left).expand(-1, len(plane))
+    else:
+        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2)
+    sums = torch.stack([shell_mean(left.clamp(min=0), plane.shell, n_shells), shell_mean(seen, plane.shell, n_shells)])
+    return Residuals(sums, cross_power[0], cross_power[1], misfit)
+
+
+def _squared_gain(batch: Batch) -> Float[Tensor, "B J"] | None:
+    """m^2, None where it is 1 everywhere."""
+    if not bool(batch.premultiplied.any()):
+        return None
+    stored = batch.premultiplied[:, None]
+    return stored * batch.ctf**2 + (1 - stored)
 
 
 def noise_from_sums(sums: Float[Tensor, "2 G S"]) -> Float[Tensor, "G S"]:
@@ -196,5 +238,5 @@ def initial_noise(
     ones = torch.ones(n_groups, plane.radius + 1, device=settings.device)
     for piece in batches(index[:1000], batch_size):
         batch = load_batch(particles, piece, plane, ones, torch.zeros(len(piece), 2, device=settings.device), settings)
-        sums += noise_sums(batch, None, plane)
+        sums += residuals(batch, None, plane, fit=False, robust=False).noise
     return noise_from_sums(sums)

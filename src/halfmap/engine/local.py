@@ -19,6 +19,7 @@ from halfmap.projection import PADDING, FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
 Score = Callable[[Tensor, Tensor], Tensor]
+NEGLIGIBLE_GAIN = 0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
 _UPPER = torch.triu_indices(5, 5)
 
 
@@ -75,6 +76,12 @@ class Restraint:
     sigma_px: float
 
 
+def log_evidence(value: Float[Tensor, "..."], score: Score) -> Float[Tensor, "..."]:
+    """The log likelihood that a score stands for: itself, or for the correlation score s = a / sqrt(b) that of the best scale, s |s| / 2
+    `= a^2 / 2b` with its sign."""
+    return value * value.abs() / 2 if score is correlation_score else value
+
+
 def refine_poses(
     references: FourierReferences,
     terms: ImageTerms,
@@ -91,12 +98,13 @@ def refine_poses(
     score: Score = correlation_score,
     restraint: Restraint | None = None,
     anchor: tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]] | None = None,
-) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"], Float[Tensor, " M"]]:
-    """Improve M poses by `steps` damped Gauss-Newton steps on shells 1..radius; returns rotations, shifts and scores.
+) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"], Float[Tensor, "M 27"]]:
+    """Improve M poses by up to `steps` damped Gauss-Newton steps on shells 1..radius; returns rotations, shifts and their `pose_equations`.
 
     Maximised is the log likelihood at the best scale (`a^2 / 2b`, for the correlation score) or at scale 1 (`a - b / 2`), plus the log of
     the restraint to the `anchor` (where poses start, if None). A step that does not raise it is undone and the damping raised tenfold;
-    steps are cut to the largest step given. In 2D only the rotation about the view axis and the shift move.
+    steps are cut to the largest step given; a pose of which no step promises a gain of `NEGLIGIBLE_GAIN` is done. In 2D only the rotation
+    about the view axis and the shift move.
     """
     n_samples = plane.size(radius)
     free_scale = score is correlation_score
@@ -106,44 +114,50 @@ def refine_poses(
         precision[:3] = 1 / math.radians(restraint.sigma_deg) ** 2
         precision[3:] = 1 / restraint.sigma_px**2
 
-    def evaluate(rotations: Tensor, shift_px: Tensor) -> Tensor:
-        return pose_equations(references, terms, plane, n_samples, image=image, rotations=rotations, shift_px=shift_px, classes=classes)
+    def evaluate(rows: Tensor, rotations: Tensor, shift_px: Tensor) -> Tensor:
+        return pose_equations(
+            references, terms, plane, n_samples, image=image[rows], rotations=rotations, shift_px=shift_px, classes=classes[rows]
+        )
 
-    def away(rotations: Tensor, shift_px: Tensor) -> Tensor:
+    def away(rows: Tensor, rotations: Tensor, shift_px: Tensor) -> Tensor:
         """How far a pose is from its anchor, in the five parameters."""
         if restraint is None:
             return rotations.new_zeros(len(rotations), 5)
-        turn = matrix_to_rotation_vector(compose(rotations, anchor_rotations.mT))
-        return torch.cat([turn, shift_px - anchor_shift], 1)
+        turn = matrix_to_rotation_vector(compose(rotations, anchor_rotations[rows].mT))
+        return torch.cat([turn, shift_px - anchor_shift[rows]], 1)
 
     def objective(equations: Tensor, offset: Tensor) -> Tensor:
-        a, b = equations[:, 0], equations[:, 1]
-        fit = a * a.abs() / (2 * b.clamp(min=1e-20)) if free_scale else a - b / 2
-        return fit - 0.5 * (precision * offset**2).sum(1)
+        return log_evidence(score(equations[:, 0], equations[:, 1]), score) - 0.5 * (precision * offset**2).sum(1)
 
     first = 0 if references.dimensions == 3 else 2  # parameters: rotation vector x, y, z (view frame), shift x, y
     largest_rad = math.radians(largest_step_deg)
-    equations, offset = evaluate(rotations, shift_px), away(rotations, shift_px)
+    every = torch.arange(len(rotations), device=rotations.device)
+    rotations, shift_px = rotations.clone(), shift_px.clone()
+    equations = evaluate(every, rotations, shift_px)
+    offset = away(every, rotations, shift_px)
     value = objective(equations, offset)
     damping = torch.full_like(value, 1e-3)
+    active = every
     for _ in range(steps):
-        gradient, hessian = gauss_newton_system(equations, free_scale=free_scale)
-        gradient = (gradient - precision * offset)[:, first:]
+        gradient, hessian = gauss_newton_system(equations[active], free_scale=free_scale)
+        gradient = (gradient - precision * offset[active])[:, first:]
         hessian = (hessian + torch.diag(precision))[:, first:, first:]
         diagonal = hessian.diagonal(dim1=1, dim2=2)
-        ridge = damping[:, None] * diagonal + 1e-7 * diagonal.amax(1, keepdim=True) + 1e-20
-        step = torch.linalg.solve(hessian + torch.diag_embed(ridge), gradient)
-        step = torch.nn.functional.pad(torch.nan_to_num(step), (first, 0))
+        ridge = damping[active, None] * diagonal + 1e-7 * diagonal.amax(1, keepdim=True) + 1e-20
+        step = torch.nan_to_num(torch.linalg.solve(hessian + torch.diag_embed(ridge), gradient))
+        gains = 0.5 * (gradient * step).sum(1) > NEGLIGIBLE_GAIN  # what the quadratic model promises
+        active, step = active[gains], torch.nn.functional.pad(step[gains], (first, 0))
+        if not len(active):
+            break
         step[:, :3] *= (largest_rad / step[:, :3].norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
         step[:, 3:] *= (largest_step_px / step[:, 3:].norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-        trial_rotations = compose(rotation_vector_to_matrix(step[:, :3]), rotations)
-        trial_shift = shift_px + step[:, 3:]
-        trial, trial_offset = evaluate(trial_rotations, trial_shift), away(trial_rotations, trial_shift)
+        trial_rotations = compose(rotation_vector_to_matrix(step[:, :3]), rotations[active])
+        trial_shift = shift_px[active] + step[:, 3:]
+        trial, trial_offset = evaluate(active, trial_rotations, trial_shift), away(active, trial_rotations, trial_shift)
         trial_value = objective(trial, trial_offset)
-        better = trial_value > value
-        rotations = torch.where(better[:, None, None], trial_rotations, rotations)
-        shift_px = torch.where(better[:, None], trial_shift, shift_px)
-        equations, offset = torch.where(better[:, None], trial, equations), torch.where(better[:, None], trial_offset, offset)
-        value = torch.where(better, trial_value, value)
-        damping = torch.where(better, damping / 5, damping * 10)
-    return rotations, shift_px, score(equations[:, 0], equations[:, 1])
+        better = trial_value > value[active]
+        damping[active] *= torch.where(better, 0.2, 10.0)
+        won = active[better]
+        rotations[won], shift_px[won], equations[won] = trial_rotations[better], trial_shift[better], trial[better]
+        offset[won], value[won] = trial_offset[better], trial_value[better]
+    return rotations, shift_px, equations

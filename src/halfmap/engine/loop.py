@@ -4,16 +4,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
-from halfmap.engine.accumulate import accumulate, centred
-from halfmap.engine.assignment import assign_hard
-from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, noise_sums
+from halfmap.engine.accumulate import accumulate, centred, prior_sums
+from halfmap.engine.assignment import assign_hard, best_poses
+from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, residuals
+from halfmap.engine.intensity import intensity_record, next_norm, next_scale, scale_groups
+from halfmap.engine.prior import next_prior
 from halfmap.engine.state import Candidates, Gamma, Poses, State, as_candidates
 from halfmap.fourier import HalfPlane, half_plane, largest_radius
 from halfmap.particles import Particles
@@ -26,6 +30,7 @@ class Problem:
     """What stays the same over the iterations: the data, how images are prepared, the halves, the symmetry and the box.
 
     `half` is 0 or 1 per particle, -1 for one set aside. With `independent_halves` (gold standard) each half has its own references.
+    `intensity` tells whether the strength of signal and noise in each image is learnt (`engine.intensity`) or taken to be 1.
     """
 
     particles: Particles
@@ -36,6 +41,7 @@ class Problem:
     dimensions: int
     n_classes: int
     batch_size: int
+    intensity: bool = False
 
     @property
     def plane(self) -> HalfPlane:
@@ -49,7 +55,13 @@ class Problem:
 
     @property
     def n_groups(self) -> int:
+        """Noise groups: the optics groups."""
         return int(self.particles.optics_group.max()) + 1
+
+    @cached_property
+    def scale_group(self) -> Int[Tensor, " N"]:
+        """The group of each particle that shares a scale."""
+        return scale_groups(self.particles.micrograph, self.particles.optics_group)
 
 
 Search = Callable[[Batch, Poses], Candidates]
@@ -59,12 +71,14 @@ Search = Callable[[Batch, Poses], Candidates]
 class Method:
     """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
     `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next
-    references, curves, radius and record; `finished` tells when to stop."""
+    references, curves, radius and record; `finished` tells when to stop. `start` adds to a first state what the
+    method keeps beside poses."""
 
     prepare: Callable[[FourierReferences, State], Search]
     assign: Callable[[Candidates], Gamma]
     update: Callable[[State, Poses, list[Sums]], "Update"]
     finished: Callable[[State], bool]
+    start: Callable[[State], State] = lambda state: state
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class Update:
 
 
 Advance = Callable[[int], None]
+Posed = TypeVar("Posed", Poses, Candidates)
 
 
 def iterate(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> tuple[State, dict[str, float]]:
@@ -91,7 +106,11 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     clock = _Clock()
     sums = [_empty(problem, plane) for _ in range(2)]
     noise = torch.zeros(2, problem.n_groups, plane.radius + 1, device=device)
+    fit = not problem.intensity or state.iteration == 0  # the first references may be on any grey scale
+    fits = torch.zeros(3, len(problem.half))
     found: list[tuple[Tensor, Poses]] = []
+    modes: list[tuple[Tensor, Candidates]] = []
+    told = torch.zeros(0 if state.prior is None else state.prior.directions.numel() + 2, device=device)
     for half in range(2):
         with clock("references"):
             shared = 0 if not problem.independent_halves else half
@@ -101,37 +120,75 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
         for index in batches(members, problem.batch_size):
             with clock("images"):
                 before = state.poses.take(index).to(device)
+                norm, scale = _strength(problem, state, index)
                 batch = load_batch(
-                    problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images, scored_radius=state.radius
-                )
+                    problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images, scored_radius=state.radius,
+                    norm=norm, scale=scale,
+                )  # fmt: skip
             with clock("search"):
                 candidates = search(batch, before)
                 gamma = method.assign(candidates)
-                found.append((index, _best(candidates).to("cpu")))
+                found.append((index, best_poses(candidates, gamma).to("cpu")))
+                if state.modes is not None:
+                    modes.append((index, candidates.best(state.modes.score.shape[1]).padded(state.modes.score.shape[1]).to("cpu")))
             with clock("sums"):
                 entries = centred(batch.whole, gamma, plane)
                 accumulate(sums[half], entries, gamma, plane, problem.symmetry)
+                if state.prior is not None:
+                    told += prior_sums(state.prior, gamma, problem.symmetry)
             with clock("noise"):
                 slices = project(references, gamma.rotations, scored, classes=gamma.classes)[gamma.reference]
-                noise += noise_sums(batch, Matched(gamma.image, entries, slices), plane)
+                left = residuals(batch, Matched(gamma.image, entries, slices), plane, fit=fit, robust=problem.intensity)
+                noise += left.noise
+                fits[:, index] = torch.stack([left.cross, left.power, left.misfit]).cpu()
             advance(len(index))
     poses = gathered(state.poses, found, problem.half >= 0)
     with clock("update"):
         update = method.update(state, poses, [_reduced(s) for s in sums])
     record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
+    noise_variance, norm, scale = noise_from_sums(all_sum(noise)), state.norm, state.scale
+    if problem.intensity:
+        norm, scale, level = _next_strength(problem, state, all_sum(fits))
+        noise_variance = noise_variance * level.to(device)[:, None]
+        record |= intensity_record(norm, scale, problem.scale_group, problem.half >= 0)
+    kept = None if state.modes is None else gathered(state.modes, modes, problem.half >= 0)
+    if update.moved_px is not None:
+        poses, kept = following(poses, update.moved_px), None if kept is None else following(kept, update.moved_px)
     new = State(
         state.iteration + 1,
         update.references,
-        poses if update.moved_px is None else following(poses, update.moved_px),
-        torch.cat([noise_from_sums(all_sum(noise)), state.noise_variance[:, plane.radius + 1 :]], dim=1),
+        poses,
+        torch.cat([noise_variance, state.noise_variance[:, plane.radius + 1 :]], dim=1),
         update.radius,
         update.curves,
         (*state.history, record),
+        kept,
+        None if state.prior is None else next_prior(state.prior, all_sum(told)),
     )
     return new, clock.seconds
 
 
-def gathered(before: Poses, found: list[tuple[Tensor, Poses]], used: Bool[Tensor, " N"]) -> Poses:
+def _strength(problem: Problem, state: State, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, " B"] | None, Float[Tensor, " B"] | None]:
+    """nu and s of these particles; None where they are all 1."""
+    if not problem.intensity or state.norm is None or state.scale is None:
+        return None, None
+    return state.norm[index], state.scale[problem.scale_group[index]]
+
+
+def _next_strength(
+    problem: Problem, state: State, fits: Float[Tensor, "3 N"]
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " Q"], Float[Tensor, " G"]]:
+    """nu of each particle, s of each group, and the level that sigma^2 of each noise group gains in return."""
+    used, group = problem.half >= 0, problem.scale_group
+    norm = torch.ones(len(used)) if state.norm is None else state.norm
+    scale = torch.ones(int(group.max()) + 1) if state.scale is None else state.scale
+    norm, level = next_norm(norm, fits[2], torch.from_numpy(problem.particles.optics_group.astype(np.int64)), used)
+    if state.iteration > 0:
+        scale = next_scale(scale, fits[0], fits[1], group, used)
+    return norm, scale, level
+
+
+def gathered(before: Posed, found: list[tuple[Tensor, Posed]], used: Bool[Tensor, " N"]) -> Posed:
     """The new poses of all processes together; particles set aside keep theirs."""
     fields = []
     for n, old in enumerate(before.fields()):
@@ -140,12 +197,12 @@ def gathered(before: Poses, found: list[tuple[Tensor, Poses]], used: Bool[Tensor
             new[index] = poses.fields()[n]
         all_sum(new)
         fields.append(torch.where(used.view(-1, *[1] * (old.ndim - 1)), new, old))
-    return Poses(*fields)
+    return type(before)(*fields)
 
 
-def following(poses: Poses, moved_px: Float[Tensor, "K 2"]) -> Poses:
+def following(poses: Posed, moved_px: Float[Tensor, "K 2"]) -> Posed:
     """Poses after each class image was moved by m: the shift that centres a particle grows by A m."""
-    step = (poses.rotations[:, :2, :2] * moved_px[poses.classes][:, None]).sum(-1)
+    step = (poses.rotations[..., :2, :2] * moved_px[poses.classes][..., None, :]).sum(-1)
     return replace(poses, shift_px=poses.shift_px + step)
 
 
@@ -193,11 +250,6 @@ def _reduced(sums: Sums) -> Sums:
     all_sum(sums.num)
     all_sum(sums.den)
     return hermitian_mates(sums)
-
-
-def _best(candidates: Candidates) -> Poses:
-    best = candidates.best(1)
-    return Poses(best.rotations[:, 0], best.shift_px[:, 0], best.classes[:, 0], best.score[:, 0])
 
 
 class _Clock:

@@ -1,8 +1,10 @@
 """Global search, coarse to fine in resolution as well as angle, then continuous refinement.
 
 A grid of step delta is only as fine as resolution d ~ D delta (D the particle's diameter), so the coarse grid is scored on the few
-shells inside that resolution, where all orientations and shifts of an image cost one small matrix product. The best cells are
-subdivided and scored on more shells; the best of those start Gauss-Newton refinements on shells up to the current radius.
+shells inside that resolution, where all orientations and shifts of an image cost one small matrix product. Of each image the cells that
+hold 99.9 % of its posterior are subdivided and scored on more shells: the sharper the posterior, the fewer. Where the finer grid resolves
+all that the references show, its scores are the posterior; else the best of its cells start refinements on shells up to the current
+radius (`modes`).
 """
 
 import math
@@ -10,56 +12,35 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from halfmap.engine.local import Restraint, Score, refine_poses
-from halfmap.engine.state import Candidates, Poses
+from halfmap.engine.local import log_evidence
+from halfmap.engine.modes import SearchSettings, distinct, refine_candidates
+from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
-from halfmap.likelihood import (
-    ImageTerms,
-    correlation_score,
-    cross_terms,
-    cross_terms_own,
-    slice_power,
-    slice_power_own,
-    squared_modulus,
-)
+from halfmap.likelihood import ImageTerms, cross_terms, cross_terms_own, slice_power, slice_power_own, squared_modulus
 from halfmap.projection import FourierReferences, project
-from halfmap.so3 import children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
+from halfmap.so3 import cell_fraction, children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
 
 SCORES_PER_PASS = 2_000_000  # a tile of scores that stays in cache between the product and the pass over it
+SAMPLES_PER_PASS = 16_000_000  # of children's slices
 FINE_TABLE_BYTES = 1 << 30  # slices of all fine cells are cut once up to this size, else for each image's own cells
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What a global search covers and how finely; angles in degrees, shifts in pixels around the present shift.
-
-    `angular_step_deg` is the step of the finer of the two grids; `kept_share` of the coarse cells are subdivided, at least `kept_least`;
-    `n_refined` distinct candidates are then refined continuously, held near their image's anchor if a `restraint` is given.
-    """
-
-    symmetry: Float[Tensor, "G 3 3"]
-    particle_radius_px: float
-    angular_step_deg: float = 7.5
-    shift_range_px: float = 5.0
-    shift_step_px: float = 1.0
-    kept_share: float = 1 / 96
-    kept_least: int = 16
-    n_refined: int = 8
-    score: Score = correlation_score
-    restraint: Restraint | None = None
+RESOLVED = 0.7  # share of the finer grid's resolution below which its scores are a posterior by themselves
+MOST_ENTRIES = 1024  # poses of one image that a grid's posterior may keep
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Coarse orientations and, for each, its finer children."""
+    """Coarse orientations, for each its finer children, the HEALPix direction that it belongs to, and the share of all orientations (of
+    the asymmetric unit's mates together) that a child stands for."""
 
     coarse: Float[Tensor, "M 3 3"]
     children: Float[Tensor, "M c 3 3"]
+    directions: Int[Tensor, " M"]
     coarse_step_deg: float
     fine_step_deg: float
+    child_fraction: float
 
 
 def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
@@ -72,11 +53,19 @@ def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
         step = 360 / n
         coarse = in_plane_grid(step)
         halves = torch.stack([coarse - step / 4, coarse + step / 4], -1)
-        return Grid(_about_view_axis(coarse), _about_view_axis(halves), step, step / 2)
-    order = max(1, math.ceil(math.log2(60 / settings.angular_step_deg) - 1e-6))
+        direction = torch.zeros(len(coarse), dtype=torch.long)
+        return Grid(_about_view_axis(coarse), _about_view_axis(halves), direction, step, step / 2, 1 / (2 * n))
+    order = fine_order(settings)
     coarse_grid = orientation_grid(order - 1, settings.symmetry)
     fine = rotations_of(children(coarse_grid.cell_id, order - 1), order)
-    return Grid(coarse_grid.rotations, fine, coarse_grid.step_deg, grid_step_deg(order))
+    directions = coarse_grid.cell_id // (6 * 2 ** (order - 1))
+    fraction = len(settings.symmetry) * cell_fraction(order)
+    return Grid(coarse_grid.rotations, fine, directions, coarse_grid.step_deg, grid_step_deg(order), fraction)
+
+
+def fine_order(settings: SearchSettings) -> int:
+    """HEALPix order of the finer grid."""
+    return max(1, math.ceil(math.log2(60 / settings.angular_step_deg) - 1e-6))
 
 
 def _about_view_axis(psi_deg: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
@@ -112,7 +101,9 @@ class GlobalSearch:
     slices_squared: Float[Tensor, "J0 KM"]
     fine_slices: Complex[Tensor, "KMc J1"] | None
     fine_squared: Float[Tensor, "KMc J1"] | None
+    cell_prior: Float[Tensor, " KM"]
     kept: int
+    resolved: bool
 
 
 def prepare_search(references: FourierReferences, settings: SearchSettings, radius: int) -> GlobalSearch:
@@ -127,10 +118,15 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
         # a quarter period of the outermost shell; the user's step where that is coarser
         shift_step = max(settings.shift_step_px, min(box / (4 * level), max(settings.shift_range_px, 1e-3)))
         shifts.append(shift_grid(settings.shift_range_px, shift_step, device=device))
+    finest = radius_of_step(grid.fine_step_deg, box, settings.particle_radius_px)
+    resolved = settings.prior is not None and settings.restraint is None and min(radius, references.radius) <= RESOLVED * finest
     n_classes, n_cells = len(references), len(grid.coarse)
     classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells)
     coarse = project(references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes)
     kept = min(n_cells * n_classes, max(settings.kept_least, math.ceil(settings.kept_share * n_cells * n_classes)))
+    prior = torch.zeros(n_classes * n_cells, device=device)
+    if settings.prior is not None:
+        prior = (settings.prior.classes[:, None] + settings.prior.directions[:, grid.directions.to(device)]).flatten()
     n_children = grid.children.shape[1]
     fine, fine_squared = None, None
     if 12 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
@@ -139,7 +135,7 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
         fine_squared = squared_modulus(fine)
     return GlobalSearch(
         references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared_modulus(coarse).T.contiguous(), fine,
-        fine_squared, kept,
+        fine_squared, prior, kept, resolved,
     )  # fmt: skip
 
 
@@ -152,9 +148,14 @@ def search_globally(
     *,
     known: Candidates | None = None,
 ) -> Candidates:
-    """Best pose of each image, refined on shells up to `radius`; shifts are searched around `centre_px`, `known` poses compete."""
-    cells = best_cells(search, terms, centre_px, plane)
-    found = best_children(search, terms, centre_px, plane, cells)
+    """Poses of each image that matter: the finer grid's posterior where that is resolved, else poses refined on shells up to `radius`.
+
+    Shifts are searched around `centre_px`; `known` poses compete where poses are refined.
+    """
+    cells, counts = best_cells(search, terms, centre_px, plane)
+    found = best_children(search, terms, centre_px, plane, cells, counts)
+    if search.resolved:
+        return found
     if known is not None:
         found = found.append(known)
     return refine_candidates(
@@ -183,93 +184,92 @@ def coarse_scores(
         yield search.settings.score(cross, slice_power(part, search.slices_squared, level))
 
 
-def best_cells(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane) -> Int[Tensor, "B kept"]:
-    """The coarse cells of each image with the highest scores."""
-    return torch.cat([torch.topk(score, search.kept, dim=1).indices for score in coarse_scores(search, terms, centre_px, plane)])
+def best_cells(
+    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
+) -> tuple[Int[Tensor, "B kept"], Int[Tensor, " B"]]:
+    """The coarse cells of each image, best first, and how many of them hold the settings' share of its posterior (at least `kept_least`;
+    all, where more than `kept` would be needed)."""
+    settings, cells, counts = search.settings, [], []
+    for score in coarse_scores(search, terms, centre_px, plane):
+        log_weight = log_evidence(score, settings.score) + search.cell_prior
+        best = torch.topk(log_weight, search.kept, dim=1)
+        share = torch.softmax(log_weight, dim=1).gather(1, best.indices)
+        needed = (torch.cumsum(share, dim=1) < settings.significance).sum(1) + 1
+        cells.append(best.indices)
+        counts.append(needed.clamp(min=min(settings.kept_least, search.kept), max=search.kept))
+    return torch.cat(cells), torch.cat(counts)
 
 
 def best_children(
-    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, cells: Int[Tensor, "B kept"]
+    search: GlobalSearch,
+    terms: ImageTerms,
+    centre_px: Float[Tensor, "B 2"],
+    plane: HalfPlane,
+    cells: Int[Tensor, "B kept"],
+    counts: Int[Tensor, " B"],
 ) -> Candidates:
-    """Subdivide the kept cells, score the children on the finer level's shells and shifts, and keep the best distinct ones."""
-    level, shifts, settings = search.planes[1], search.shifts[1], search.settings
-    phases = shift_phases(shifts, level)
-    inside = _inside(terms, centre_px, plane, level)
-    n_cells, n_children = search.grid.children.shape[:2]
-    finer = search.grid.children.to(centre_px.device)
-    size = max(1, 16_000_000 // (search.kept * n_children * len(level)))
-    found = []
-    for start in range(0, len(terms), size):
-        rows = torch.arange(start, min(start + size, len(terms)), device=centre_px.device)
-        own = cells[rows]
-        rotations = finer[own % n_cells].flatten(1, 2)
-        classes = (own // n_cells).repeat_interleave(n_children, dim=1)
-        if search.fine_slices is None or search.fine_squared is None:
-            slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten())
-            squared = squared_modulus(slices)
-        else:  # rows of parents: their children lie side by side
-            slices = search.fine_slices.view(-1, n_children * len(level)).index_select(0, own.flatten())
-            squared = search.fine_squared.view(-1, n_children * len(level)).index_select(0, own.flatten())
-        slices, squared = slices.view(len(rows), -1, len(level)), squared.view(len(rows), -1, len(level))
-        part = inside.take(rows)
-        cross, best_shift = cross_terms_own(part, phases, slices, level).max(1)
-        score = settings.score(cross, slice_power_own(part, squared, level))
-        candidates = Candidates(rotations, centre_px[rows, None] + shifts[best_shift], classes, score)
-        found.append(distinct(candidates, settings.n_refined, search.grid.fine_step_deg * 1.5))
-    first = found[0]
-    for more in found[1:]:
-        first = Candidates(*(torch.cat([a, b]) for a, b in zip(first.fields(), more.fields(), strict=True)))
-    return first
+    """Subdivide the kept cells and score the children on the finer level's shells and shifts.
 
-
-def distinct(candidates: Candidates, n: int, separation_deg: float) -> Candidates:
-    """The n best candidates of each image of which no two of one class lie within `separation_deg` (greedily, best first).
-
-    An image with fewer distinct ones gets repetitions of lower score, which do no harm.
+    Returns the posterior over children and shifts where the finer grid is resolved, else the best distinct children. Images that kept
+    about as many cells go together, so that each costs what its own posterior asks for.
     """
-    score = candidates.score.clone()
-    chosen = []
-    cosine = math.cos(math.radians(separation_deg))
-    row = torch.arange(len(score), device=score.device)
-    for _ in range(min(n, score.shape[1])):
-        best = score.argmax(1)
-        chosen.append(best)
-        picked = candidates.rotations[row, best]
-        trace = torch.einsum("bij,bnij->bn", picked, candidates.rotations)
-        near = ((trace - 1) / 2 >= cosine) & (candidates.classes == candidates.classes[row, best][:, None])
-        score = torch.where(near, score - 1e6 * score.abs().clamp(min=1), score)
-    return candidates.take(torch.stack(chosen, 1))
+    level = search.planes[1]
+    per_cell = search.grid.children.shape[1] * len(level)
+    order = torch.argsort(counts, stable=True)
+    found, start = [], 0
+    while start < len(order):
+        work = counts[order[start:]] * torch.arange(1, len(order) - start + 1, device=order.device) * per_cell  # ascends
+        rows = order[start : start + max(1, int((work <= SAMPLES_PER_PASS).sum()))]
+        kept = int(counts[rows[-1]])
+        unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
+        inside = _inside(terms.take(rows), centre_px[rows], plane, level)
+        found.append(_children_of(search, inside, centre_px[rows], cells[rows, :kept], unused))
+        start += len(rows)
+    return _stacked(found, torch.argsort(order))
 
 
-def refine_candidates(
-    references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, first_radius: int,
-    settings: SearchSettings, step_deg: float, anchor: Poses | None = None,
-) -> Candidates:  # fmt: skip
-    """Refine all candidates on few shells, a third of them on twice as many, and so on: most work is spent on poses that can win."""
-    survivors, shells = candidates.score.shape[1], min(radius, first_radius)
-    while shells < radius:
-        candidates = refine_each(
-            references, terms, plane, candidates, radius=shells, steps=2, step_deg=step_deg, settings=settings, anchor=anchor
-        )
-        survivors, shells = max(1, survivors // 3), min(radius, 2 * shells)
-        candidates = candidates.best(survivors)
-    return refine_each(
-        references, terms, plane, candidates, radius=radius, steps=4, step_deg=step_deg, settings=settings, anchor=anchor
-    ).best(1)
+def _children_of(
+    search: GlobalSearch, inside: ImageTerms, centre_px: Float[Tensor, "b 2"], cells: Int[Tensor, "b kept"], unused: Bool[Tensor, "b kept"]
+) -> Candidates:
+    level, shifts, settings, grid = search.planes[1], search.shifts[1], search.settings, search.grid
+    n_cells, n_children = grid.children.shape[:2]
+    rotations = grid.children.to(cells.device)[cells % n_cells].flatten(1, 2)
+    classes = (cells // n_cells).repeat_interleave(n_children, dim=1)
+    if search.fine_slices is None or search.fine_squared is None:
+        slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten())
+        squared = squared_modulus(slices)
+    else:  # rows of parents: their children lie side by side
+        slices = search.fine_slices.view(-1, n_children * len(level)).index_select(0, cells.flatten())
+        squared = search.fine_squared.view(-1, n_children * len(level)).index_select(0, cells.flatten())
+    slices, squared = slices.view(len(cells), -1, len(level)), squared.view(len(cells), -1, len(level))
+    cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
+    power = slice_power_own(inside, squared, level)
+    number = ((cells % n_cells)[..., None] * n_children + torch.arange(n_children, device=cells.device)).flatten(1)
+    prior = search.cell_prior[cells].masked_fill(unused, -torch.inf).repeat_interleave(n_children, dim=1)
+    if not search.resolved:
+        cross, best_shift = cross.max(1)
+        score = settings.score(cross, power)
+        log_weight = log_evidence(score, settings.score) + prior
+        candidates = Candidates(rotations, centre_px[:, None] + shifts[best_shift], classes, score, log_weight, torch.full_like(number, -1))
+        return distinct(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
+    assert settings.prior is not None
+    where = centre_px[:, None] + shifts
+    score = settings.score(cross, power[:, None])
+    area = shift_step(shifts) ** 2 * grid.child_fraction
+    log_weight = log_evidence(score, settings.score) + prior[:, None] + settings.prior.of_shift(where)[..., None] + math.log(area)
+    best = torch.topk(log_weight.flatten(1), min(MOST_ENTRIES, log_weight[0].numel()), dim=1)
+    t, c = best.indices // len(rotations[0]), best.indices % len(rotations[0])
+    row = torch.arange(len(cells), device=cells.device)[:, None]
+    return Candidates(rotations[row, c], where[row, t], classes[row, c], score.flatten(1)[row, best.indices], best.values, number[row, c])
 
 
-def refine_each(
-    references: FourierReferences, terms: ImageTerms, plane: HalfPlane, candidates: Candidates, *, radius: int, steps: int, step_deg: float,
-    settings: SearchSettings, anchor: Poses | None = None,
-) -> Candidates:  # fmt: skip
-    """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a grid cell; the settings' restraint, if
-    any, holds it near its image's anchor."""
-    n_images, n = candidates.score.shape
-    held = None if anchor is None else (anchor.rotations.repeat_interleave(n, 0), anchor.shift_px.repeat_interleave(n, 0))
-    image = torch.arange(n_images, device=candidates.score.device).repeat_interleave(n)
-    rotations, shift_px, value = refine_poses(
-        references, terms, plane, radius=radius, image=image, rotations=candidates.rotations.flatten(0, 1),
-        shift_px=candidates.shift_px.flatten(0, 1), classes=candidates.classes.flatten(), steps=steps, largest_step_deg=step_deg / 2,
-        largest_step_px=plane.box / (4 * radius), score=settings.score, restraint=settings.restraint, anchor=held,
-    )  # fmt: skip
-    return Candidates(rotations.view(n_images, n, 3, 3), shift_px.view(n_images, n, 2), candidates.classes, value.view(n_images, n))
+def shift_step(shifts: Float[Tensor, "T 2"]) -> float:
+    """Distance of neighbours in a `shift_grid`; 1 for a single shift."""
+    away = shifts.norm(dim=1)
+    return float(away[away > 0].min()) if bool((away > 0).any()) else 1.0
+
+
+def _stacked(parts: list[Candidates], order: Int[Tensor, " B"]) -> Candidates:
+    """Parts one below the other, their rows put in order; places that a part lacks are empty."""
+    width = max(part.score.shape[1] for part in parts)
+    return Candidates(*(torch.cat(fields)[order] for fields in zip(*(part.padded(width).fields() for part in parts), strict=True)))

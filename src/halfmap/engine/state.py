@@ -1,27 +1,33 @@
 """What one iteration hands to the next, and the currency of the parts: candidates and Gamma."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.engine.prior import Prior
+
 
 @dataclass(frozen=True)
 class Poses:
-    """One pose per particle: rotation A (object to view), the shift that centres the image, class (from 0), and score."""
+    """One pose per particle, the best one: rotation A (object to view), the shift that centres the image, class (from 0), and score;
+    with how sure it is: the largest weight of its posterior, the number of weights worth keeping, and the logarithm of their sum."""
 
     rotations: Float[Tensor, "N 3 3"]
     shift_px: Float[Tensor, "N 2"]
     classes: Int[Tensor, " N"]
     score: Float[Tensor, " N"]
+    largest_weight: Float[Tensor, " N"]
+    significant: Int[Tensor, " N"]
+    log_likelihood: Float[Tensor, " N"]
 
     def __len__(self) -> int:
         return len(self.rotations)
 
     def take(self, index: Int[Tensor, " M"]) -> "Poses":
-        return Poses(self.rotations[index], self.shift_px[index], self.classes[index], self.score[index])
+        return Poses(*(f[index] for f in self.fields()))
 
     def put(self, index: Int[Tensor, " M"], new: "Poses") -> "Poses":
         """A copy in which the poses at `index` are `new`."""
@@ -34,56 +40,85 @@ class Poses:
 
     def in_one_class(self) -> "Poses":
         """The same poses, all of class 0."""
-        return Poses(self.rotations, self.shift_px, torch.zeros_like(self.classes), self.score)
+        return replace(self, classes=torch.zeros_like(self.classes))
 
-    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.rotations, self.shift_px, self.classes, self.score
+    def fields(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
 
     def to(self, device: torch.device | str) -> "Poses":
         return Poses(*(f.to(device) for f in self.fields()))
 
 
+def known_poses(rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"], classes: Int[Tensor, " N"]) -> Poses:
+    """Poses that somebody else found: each is certain, and none has been scored yet."""
+    n = len(rotations)
+    zero, one = rotations.new_zeros(n), rotations.new_ones(n)
+    return Poses(rotations, shift_px, classes, zero, one, torch.ones_like(classes), zero.clone())
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """Up to n poses for each of B images, best first; what a search returns and an assignment weighs."""
+    """Up to n poses for each of B images; what a search returns and an assignment weighs.
+
+    `score` is what the method compares, `log_weight` the logarithm of the weight of a pose in its image's posterior, up to a constant per
+    image; a place that holds no pose has the weight -inf. `cell` numbers the pose's orientation where it is one of a grid's, else -1.
+    """
 
     rotations: Float[Tensor, "B n 3 3"]
     shift_px: Float[Tensor, "B n 2"]
     classes: Int[Tensor, "B n"]
     score: Float[Tensor, "B n"]
+    log_weight: Float[Tensor, "B n"]
+    cell: Int[Tensor, "B n"]
 
     def take(self, columns: Int[Tensor, "B m"]) -> "Candidates":
         """The chosen candidates of each image."""
         row = torch.arange(len(columns), device=columns.device)[:, None]
-        return Candidates(self.rotations[row, columns], self.shift_px[row, columns], self.classes[row, columns], self.score[row, columns])
+        return Candidates(*(f[row, columns] for f in self.fields()))
+
+    def of_images(self, index: Int[Tensor, " M"]) -> "Candidates":
+        """The candidates of the chosen images."""
+        return Candidates(*(f[index] for f in self.fields()))
 
     def best(self, n: int) -> "Candidates":
-        return self.take(torch.topk(self.score, min(n, self.score.shape[1]), dim=1).indices)
+        """The n with the largest weights, in their order."""
+        return self.take(torch.topk(self.log_weight, min(n, self.score.shape[1]), dim=1).indices)
+
+    def padded(self, n: int) -> "Candidates":
+        """The same with empty places up to n per image."""
+        missing = n - self.score.shape[1]
+        if missing <= 0:
+            return self
+        copies = self.take(torch.zeros(len(self.score), missing, dtype=torch.long, device=self.score.device))
+        return self.append(replace(copies, log_weight=torch.full_like(copies.log_weight, -torch.inf)))
 
     def append(self, other: "Candidates") -> "Candidates":
-        pairs = zip(self.fields(), other.fields(), strict=True)
-        return Candidates(*(torch.cat([a, b], dim=1) for a, b in pairs))
+        return Candidates(*(torch.cat([a, b], dim=1) for a, b in zip(self.fields(), other.fields(), strict=True)))
 
-    def fields(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.rotations, self.shift_px, self.classes, self.score
+    def fields(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def to(self, device: torch.device | str) -> "Candidates":
+        return Candidates(*(f.to(device) for f in self.fields()))
 
 
 def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
     """Poses of images that are neither turned nor moved."""
     n = len(classes)
-    return Poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes, torch.zeros(n))
+    return known_poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes)
 
 
 def as_candidates(poses: Poses) -> Candidates:
     """One candidate per image."""
-    return Candidates(poses.rotations[:, None], poses.shift_px[:, None], poses.classes[:, None], poses.score[:, None])
+    here = (poses.rotations, poses.shift_px, poses.classes, poses.score, torch.zeros_like(poses.score), torch.full_like(poses.classes, -1))
+    return Candidates(*(field[:, None] for field in here))
 
 
 def in_every_class(candidates: Candidates, n_classes: int) -> Candidates:
-    """The first candidate of each image, once in each of K classes."""
-    first = candidates.take(torch.zeros(len(candidates.score), n_classes, dtype=torch.long, device=candidates.score.device))
+    """The best candidate of each image, once in each of K classes."""
+    first = candidates.take(candidates.log_weight.argmax(1, keepdim=True).expand(-1, n_classes))
     classes = torch.arange(n_classes, device=candidates.score.device).expand(len(candidates.score), -1).contiguous()
-    return Candidates(first.rotations, first.shift_px, classes, first.score)
+    return replace(first, classes=classes)
 
 
 @dataclass(frozen=True)
@@ -101,7 +136,11 @@ class Gamma:
 
 @dataclass(frozen=True)
 class State:
-    """Everything an iteration needs from the one before. `references` are H sets (one per half of the data, or one shared) of K each."""
+    """Everything an iteration needs from the one before. `references` are H sets (one per half of the data, or one shared) of K each.
+
+    `modes` are the few best poses of each image with their weights, where a method follows more than the best one; `prior` is what the last
+    posteriors told of class, direction and shift.
+    """
 
     iteration: int
     references: Float[Tensor, "H K *box"]
@@ -110,25 +149,48 @@ class State:
     radius: int
     curves: Float[Tensor, "K S"]
     history: tuple[dict, ...] = ()
+    modes: Candidates | None = None
+    prior: Prior | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its arrays by name, for a checkpoint; `from_arrays` reads them back bit-equal."""
-        tensors = {
-            "references": self.references, "rotations": self.poses.rotations, "shift_px": self.poses.shift_px,
-            "classes": self.poses.classes, "score": self.poses.score, "noise_variance": self.noise_variance, "curves": self.curves,
-        }  # fmt: skip
-        return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in _tensors(self).items()}
 
     def meta(self) -> dict:
         """Its plain values, for the checkpoint's JSON."""
-        return {"iteration": self.iteration, "radius": self.radius, "history": list(self.history)}
+        plain = {"iteration": self.iteration, "radius": self.radius, "history": list(self.history)}
+        if self.prior is not None:
+            plain |= {"prior_order": self.prior.order, "prior_shift_sigma_px": self.prior.shift_sigma_px}
+        return plain
+
+
+def _tensors(part: State | Poses | Candidates | Prior, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a dataclass and of those inside it, as `name` and `name.name`."""
+    found: dict[str, Tensor] = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, Tensor):
+            found[prefix + f.name] = value
+        elif isinstance(value, Poses | Candidates | Prior):
+            found |= _tensors(value, f"{f.name}.")
+    return found
 
 
 def from_arrays(arrays: dict[str, np.ndarray], meta: dict, *, device: torch.device | str) -> State:
     """The state that a checkpoint holds."""
     t = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
-    poses = Poses(t["rotations"], t["shift_px"], t["classes"], t["score"])
+
+    def inside(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(f"{name}."): value for key, value in t.items() if key.startswith(f"{name}.")}
+
+    own = {name: value for name, value in t.items() if "." not in name}
+    own |= {name: own[name].to(device) for name in ("references", "noise_variance")}
+    modes = Candidates(**inside("modes")) if "modes.score" in t else None
+    prior = None
+    if "prior.classes" in t:
+        tables = {name: value.to(device) for name, value in inside("prior").items()}
+        prior = Prior(**tables, order=meta["prior_order"], shift_sigma_px=meta["prior_shift_sigma_px"])
     return State(
-        meta["iteration"], t["references"].to(device), poses, t["noise_variance"].to(device), meta["radius"], t["curves"],
-        tuple(meta["history"]),
+        **own, iteration=meta["iteration"], radius=meta["radius"], history=tuple(meta["history"]), poses=Poses(**inside("poses")),
+        modes=modes, prior=prior,
     )  # fmt: skip
