@@ -15,15 +15,15 @@ from halfmap.engine.images import (
     load_batch,
     mask_particles,
     noise_from_sums,
-    noise_sums,
     normalise,
+    residuals,
 )
 from halfmap.engine.state import Gamma
 from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
 from halfmap.io.mrc import StackWriter
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.likelihood import image_terms
+from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles, load_particles
 
 BOX, PIXEL = 24, 3.0
@@ -197,17 +197,27 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
     total = torch.zeros(2, 2, PLANE.radius + 1)
     for part in torch.arange(n).split(150):
         batch = Batch(
-            part, group[part], terms.take(part), terms.take(part), stored[part], transfer[part], flag[part], torch.ones(2, len(PLANE))
+            part,
+            group[part],
+            terms.take(part),
+            terms.take(part),
+            stored[part],
+            transfer[part],
+            flag[part],
+            torch.ones(2, len(PLANE)),
+            torch.ones(len(part)),
         )
-        total += noise_sums(batch, Matched(torch.arange(len(part)), terms.take(part), model[part]), PLANE)
+        total += residuals(batch, Matched(torch.arange(len(part)), terms.take(part), model[part]), PLANE, fit=True, robust=False).noise
     found = noise_from_sums(total)
     torch.testing.assert_close(found[:, 2:], sigma2[:, 2:], rtol=0.1, atol=0)
     torch.testing.assert_close(found[:, 0], found[:, 1])  # k = 0 is one real number
 
 
+@pytest.mark.parametrize("fit", [False, True])
+@pytest.mark.parametrize("robust", [False, True])
 @pytest.mark.parametrize("premultiplied", [False, True])
-def test_noise_is_weighted_by_gamma(premultiplied):
-    """`sum_e Gamma_e |X - m s C S_t R_e|^2`, one entry and one residual at a time, s the scale that fits the image's entries best."""
+def test_residuals_are_those_of_each_entry(premultiplied, robust, fit):
+    """`sum_e Gamma_e |X - m s C S_t R_e|^2 / nu^2`, one entry at a time; and cross, power and misfit of each image."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(n: int) -> torch.Tensor:
@@ -218,27 +228,58 @@ def test_noise_is_weighted_by_gamma(premultiplied):
     inner = half_plane(BOX, 6)
     group, flag = torch.tensor([1, 0, 1]), torch.full((3,), float(premultiplied))
     sigma2 = (1 + torch.rand(2, PLANE.radius + 1, generator=generator))[:, PLANE.shell]
+    norm, scale = torch.tensor([0.5, 2.0, 1.5]), torch.tensor([1.0, 0.7, 2.0])
     transfer, slices, images = 0.2 + torch.rand(3, len(PLANE), generator=generator), draw(3), draw(3)
-    terms = image_terms(images, transfer, sigma2[group], premultiplied=flag, with_mean=True)
-    batch = Batch(torch.arange(3), group, terms, terms, images, transfer, flag, sigma2)
+    terms = image_terms(images, transfer, sigma2[group] * norm[:, None] ** 2, premultiplied=flag, with_mean=True)
+    terms = ImageTerms(terms.data * scale[:, None], terms.power * scale[:, None] ** 2)
+    batch = Batch(torch.arange(3), group, terms, terms, images, transfer, flag, sigma2, norm)
     gamma = Gamma(image, reference, shift_px, weight, torch.eye(3).repeat(3, 1, 1), torch.zeros(3, dtype=torch.long))
-    found = noise_sums(batch, Matched(image, centred(terms, gamma, PLANE), slices[reference, : len(inner)]), PLANE)
+    matched = Matched(image, centred(terms, gamma, PLANE), slices[reference, : len(inner)])
+    found = residuals(batch, matched, PLANE, fit=fit, robust=robust)
 
     gain = transfer if premultiplied else torch.ones_like(transfer)
     model = slices.clone()
     model[:, len(inner) :] = 0
-    expected = gain[image] * transfer[image] * model[reference] * shift_phases(-shift_px, PLANE)
-    inverse = PLANE.hermitian_weight / (gain**2 * sigma2[group])[image]
+    expected = (scale[:, None] * gain * transfer)[image] * model[reference] * shift_phases(-shift_px, PLANE)
+    outer = PLANE.hermitian_weight.clone()
+    outer[0] = 0
     left, seen = torch.zeros(2, PLANE.radius + 1), torch.zeros(2, PLANE.radius + 1)
     for i in range(3):
         e = image == i
-        cross = (weight[e, None] * inverse[e] * (images[i] * expected[e].conj()).real).sum()
-        fit = (cross / (weight[e, None] * inverse[e] * expected[e].abs() ** 2).sum()).clamp(min=0)
-        residual = (weight[e, None] * (images[i] - fit * expected[e]).abs() ** 2).sum(0)
-        left[group[i]] += shell_mean(residual, PLANE.shell, PLANE.radius + 1)
-        seen[group[i]] += shell_mean(gain[i] ** 2, PLANE.shell, PLANE.radius + 1)
-    torch.testing.assert_close(found[0], left, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found[1], seen, rtol=1e-4, atol=1e-4)
+        inverse = outer * weight[e, None] / (gain[i] * norm[i]) ** 2 / sigma2[group[i]]
+        cross = (inverse * (images[i] * expected[e].conj()).real).sum()
+        power = (inverse * expected[e].abs() ** 2).sum()
+        torch.testing.assert_close(found.cross[i], cross, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.power[i], power, rtol=1e-4, atol=1e-4)
+        factor = (cross / power).clamp(min=0) if fit else 1.0
+        residual = (weight[e, None] * (images[i] - factor * expected[e]).abs() ** 2).sum(0) / norm[i] ** 2
+        misfit = (outer * residual / sigma2[group[i]]).sum() / (outer * gain[i] ** 2).sum()
+        torch.testing.assert_close(found.misfit[i], misfit, rtol=1e-4, atol=1e-4)
+        trust = 1 / max(1.0, float(misfit * norm[i] ** 2)) if robust else 1.0
+        left[group[i]] += trust * shell_mean(residual, PLANE.shell, PLANE.radius + 1) / (misfit if robust else 1)
+        seen[group[i]] += trust * shell_mean(gain[i] ** 2, PLANE.shell, PLANE.radius + 1)
+    torch.testing.assert_close(found.noise[0], left, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.noise[1], seen, rtol=1e-4, atol=1e-4)
+
+
+def test_norm_and_scale_weigh_the_terms(tmp_path):
+    """`X = s C R + nu N`: data times s / nu^2, power times s^2 / nu^2, of scored and whole alike."""
+    particles = _write(tmp_path, np.random.default_rng(0).normal(size=(2, BOX, BOX)))
+    norm, scale, plain = torch.tensor([2.0, 0.5]), torch.tensor([0.7, 3.0]), _load(particles)
+    found = load_batch(
+        particles,
+        torch.arange(2),
+        PLANE,
+        1.0 + torch.arange(PLANE.radius + 1.0)[None],
+        torch.zeros(2, 2),
+        _settings(),
+        norm=norm,
+        scale=scale,
+    )
+    for ours, theirs in ((found.scored, plain.scored), (found.whole, plain.whole)):
+        torch.testing.assert_close(ours.data, theirs.data * (scale / norm**2)[:, None])
+        torch.testing.assert_close(ours.power, theirs.power * (scale**2 / norm**2)[:, None])
+    assert torch.equal(found.transforms, plain.transforms)
 
 
 def test_a_group_without_images_takes_the_others_noise():

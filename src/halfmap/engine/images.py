@@ -48,8 +48,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Matched:
-    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1` times the data of image `image[e]`, and Gamma_e times its power,
-    and `slices` R_e on the first I samples of the half-plane, those that were scored; beyond them R is taken to be 0."""
+    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1` times the data of image `image[e]`, Gamma_e times its power;
+    `slices` are R_e on the first I samples of the half-plane, those that were scored. Beyond them R is taken to be 0."""
 
     image: Int[Tensor, " E"]
     terms: ImageTerms
@@ -59,8 +59,8 @@ class Matched:
 @dataclass(frozen=True)
 class Residuals:
     """What the model leaves of a batch. `noise` holds per noise group and shell `sum_e Gamma_e |X - m s C S_t R_e|^2 / nu^2` and `sum m^2`:
-    their quotient estimates sigma^2. Per image, over the half-plane without k = 0: `cross` a = `sum Re(conj(d) R)` and `power` b =
-    `sum p |R|^2` on the scored samples, and `misfit`, the mean of `|X - m s C S_t R|^2 / (nu^2 m^2 sigma^2)`, 1 where all is as expected."""
+    their quotient estimates sigma^2. Per image, over the plane without k = 0: `cross` a = `sum Re(conj(d) R)` and `power` b = `sum p |R|^2`
+    on the scored samples, and `misfit`, the mean of `|X - m s C S_t R|^2 / (nu^2 m^2 sigma^2)`, 1 where all is as expected."""
 
     noise: Float[Tensor, "2 G S"]
     cross: Float[Tensor, " B"]
@@ -169,7 +169,8 @@ def residuals(batch: Batch, matched: Matched | None, plane: HalfPlane, *, fit: b
         |X - m s C S_t R|^2 / nu^2 = |X|^2 / nu^2 + sigma^2 m^2 (p |R|^2 - 2 Re(conj(d) R))
 
     None means R = 0. With `fit` each image's slices are scaled to fit best, by `a / b`: references may be on any grey scale. With `robust`
-    each image counts in the noise sums as if its misfit were 1, so that images full of something else do not raise the noise of others.
+    each image counts in the noise sums as if its misfit were 1, and one of more than its share of power by 1 / (nu^2 misfit) only: images
+    full of something else neither raise the noise of others nor colour it.
     """
     n_groups, n_shells = len(batch.sigma2), plane.radius + 1
     weight = plane.hermitian_weight.clone()
@@ -192,16 +193,17 @@ def residuals(batch: Batch, matched: Matched | None, plane: HalfPlane, *, fit: b
             change = change * gain2[matched.image, :n]
         total.index_add_(0, matched.image, change @ weight[:n])
     misfit = (total / (weight.sum() if gain2 is None else gain2 @ weight)).clamp(min=1e-6)
-    share = 1 / misfit if robust else torch.ones_like(misfit)
+    trust = 1 / (nu2 * misfit).clamp(min=1) if robust else torch.ones_like(misfit)
+    share = trust / misfit if robust else trust
     left = squares.new_zeros(n_groups, squares.shape[1]).index_add_(0, batch.group, squares.mul_((share / nu2)[:, None]))
     left = left.view(n_groups, -1, 2).sum(-1)
     if matched is not None:
         change = change.mul_(share[matched.image, None])
         left[:, :n] += batch.sigma2[:, :n] * left.new_zeros(n_groups, n).index_add_(0, batch.group[matched.image], change)
     if gain2 is None:
-        seen = batch.group.bincount(minlength=n_groups)[:, None].to(left).expand(-1, len(plane))
+        seen = left.new_zeros(n_groups).index_add_(0, batch.group, trust)[:, None].expand(-1, len(plane))
     else:
-        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2)
+        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2 * trust[:, None])
     sums = torch.stack([shell_mean(left.clamp(min=0), plane.shell, n_shells), shell_mean(seen, plane.shell, n_shells)])
     return Residuals(sums, cross_power[0], cross_power[1], misfit)
 

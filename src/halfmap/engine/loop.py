@@ -16,7 +16,7 @@ from halfmap.distributed import all_sum, my_share
 from halfmap.engine.accumulate import accumulate, centred, prior_sums
 from halfmap.engine.assignment import assign_hard, best_poses
 from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, residuals
-from halfmap.engine.intensity import intensity_record, next_norm, next_scale, scale_groups
+from halfmap.engine.intensity import intensity_record, next_norm, next_scale, of_images, scale_groups
 from halfmap.engine.prior import next_prior
 from halfmap.engine.state import Candidates, Gamma, Poses, State, as_candidates
 from halfmap.fourier import HalfPlane, half_plane, largest_radius
@@ -55,8 +55,13 @@ class Problem:
 
     @property
     def n_groups(self) -> int:
-        """Noise groups: the optics groups."""
-        return int(self.particles.optics_group.max()) + 1
+        """Noise groups."""
+        return int(self.noise_group.max()) + 1
+
+    @cached_property
+    def noise_group(self) -> Int[Tensor, " N"]:
+        """The group of each particle that shares a noise spectrum: its optics group."""
+        return torch.from_numpy(self.particles.optics_group.astype(np.int64))
 
     @cached_property
     def scale_group(self) -> Int[Tensor, " N"]:
@@ -120,7 +125,7 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
         for index in batches(members, problem.batch_size):
             with clock("images"):
                 before = state.poses.take(index).to(device)
-                norm, scale = _strength(problem, state, index)
+                norm, scale = of_images(state.norm, state.scale, problem.scale_group, index)
                 batch = load_batch(
                     problem.particles, index, plane, state.noise_variance, before.shift_px, problem.images, scored_radius=state.radius,
                     norm=norm, scale=scale,
@@ -148,9 +153,11 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
     noise_variance, norm, scale = noise_from_sums(all_sum(noise)), state.norm, state.scale
     if problem.intensity:
-        norm, scale, level = _next_strength(problem, state, all_sum(fits))
+        used, (cross, power, misfit) = problem.half >= 0, all_sum(fits)
+        norm, level = next_norm(norm, misfit, problem.noise_group, used)
         noise_variance = noise_variance * level.to(device)[:, None]
-        record |= intensity_record(norm, scale, problem.scale_group, problem.half >= 0)
+        scale = next_scale(scale, cross, power, problem.scale_group, used, first=state.iteration == 0)
+        record |= intensity_record(norm, scale, problem.scale_group, used)
     kept = None if state.modes is None else gathered(state.modes, modes, problem.half >= 0)
     if update.moved_px is not None:
         poses, kept = following(poses, update.moved_px), None if kept is None else following(kept, update.moved_px)
@@ -164,28 +171,10 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
         (*state.history, record),
         kept,
         None if state.prior is None else next_prior(state.prior, all_sum(told)),
+        norm,
+        scale,
     )
     return new, clock.seconds
-
-
-def _strength(problem: Problem, state: State, index: Int[Tensor, " B"]) -> tuple[Float[Tensor, " B"] | None, Float[Tensor, " B"] | None]:
-    """nu and s of these particles; None where they are all 1."""
-    if not problem.intensity or state.norm is None or state.scale is None:
-        return None, None
-    return state.norm[index], state.scale[problem.scale_group[index]]
-
-
-def _next_strength(
-    problem: Problem, state: State, fits: Float[Tensor, "3 N"]
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " Q"], Float[Tensor, " G"]]:
-    """nu of each particle, s of each group, and the level that sigma^2 of each noise group gains in return."""
-    used, group = problem.half >= 0, problem.scale_group
-    norm = torch.ones(len(used)) if state.norm is None else state.norm
-    scale = torch.ones(int(group.max()) + 1) if state.scale is None else state.scale
-    norm, level = next_norm(norm, fits[2], torch.from_numpy(problem.particles.optics_group.astype(np.int64)), used)
-    if state.iteration > 0:
-        scale = next_scale(scale, fits[0], fits[1], group, used)
-    return norm, scale, level
 
 
 def gathered(before: Posed, found: list[tuple[Tensor, Posed]], used: Bool[Tensor, " N"]) -> Posed:
@@ -229,13 +218,24 @@ def run(
         yield state, seconds
 
 
-def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, advance: Advance = lambda n: None) -> list[Sums]:
+def sum_at_poses(
+    problem: Problem,
+    poses: Poses,
+    noise_variance: Float[Tensor, "G S"],
+    *,
+    norm: Float[Tensor, " N"] | None = None,
+    scale: Float[Tensor, " Q"] | None = None,
+    advance: Advance = lambda n: None,
+) -> list[Sums]:
     """The two sums of each half with every particle at its given pose: reconstruction without a search."""
     sums = [_empty(problem, problem.plane) for _ in range(2)]
     for half in range(2):
         for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
             here = poses.take(index).to(problem.images.device)
-            batch = load_batch(problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images, scored_radius=1)
+            nu, s = of_images(norm, scale, problem.scale_group, index)
+            batch = load_batch(
+                problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images, scored_radius=1, norm=nu, scale=s
+            )
             gamma = assign_hard(as_candidates(here))
             accumulate(sums[half], centred(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
             advance(len(index))

@@ -139,7 +139,8 @@ class State:
     """Everything an iteration needs from the one before. `references` are H sets (one per half of the data, or one shared) of K each.
 
     `modes` are the few best poses of each image with their weights, where a method follows more than the best one; `prior` is what the last
-    posteriors told of class, direction and shift.
+    posteriors told of class, direction and shift; `norm` and `scale` tell how strong noise is in each image and signal in each group, where
+    that is learnt (`intensity`).
     """
 
     iteration: int
@@ -151,6 +152,8 @@ class State:
     history: tuple[dict, ...] = ()
     modes: Candidates | None = None
     prior: Prior | None = None
+    norm: Float[Tensor, " N"] | None = None
+    scale: Float[Tensor, " Q"] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its arrays by name, for a checkpoint; `from_arrays` reads them back bit-equal."""
