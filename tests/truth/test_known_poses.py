@@ -63,7 +63,7 @@ def test_a_map_comes_back_from_noise_free_views(dimensions, update, box):
     particle's sphere more nearly than P's own views of the true map are exact.
 
     The constant is the price of the quotient: the cells next to k = 0 are filled from shell 1 alone, where the transform of any object is
-    smaller; measured, -5 % (2D) and -0.7 % (3D) of the highest density.
+    smaller; measured, -2.4 % (2D) and -0.3 % (3D) of the highest density.
     """
     generator, plane = torch.Generator().manual_seed(1), half_plane(box, largest_radius(box))
     truth, centres, widths = gaussians(box, dimensions)
@@ -79,7 +79,7 @@ def test_a_map_comes_back_from_noise_free_views(dimensions, update, box):
     error = float((sphere * (difference - level)).norm() / (sphere * truth).norm())
     projected = project(prepare_references(truth[None], plane.radius), rotations, plane)
     assert error < float((projected - views).norm() / views.norm())
-    assert abs(level) < (0.08 if dimensions == 2 else 0.015) * float(truth.max())
+    assert abs(level) < (0.04 if dimensions == 2 else 0.006) * float(truth.max())
 
 
 @pytest.mark.parametrize(("dimensions", "n"), [(2, 40), (3, 150)])
