@@ -129,6 +129,29 @@ def test_numba_kernels_equal_torch_reference(dimensions):
     torch.testing.assert_close(out, expected, rtol=2e-3, atol=1e-2 * expected.abs().max().item() / 100)
 
 
+def test_gathering_equals_its_torch_reference_and_moves_images_back():
+    """Entries of several images in several slices, one slice without any; the phases are those of `shift_phases`."""
+    box, generator = 20, torch.Generator().manual_seed(6)
+    plane = half_plane(box, 9)
+    kx, ky = plane.kx.float(), plane.ky.float()
+    data = torch.randn(4, len(plane) + 7, dtype=torch.complex64, generator=generator)  # more samples than are asked for
+    power, weight = torch.rand(4, len(plane) + 7, generator=generator), torch.rand(9, generator=generator)
+    image, shift_px = torch.tensor([0, 1, 1, 3, 2, 0, 3, 3, 1]), 4 * torch.randn(9, 2, generator=generator)
+    starts = torch.tensor([0, 2, 2, 6, 9])
+    values, weights = torch.empty(4, len(plane), dtype=torch.complex64), torch.empty(4, len(plane))
+    cpu.gather(
+        torch.view_as_real(data).numpy(), power.numpy(), image.numpy(), shift_px.numpy(), weight.numpy(), starts.numpy(), kx.numpy(),
+        ky.numpy(), box, torch.view_as_real(values).numpy(), weights.numpy(),
+    )  # fmt: skip
+    n = len(plane)
+    theirs = torch_kernels.gather(data[:, :n], power[:, :n], image, shift_px, weight, starts, kx, ky, box)
+    torch.testing.assert_close(values, theirs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(weights, theirs[1], rtol=1e-5, atol=1e-6)
+    first = sum(weight[e] * data[image[e], :n] * shift_phases(shift_px[e], plane) for e in (0, 1))
+    torch.testing.assert_close(values[0], first, rtol=1e-4, atol=1e-5)
+    assert (values[1] == 0).all()
+
+
 def test_insertion_does_not_depend_on_the_number_of_slabs():
     box, generator = 16, torch.Generator().manual_seed(4)
     plane = half_plane(box, 7)

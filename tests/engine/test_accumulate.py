@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halfmap.engine.accumulate import accumulate, centred
+from halfmap.engine.accumulate import accumulate, slice_terms
 from halfmap.engine.state import Gamma
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
@@ -47,7 +47,7 @@ def _explicit(terms: ImageTerms, gamma: Gamma, n_classes: int, dimensions: int, 
 
 
 def _add(sums: Sums, terms: ImageTerms, gamma: Gamma, symmetry: torch.Tensor) -> None:
-    accumulate(sums, centred(terms, gamma, PLANE), gamma, PLANE, symmetry)
+    accumulate(sums, slice_terms(terms, gamma, PLANE), gamma, PLANE, symmetry)
 
 
 def _assert_same(ours, theirs) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from halfmap.ctf import CTFParameters, ctf
-from halfmap.engine.accumulate import centred
+from halfmap.engine.accumulate import entry_terms
 from halfmap.engine.images import (
     Batch,
     ImageSettings,
@@ -234,7 +234,7 @@ def test_residuals_are_those_of_each_entry(premultiplied, robust, fit):
     terms = ImageTerms(terms.data * scale[:, None], terms.power * scale[:, None] ** 2)
     batch = Batch(torch.arange(3), group, terms, terms, images, transfer, flag, sigma2, norm)
     gamma = Gamma(image, reference, shift_px, weight, torch.eye(3).repeat(3, 1, 1), torch.zeros(3, dtype=torch.long))
-    matched = Matched(image, centred(terms, gamma, PLANE), slices[reference, : len(inner)])
+    matched = Matched(image, entry_terms(terms, gamma, PLANE), slices[reference, : len(inner)])
     found = residuals(batch, matched, PLANE, fit=fit, robust=robust)
 
     gain = transfer if premultiplied else torch.ones_like(transfer)

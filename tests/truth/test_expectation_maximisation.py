@@ -19,7 +19,7 @@ import torch
 
 from halfmap.ctf import CTFParameters, ctf
 from halfmap.engine import assignment, search
-from halfmap.engine.accumulate import accumulate, centred
+from halfmap.engine.accumulate import accumulate, slice_terms
 from halfmap.engine.modes import SearchSettings
 from halfmap.engine.prior import uniform_prior
 from halfmap.engine.state import Gamma
@@ -167,7 +167,7 @@ def expectation(model: Model, references: torch.Tensor) -> Expectation:
         image, shift, reference = torch.nonzero(here > 1e-12, as_tuple=True)
         weight = here[image, shift, reference].float()
         gamma = Gamma(image, reference, model.shifts[shift], weight, model.rotations, model.classes)
-        accumulate(sums, centred(terms.take(part), gamma, plane), gamma, plane, IDENTITY)
+        accumulate(sums, slice_terms(terms.take(part), gamma, plane), gamma, plane, IDENTITY)
     w = torch.einsum("btm,bj->mj", posterior.float(), terms.power)
     return Expectation(float(log_likelihood), hermitian_mates(sums), slices, w)
 
@@ -337,7 +337,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
     assert total == pytest.approx(expected.log_likelihood, rel=1e-4)
     gamma = assignment.assign_posterior(candidates)
     sums = empty_sums(n_classes, model.plane.box, model.plane.radius, dimensions)
-    accumulate(sums, centred(model.terms, gamma, model.plane), gamma, model.plane, IDENTITY)
+    accumulate(sums, slice_terms(model.terms, gamma, model.plane), gamma, model.plane, IDENTITY)
     sums = hermitian_mates(sums)
     assert (sums.num - expected.sums.num).norm() < 1e-3 * expected.sums.num.norm()
     assert (sums.den - expected.sums.den).norm() < 1e-3 * expected.sums.den.norm()

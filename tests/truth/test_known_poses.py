@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from halfmap.engine.accumulate import accumulate, centred
+from halfmap.engine.accumulate import accumulate, slice_terms
 from halfmap.engine.state import Gamma
 from halfmap.fourier import HalfPlane, half_plane, largest_radius, shell_index, shift_phases
 from halfmap.likelihood import ImageTerms
@@ -29,7 +29,7 @@ def sums_at(rotations: torch.Tensor, shifts: torch.Tensor, terms: ImageTerms, pl
     n = len(rotations)
     gamma = Gamma(torch.arange(n), torch.arange(n), shifts, torch.ones(n), rotations, torch.zeros(n, dtype=torch.long))
     sums = empty_sums(1, plane.box, plane.radius, dimensions)
-    accumulate(sums, centred(terms, gamma, plane), gamma, plane, torch.eye(3)[None])
+    accumulate(sums, slice_terms(terms, gamma, plane), gamma, plane, torch.eye(3)[None])
     return hermitian_mates(sums)
 
 

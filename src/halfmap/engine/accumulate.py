@@ -1,37 +1,63 @@
 """The two sums of every method, from images and Gamma."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.prior import Prior
 from halfmap.engine.state import Gamma
-from halfmap.fourier import HalfPlane, shift_phases
+from halfmap.fourier import HalfPlane
+from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms
 from halfmap.projection import Sums, insert_slices
 from halfmap.so3 import compose, direction_pixels
 
 
-def centred(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
-    """For each entry of Gamma `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2`: its image, moved to the middle, and weighted."""
-    weight = gamma.weight[:, None]
-    phases = shift_phases(gamma.shift_px, plane)
-    return ImageTerms(phases.mul_(terms.data[gamma.image]).mul_(weight), terms.power[gamma.image].mul_(weight))
+def entry_terms(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
+    """For each entry of Gamma `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2` on the plane's samples: its image, moved to the
+    middle, and weighted."""
+    every = torch.arange(len(gamma.image) + 1, device=gamma.image.device)
+    return _gathered(terms, gamma, every[:-1], every, plane)
 
 
-def accumulate(sums: Sums, entries: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:
-    """Add a batch into the sums, in place, from the `centred` terms of Gamma's entries:
+def slice_terms(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
+    """The `entry_terms` of each slice's entries, added up."""
+    if one_entry_each(gamma):
+        return entry_terms(terms, gamma, plane)
+    counts = torch.bincount(gamma.reference, minlength=len(gamma.rotations))
+    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return _gathered(terms, gamma, torch.argsort(gamma.reference, stable=True), starts, plane)
+
+
+def _gathered(terms: ImageTerms, gamma: Gamma, order: Int[Tensor, " E"], starts: Int[Tensor, " R1"], plane: HalfPlane) -> ImageTerms:
+    image, shift_px, weight = gamma.image[order], gamma.shift_px[order], gamma.weight[order]
+    kx, ky, n = plane.kx.float(), plane.ky.float(), len(plane)
+    if weight.device.type != "cpu":
+        return ImageTerms(*torch_kernels.gather(terms.data[:, :n], terms.power[:, :n], image, shift_px, weight, starts, kx, ky, plane.box))
+    from halfmap.kernels import cpu
+
+    values, weights = torch.empty(len(starts) - 1, n, dtype=torch.complex64), torch.empty(len(starts) - 1, n)
+    cpu.gather(
+        torch.view_as_real(terms.data).numpy(), terms.power.numpy(), image.numpy(), shift_px.numpy(), weight.numpy(), starts.numpy(),
+        kx.numpy(), ky.numpy(), plane.box, torch.view_as_real(values).numpy(), weights.numpy(),
+    )  # fmt: skip
+    return ImageTerms(values, weights)
+
+
+def one_entry_each(gamma: Gamma) -> bool:
+    """Whether entry e is the one entry of slice e, as for poses that are on no grid."""
+    n_slices = len(gamma.rotations)
+    return len(gamma.reference) == n_slices and torch.equal(gamma.reference, torch.arange(n_slices, device=gamma.reference.device))
+
+
+def accumulate(sums: Sums, terms: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:
+    """Add a batch into the sums, in place, from the terms of Gamma's slices (`slice_terms`):
 
         num += sum_e Gamma_e P^T S^-1 C X / sigma^2        den += sum_e Gamma_e P^T C^2 / sigma^2
 
-    Images are summed per slice first, so that each slice is inserted once (and once more for each symmetry mate A S).
+    Each slice is inserted once (and once more for each symmetry mate A S), however many images it is the sum of.
     """
-    values, weights = entries.data, entries.power
-    n_slices = len(gamma.rotations)
-    if not (len(gamma.reference) == n_slices and torch.equal(gamma.reference, torch.arange(n_slices, device=gamma.reference.device))):
-        values = values.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, values)
-        weights = weights.new_zeros(n_slices, len(plane)).index_add_(0, gamma.reference, weights)
-    insert_slices(sums, values, weights, gamma.rotations, plane, classes=gamma.classes, symmetry=symmetry)
+    insert_slices(sums, terms.data, terms.power, gamma.rotations, plane, classes=gamma.classes, symmetry=symmetry)
 
 
 def prior_sums(prior: Prior, gamma: Gamma, symmetry: Float[Tensor, "G 3 3"]) -> Float[Tensor, " P"]:

@@ -19,6 +19,7 @@ from halfmap.projection import PADDING, FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
 Score = Callable[[Tensor, Tensor], Tensor]
+OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic model promises
 NEGLIGIBLE_GAIN = 0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
 _UPPER = torch.triu_indices(5, 5)
 
@@ -98,13 +99,15 @@ def refine_poses(
     score: Score = correlation_score,
     restraint: Restraint | None = None,
     anchor: tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]] | None = None,
+    improbable: float = math.inf,
 ) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"], Float[Tensor, "M 27"]]:
     """Improve M poses by up to `steps` damped Gauss-Newton steps on shells 1..radius; returns rotations, shifts and their `pose_equations`.
 
     Maximised is the log likelihood at the best scale (`a^2 / 2b`, for the correlation score) or at scale 1 (`a - b / 2`), plus the log of
     the restraint to the `anchor` (where poses start, if None). A step that does not raise it is undone and the damping raised tenfold;
-    steps are cut to the largest step given; a pose of which no step promises a gain of `NEGLIGIBLE_GAIN` is done. In 2D only the rotation
-    about the view axis and the shift move.
+    steps are cut to the largest step given; a pose of which no step promises a gain of `NEGLIGIBLE_GAIN` is done, and one that is not
+    expected to come within `improbable` of its image's best is given up: `OPTIMISM` times the gain that the quadratic model promises is
+    not enough. In 2D only the rotation about the view axis and the shift move.
     """
     n_samples = plane.size(radius)
     free_scale = score is correlation_score
@@ -145,7 +148,10 @@ def refine_poses(
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         ridge = damping[active, None] * diagonal + 1e-7 * diagonal.amax(1, keepdim=True) + 1e-20
         step = torch.nan_to_num(torch.linalg.solve(hessian + torch.diag_embed(ridge), gradient))
-        gains = 0.5 * (gradient * step).sum(1) > NEGLIGIBLE_GAIN  # what the quadratic model promises
+        promise = 0.5 * (gradient * step).sum(1)  # the gain if the objective were quadratic
+        best = value.new_full((len(terms),), -torch.inf).scatter_reduce_(0, image, value, "amax")
+        hopeful = value[active] + OPTIMISM * promise > best[image[active]] - improbable
+        gains = (promise > NEGLIGIBLE_GAIN) & hopeful
         active, step = active[gains], torch.nn.functional.pad(step[gains], (first, 0))
         if not len(active):
             break

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
-from halfmap.engine.accumulate import accumulate, centred, prior_sums
+from halfmap.engine.accumulate import accumulate, entry_terms, one_entry_each, prior_sums, slice_terms
 from halfmap.engine.assignment import assign_hard, best_poses
 from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, residuals
 from halfmap.engine.intensity import intensity_record, next_norm, next_scale, of_images, scale_groups
@@ -137,13 +137,15 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
                 if state.modes is not None:
                     modes.append((index, candidates.best(state.modes.score.shape[1]).padded(state.modes.score.shape[1]).to("cpu")))
             with clock("sums"):
-                entries = centred(batch.whole, gamma, plane)
-                accumulate(sums[half], entries, gamma, plane, problem.symmetry)
+                terms = slice_terms(batch.whole, gamma, plane)
+                accumulate(sums[half], terms, gamma, plane, problem.symmetry)
                 if state.prior is not None:
                     told += prior_sums(state.prior, gamma, problem.symmetry)
             with clock("noise"):
-                slices = project(references, gamma.rotations, scored, classes=gamma.classes)[gamma.reference]
-                left = residuals(batch, Matched(gamma.image, entries, slices), plane, fit=fit, robust=problem.intensity)
+                slices = project(references, gamma.rotations, scored, classes=gamma.classes)
+                if not one_entry_each(gamma):
+                    terms, slices = entry_terms(batch.whole, gamma, scored), slices[gamma.reference]
+                left = residuals(batch, Matched(gamma.image, terms, slices), plane, fit=fit, robust=problem.intensity)
                 noise += left.noise
                 fits[:, index] = torch.stack([left.cross, left.power, left.misfit]).cpu()
             advance(len(index))
@@ -237,7 +239,7 @@ def sum_at_poses(
                 problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images, scored_radius=1, norm=nu, scale=s
             )
             gamma = assign_hard(as_candidates(here))
-            accumulate(sums[half], centred(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
+            accumulate(sums[half], slice_terms(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
             advance(len(index))
     return [_reduced(s) for s in sums]
 

@@ -71,10 +71,18 @@ def distinct(candidates: Candidates, n: int, separation_deg: float) -> Candidate
     return replace(candidates.take(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1))
 
 
-def probable(candidates: Candidates) -> Candidates:
+def probable(candidates: Candidates, *, within: float = IMPROBABLE) -> Candidates:
     """The same, places emptied whose weight is negligible beside their image's best."""
     best = candidates.log_weight.amax(1, keepdim=True)
-    return replace(candidates, log_weight=candidates.log_weight.masked_fill(candidates.log_weight < best - IMPROBABLE, -torch.inf))
+    return replace(candidates, log_weight=candidates.log_weight.masked_fill(candidates.log_weight < best - within, -torch.inf))
+
+
+def with_known(found: Candidates, known: Candidates, separation_deg: float) -> Candidates:
+    """What was found and what was known before; of found poses those within `separation_deg` of a known one of their class are left out."""
+    trace = torch.einsum("bnij,bmij->bnm", found.rotations, known.rotations)
+    near = ((trace - 1) / 2 >= math.cos(math.radians(separation_deg))) & (found.classes[:, :, None] == known.classes[:, None])
+    near &= torch.isfinite(known.log_weight)[:, None]
+    return replace(found, log_weight=found.log_weight.masked_fill(near.any(2), -torch.inf)).append(known)
 
 
 def refine_candidates(
@@ -114,6 +122,7 @@ def refine_each(
         references, terms, plane, radius=radius, image=image, rotations=candidates.rotations[image, place],
         shift_px=candidates.shift_px[image, place], classes=candidates.classes[image, place], steps=steps, largest_step_deg=step_deg / 2,
         largest_step_px=plane.box / (4 * radius), score=settings.score, restraint=settings.restraint, anchor=held,
+        improbable=IMPROBABLE,
     )  # fmt: skip
     value = settings.score(equations[:, 0], equations[:, 1])
     all_equations = equations.new_zeros(*used.shape, equations.shape[1])

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from halfmap.engine.local import log_evidence
-from halfmap.engine.modes import SearchSettings, distinct, refine_candidates
+from halfmap.engine.modes import IMPROBABLE, SearchSettings, distinct, probable, refine_candidates, with_known
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, cross_terms_own, slice_power, slice_power_own, squared_modulus
@@ -156,8 +156,9 @@ def search_globally(
     found = best_children(search, terms, centre_px, plane, cells, counts)
     if search.resolved:
         return found
+    found = probable(found, within=IMPROBABLE)  # a cell's centre may miss its peak
     if known is not None:
-        found = found.append(known)
+        found = with_known(found, known, search.grid.fine_step_deg)
     return refine_candidates(
         search.references, terms, plane, found, radius=radius, first_radius=search.planes[1].radius, settings=search.settings,
         step_deg=search.grid.fine_step_deg,

@@ -93,6 +93,33 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
                         den[k, iz + dz, iy + dy, ix + 1] += a1 * weight
 
 
+@_jit()
+def gather(data, power, images, shifts, entry_weights, starts, kx, ky, box, values, weights):
+    """values[r] = sum over entries e in starts[r]:starts[r + 1] of `w_e S_t^-1 data[images[e]]`, weights[r] the same of `w_e power`."""
+    reach = box // 2
+    for r in numba.prange(len(values)):
+        phase = np.empty((2, 2 * reach + 1, 2), np.float32)
+        values[r] = 0
+        weights[r] = 0
+        for e in range(starts[r], starts[r + 1]):
+            i, weight = images[e], entry_weights[e]
+            for axis in range(2):  # exp(-2 pi i k t / N) factorises, and its powers are products
+                angle = -2 * np.pi / box * shifts[e, axis]
+                step_re, step_im = np.cos(angle), np.sin(angle)
+                re, im = 1.0, 0.0
+                for k in range(reach + 1):
+                    phase[axis, reach + k, 0], phase[axis, reach + k, 1] = re, im
+                    phase[axis, reach - k, 0], phase[axis, reach - k, 1] = re, -im
+                    re, im = re * step_re - im * step_im, re * step_im + im * step_re
+            for j in range(values.shape[1]):
+                x, y = int(kx[j]) + reach, int(ky[j]) + reach
+                re = weight * (phase[0, x, 0] * phase[1, y, 0] - phase[0, x, 1] * phase[1, y, 1])
+                im = weight * (phase[0, x, 0] * phase[1, y, 1] + phase[0, x, 1] * phase[1, y, 0])
+                values[r, j, 0] += re * data[i, j, 0] - im * data[i, j, 1]
+                values[r, j, 1] += re * data[i, j, 1] + im * data[i, j, 0]
+                weights[r, j] += weight * power[i, j]
+
+
 _BLOCK = 64  # samples whose values and derivatives are laid out side by side, so that the 27 sums run at vector speed
 
 

@@ -50,6 +50,19 @@ def insert(
         den.view(-1).index_add_(0, (index + step).reshape(-1), (corner * weights).reshape(-1))
 
 
+def gather(
+    data: Tensor, power: Tensor, images: Tensor, shifts: Tensor, entry_weights: Tensor, starts: Tensor, kx: Tensor, ky: Tensor, box: int
+) -> tuple[Tensor, Tensor]:
+    """Values (R, J) `sum_e w_e S_t^-1 data[images[e]]` and weights (R, J) `sum_e w_e power[images[e]]` over the entries e of each r, which
+    are starts[r]:starts[r + 1]; `S_t^-1` multiplies by `exp(-2 pi i k.t / N)`."""
+    angle = shifts @ torch.stack([kx, ky]) * (-2 * torch.pi / box)
+    moved = torch.polar(entry_weights[:, None].expand_as(angle), angle) * data[images]
+    weighted = entry_weights[:, None] * power[images]
+    target = torch.repeat_interleave(torch.arange(len(starts) - 1, device=data.device), starts.diff())
+    values = data.new_zeros(len(starts) - 1, data.shape[1]).index_add_(0, target, moved)
+    return values, power.new_zeros(len(starts) - 1, power.shape[1]).index_add_(0, target, weighted)
+
+
 def pose_equations(
     grid: Tensor, rotations: Tensor, shifts: Tensor, classes: Tensor, data: Tensor, power: Tensor, kx: Tensor, ky: Tensor, weight: Tensor,
     box: int, padding: float,
