@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from halfmap.ctf import CTFParameters, ctf
-from halfmap.engine.accumulate import entry_terms
+from halfmap.engine.accumulate import expected_images
 from halfmap.engine.images import (
     Batch,
     ImageSettings,
-    Matched,
     batches,
     initial_noise,
     load_batch,
@@ -23,7 +22,7 @@ from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_pha
 from halfmap.io.mrc import StackWriter
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.likelihood import ImageTerms, image_terms
+from halfmap.likelihood import ImageTerms, image_terms, squared_modulus
 from halfmap.particles import Particles, load_particles
 
 BOX, PIXEL = 24, 3.0
@@ -207,7 +206,7 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
             torch.ones(2, len(PLANE)),
             torch.ones(len(part)),
         )
-        total += residuals(batch, Matched(torch.arange(len(part)), terms.take(part), model[part]), PLANE, fit=True, robust=False).noise
+        total += residuals(batch, ImageTerms(model[part], squared_modulus(model[part])), PLANE, fit=True, robust=False).noise
     found = noise_from_sums(total)
     torch.testing.assert_close(found[:, 2:], sigma2[:, 2:], rtol=0.1, atol=0)
     torch.testing.assert_close(found[:, 0], found[:, 1])  # k = 0 is one real number
@@ -234,8 +233,7 @@ def test_residuals_are_those_of_each_entry(premultiplied, robust, fit):
     terms = ImageTerms(terms.data * scale[:, None], terms.power * scale[:, None] ** 2)
     batch = Batch(torch.arange(3), group, terms, terms, images, transfer, flag, sigma2, norm)
     gamma = Gamma(image, reference, shift_px, weight, torch.eye(3).repeat(3, 1, 1), torch.zeros(3, dtype=torch.long))
-    matched = Matched(image, entry_terms(terms, gamma, PLANE), slices[reference, : len(inner)])
-    found = residuals(batch, matched, PLANE, fit=fit, robust=robust)
+    found = residuals(batch, expected_images(slices[:, : len(inner)].contiguous(), gamma, 3, inner), PLANE, fit=fit, robust=robust)
 
     gain = transfer if premultiplied else torch.ones_like(transfer)
     model = slices.clone()

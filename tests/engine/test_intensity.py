@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.engine.accumulate import entry_terms
+from halfmap.engine.accumulate import expected_images
 from halfmap.engine.assignment import assign_hard
-from halfmap.engine.images import Batch, ImageSettings, Matched, noise_from_sums, residuals
+from halfmap.engine.images import Batch, ImageSettings, noise_from_sums, residuals
 from halfmap.engine.intensity import intensity_record, next_norm, next_scale, scale_groups
 from halfmap.engine.loop import Method, Problem, Update, iterate, sum_at_poses
 from halfmap.engine.state import Gamma, Poses, State, as_candidates, from_arrays, known_poses
@@ -118,8 +118,7 @@ def test_noise_under_uncertain_poses_is_that_of_the_posterior():
         image, reference = torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)
         rotations = torch.eye(3).repeat(m, 1, 1)
         gamma = Gamma(image, reference, torch.zeros(m * n, 2), gamma_weight.flatten(), rotations, torch.zeros(m, dtype=torch.long))
-        matched = Matched(image, entry_terms(terms, gamma, plane), slices[reference])
-        return noise_from_sums(residuals(batch, matched, plane, fit=False, robust=False).noise)[0]
+        return noise_from_sums(residuals(batch, expected_images(slices, gamma, n, plane), plane, fit=False, robust=False).noise)[0]
 
     expected = 40 + 20 * shells
     right, hard = found(posterior), found((posterior == posterior.amax(1, keepdim=True)).float())

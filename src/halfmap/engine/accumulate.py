@@ -1,53 +1,54 @@
 """The two sums of every method, from images and Gamma."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from halfmap.engine.prior import Prior
 from halfmap.engine.state import Gamma
 from halfmap.fourier import HalfPlane
 from halfmap.kernels import reference as torch_kernels
-from halfmap.likelihood import ImageTerms
+from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
 from halfmap.so3 import compose, direction_pixels
 
 
-def entry_terms(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
-    """For each entry of Gamma `Gamma_e S_t^-1 C X / sigma^2` and `Gamma_e C^2 / sigma^2` on the plane's samples: its image, moved to the
-    middle, and weighted."""
-    every = torch.arange(len(gamma.image) + 1, device=gamma.image.device)
-    return _gathered(terms, gamma, every[:-1], every, plane)
-
-
 def slice_terms(terms: ImageTerms, gamma: Gamma, plane: HalfPlane) -> ImageTerms:
-    """The `entry_terms` of each slice's entries, added up."""
-    if one_entry_each(gamma):
-        return entry_terms(terms, gamma, plane)
-    counts = torch.bincount(gamma.reference, minlength=len(gamma.rotations))
-    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    return _gathered(terms, gamma, torch.argsort(gamma.reference, stable=True), starts, plane)
+    """For each slice of Gamma `sum_e Gamma_e S_t^-1 C X / sigma^2` and `sum_e Gamma_e C^2 / sigma^2` on the plane's samples: its images,
+    moved to the middle, weighted and added up."""
+    return _gathered(terms, gamma.image, gamma.shift_px, gamma.weight, gamma.reference, len(gamma.rotations), plane)
 
 
-def _gathered(terms: ImageTerms, gamma: Gamma, order: Int[Tensor, " E"], starts: Int[Tensor, " R1"], plane: HalfPlane) -> ImageTerms:
-    image, shift_px, weight = gamma.image[order], gamma.shift_px[order], gamma.weight[order]
+def expected_images(slices: Complex[Tensor, "M I"], gamma: Gamma, n_images: int, plane: HalfPlane) -> ImageTerms:
+    """For each image `sum_e Gamma_e S_t R_e` and `sum_e Gamma_e |R_e|^2` on the plane's I samples: the adjoint of `slice_terms`."""
+    power = ImageTerms(slices, squared_modulus(slices))
+    return _gathered(power, gamma.reference, -gamma.shift_px, gamma.weight, gamma.image, n_images, plane)
+
+
+def _gathered(
+    rows: ImageTerms,
+    of: Int[Tensor, " E"],
+    shift_px: Float[Tensor, "E 2"],
+    weight: Float[Tensor, " E"],
+    to: Int[Tensor, " E"],
+    n_out: int,
+    plane: HalfPlane,
+) -> ImageTerms:
+    """Row `to[e]` of n_out gets `weight[e]` times row `of[e]`, its data moved back by `shift_px[e]`."""
+    order = torch.argsort(to, stable=True)
+    starts = torch.nn.functional.pad(torch.bincount(to, minlength=n_out).cumsum(0), (1, 0))
+    of, shift_px, weight = of[order], shift_px[order].contiguous(), weight[order]
     kx, ky, n = plane.kx.float(), plane.ky.float(), len(plane)
     if weight.device.type != "cpu":
-        return ImageTerms(*torch_kernels.gather(terms.data[:, :n], terms.power[:, :n], image, shift_px, weight, starts, kx, ky, plane.box))
+        return ImageTerms(*torch_kernels.gather(rows.data[:, :n], rows.power[:, :n], of, shift_px, weight, starts, kx, ky, plane.box))
     from halfmap.kernels import cpu
 
-    values, weights = torch.empty(len(starts) - 1, n, dtype=torch.complex64), torch.empty(len(starts) - 1, n)
+    values, weights = torch.empty(n_out, n, dtype=torch.complex64), torch.empty(n_out, n)
     cpu.gather(
-        torch.view_as_real(terms.data).numpy(), terms.power.numpy(), image.numpy(), shift_px.numpy(), weight.numpy(), starts.numpy(),
+        torch.view_as_real(rows.data).numpy(), rows.power.numpy(), of.numpy(), shift_px.numpy(), weight.numpy(), starts.numpy(),
         kx.numpy(), ky.numpy(), plane.box, torch.view_as_real(values).numpy(), weights.numpy(),
     )  # fmt: skip
     return ImageTerms(values, weights)
-
-
-def one_entry_each(gamma: Gamma) -> bool:
-    """Whether entry e is the one entry of slice e, as for poses that are on no grid."""
-    n_slices = len(gamma.rotations)
-    return len(gamma.reference) == n_slices and torch.equal(gamma.reference, torch.arange(n_slices, device=gamma.reference.device))
 
 
 def accumulate(sums: Sums, terms: ImageTerms, gamma: Gamma, plane: HalfPlane, symmetry: Float[Tensor, "G 3 3"]) -> None:

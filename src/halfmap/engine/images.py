@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfmap.ctf import CTFParameters, beam_tilt_phase, ctf
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane, shell_mean
-from halfmap.likelihood import ImageTerms, image_terms, squared_modulus
+from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
 
 EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION's default
@@ -44,16 +44,6 @@ class Batch:
     premultiplied: Float[Tensor, " B"]
     sigma2: Float[Tensor, "G J"]
     norm: Float[Tensor, " B"]
-
-
-@dataclass(frozen=True)
-class Matched:
-    """The entries of Gamma beside their slices: `terms` are `Gamma_e S_t^-1` times the data of image `image[e]`, Gamma_e times its power;
-    `slices` are R_e on the first I samples of the half-plane, those that were scored. Beyond them R is taken to be 0."""
-
-    image: Int[Tensor, " E"]
-    terms: ImageTerms
-    slices: Complex[Tensor, "E I"]
 
 
 @dataclass(frozen=True)
@@ -161,14 +151,15 @@ def load_batch(
     return Batch(index.to(device), group, scored, whole, transforms, transfer, premultiplied, by_group, norm)
 
 
-def residuals(batch: Batch, matched: Matched | None, plane: HalfPlane, *, fit: bool, robust: bool) -> Residuals:
+def residuals(batch: Batch, expected: ImageTerms | None, plane: HalfPlane, *, fit: bool, robust: bool) -> Residuals:
     """What the model `X = s C S_t R + nu N` leaves of each image (stored times m = C if premultiplied, else m = 1), weighted by Gamma.
 
-    The square is taken apart, so that shifts and CTFs are not applied again; d and p are the terms of image and entry, with s and nu:
+    `expected` holds `sum_e Gamma_e S_t R_e` and `sum_e Gamma_e |R_e|^2` of each image on the first I samples of the plane, those that were
+    scored; beyond them R is taken to be 0, and everywhere with None. The square is taken apart, d and p being the image's terms:
 
-        |X - m s C S_t R|^2 / nu^2 = |X|^2 / nu^2 + sigma^2 m^2 (p |R|^2 - 2 Re(conj(d) R))
+        |X - m s C S_t R|^2 / nu^2 = |X|^2 / nu^2 + sigma^2 m^2 (p |R|^2 - 2 Re(conj(d) S_t R))
 
-    None means R = 0. With `fit` each image's slices are scaled to fit best, by `a / b`: references may be on any grey scale. With `robust`
+    With `fit` each image's slices are scaled to fit best, by `a / b`: references may be on any grey scale. With `robust`
     each image counts in the noise sums as if its misfit were 1, and one of more than its share of power by 1 / (nu^2 misfit) only: images
     full of something else neither raise the noise of others nor colour it.
     """
@@ -180,26 +171,25 @@ def residuals(batch: Batch, matched: Matched | None, plane: HalfPlane, *, fit: b
     gain2 = _squared_gain(batch)
     total = (squares @ (weight / batch.sigma2).repeat_interleave(2, dim=1).T).gather(1, batch.group[:, None])[:, 0] / nu2
     cross_power = squares.new_zeros(2, len(nu2))
-    if matched is not None:
-        n = matched.slices.shape[1]
-        cross = (torch.view_as_real(matched.terms.data[:, :n]) * torch.view_as_real(matched.slices)).sum(-1)
-        power = matched.terms.power[:, :n] * squared_modulus(matched.slices)
-        cross_power.index_add_(1, matched.image, torch.stack([cross @ weight[:n], power @ weight[:n]]))
+    if expected is not None:
+        n = expected.data.shape[1]
+        cross = (torch.view_as_real(batch.whole.data[:, :n]) * torch.view_as_real(expected.data)).sum(-1)
+        power = batch.whole.power[:, :n] * expected.power
+        cross_power = torch.stack([cross @ weight[:n], power @ weight[:n]])
         if fit:
-            factor = (cross_power[0] / cross_power[1].clamp(min=1e-20)).clamp(min=0)[matched.image, None]
+            factor = (cross_power[0] / cross_power[1].clamp(min=1e-20)).clamp(min=0)[:, None]
             cross, power = factor * cross, factor**2 * power
         change = power.sub_(cross, alpha=2)
         if gain2 is not None:
-            change = change * gain2[matched.image, :n]
-        total.index_add_(0, matched.image, change @ weight[:n])
+            change = change * gain2[:, :n]
+        total += change @ weight[:n]
     misfit = (total / (weight.sum() if gain2 is None else gain2 @ weight)).clamp(min=1e-6)
     trust = 1 / (nu2 * misfit).clamp(min=1) if robust else torch.ones_like(misfit)
     share = trust / misfit if robust else trust
     left = squares.new_zeros(n_groups, squares.shape[1]).index_add_(0, batch.group, squares.mul_((share / nu2)[:, None]))
     left = left.view(n_groups, -1, 2).sum(-1)
-    if matched is not None:
-        change = change.mul_(share[matched.image, None])
-        left[:, :n] += batch.sigma2[:, :n] * left.new_zeros(n_groups, n).index_add_(0, batch.group[matched.image], change)
+    if expected is not None:
+        left[:, :n] += batch.sigma2[:, :n] * left.new_zeros(n_groups, n).index_add_(0, batch.group, change.mul_(share[:, None]))
     if gain2 is None:
         seen = left.new_zeros(n_groups).index_add_(0, batch.group, trust)[:, None].expand(-1, len(plane))
     else:

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, my_share
-from halfmap.engine.accumulate import accumulate, entry_terms, one_entry_each, prior_sums, slice_terms
+from halfmap.engine.accumulate import accumulate, expected_images, prior_sums, slice_terms
 from halfmap.engine.assignment import assign_hard, best_poses
-from halfmap.engine.images import Batch, ImageSettings, Matched, batches, load_batch, noise_from_sums, residuals
+from halfmap.engine.images import Batch, ImageSettings, batches, load_batch, noise_from_sums, residuals
 from halfmap.engine.intensity import intensity_record, next_norm, next_scale, of_images, scale_groups
 from halfmap.engine.prior import next_prior
 from halfmap.engine.state import Candidates, Gamma, Poses, State, as_candidates
@@ -143,9 +143,8 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
                     told += prior_sums(state.prior, gamma, problem.symmetry)
             with clock("noise"):
                 slices = project(references, gamma.rotations, scored, classes=gamma.classes)
-                if not one_entry_each(gamma):
-                    terms, slices = entry_terms(batch.whole, gamma, scored), slices[gamma.reference]
-                left = residuals(batch, Matched(gamma.image, terms, slices), plane, fit=fit, robust=problem.intensity)
+                expected = expected_images(slices, gamma, len(index), scored)
+                left = residuals(batch, expected, plane, fit=fit, robust=problem.intensity)
                 noise += left.noise
                 fits[:, index] = torch.stack([left.cross, left.power, left.misfit]).cpu()
             advance(len(index))
