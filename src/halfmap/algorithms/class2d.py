@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.methods import IN_2D, check_method, make_method, regularised
+from halfmap.algorithms.methods import IN_2D, ML, check_method, make_method, regularised
 from halfmap.algorithms.results import run_iterations, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.start2d import STARTS, starting_classes
@@ -106,7 +106,7 @@ def class2d(
         setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, independent_halves=False,
-            ctf=ctf, memory=memory, progress=progress,
+            ctf=ctf, intensity=method == ML, memory=memory, progress=progress,
         )  # fmt: skip
         search = SearchSettings(
             problem.symmetry, radius_px, angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG, shift_range_px=shift_range_px,
@@ -171,8 +171,8 @@ def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int,
     write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order))
-    poses = replace(state.poses, classes=rank[state.poses.classes])
-    write_particles(job, problem, poses)
-    write_pictures(job, problem, poses)
+    ranked = replace(state, poses=replace(state.poses, classes=rank[state.poses.classes]))
+    write_particles(job, problem, ranked)
+    write_pictures(job, problem, ranked.poses)
     _gallery(job, problem, state)
     return sizes, resolutions

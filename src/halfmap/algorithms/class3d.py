@@ -12,7 +12,7 @@ from halfmap.algorithms import setup
 from halfmap.algorithms.methods import make_method
 from halfmap.algorithms.results import (
     Refined,
-    final_maps,
+    last_maps,
     run_iterations,
     show_references,
     write_map_files,
@@ -107,7 +107,7 @@ def class3d(
             job, progress, problem, chosen, first, iterations=limit,
             show=lambda new: show_references(job, problem, new),
         )  # fmt: skip
-        final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
+        final = last_maps(problem, settings, chosen, state, progress)
         sizes = class_sizes(problem, state.poses).tolist()
         pictures = f"{job.path('pictures/class001.png').parent}/"
         for k in range(classes):
@@ -121,7 +121,7 @@ def class3d(
                 pictures=pictures,
             )
             progress.note(f"{name}: {sizes[k]} particles, {final.resolutions_angstrom[k]:.2f} A")
-        write_particles(job, problem, state.poses)
+        write_particles(job, problem, state)
         write_pictures(job, problem, state.poses)
         best = min(final.resolutions_angstrom)
         job.update(resolution_angstrom=best, resolutions_angstrom=final.resolutions_angstrom, sizes=sizes, iterations=state.iteration)

@@ -8,6 +8,7 @@ from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.results import Refined, final_maps, write_map_files
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import initial_noise
+from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.modes import SearchSettings
 from halfmap.errors import InputError
 from halfmap.progress import Progress
@@ -66,13 +67,14 @@ def reconstruct(
         half, _ = inputs.find_bad_images(data, inputs.divide_into_halves(data, seed, anew=alone), progress)
         problem = setup.make_problem(
             data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
-            ctf=ctf, memory=memory, progress=progress,
+            ctf=ctf, intensity=False, memory=memory, progress=progress,
         )  # fmt: skip
         settings = Settings(SearchSettings(problem.symmetry, radius_px), 0.143, solvent, wiener_constant=wiener_constant)
         used = torch.nonzero(half >= 0)[:, 0]
         noise = initial_noise(data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size)
         poses = inputs.poses_of(data).in_one_class()
-        final = final_maps(problem, settings, poses, noise, progress)
+        progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+        final = final_maps(problem, settings, sum_at_poses(problem, poses, noise, advance=progress.advance), noise)
         target.parent.mkdir(parents=True, exist_ok=True)
         stem = str(target.with_suffix(""))
         write_map_files(

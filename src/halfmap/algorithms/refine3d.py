@@ -6,7 +6,7 @@ from halfmap.algorithms import setup
 from halfmap.algorithms.methods import make_method
 from halfmap.algorithms.results import (
     Refined,
-    final_maps,
+    last_maps,
     run_iterations,
     show_references,
     write_map_files,
@@ -85,21 +85,22 @@ def refine(
             particles, [reference], options, job, progress, classes=1, independent_halves=True, threshold=0.143, device=where
         )
         problem, settings = opened.problem, opened.settings
+        chosen = make_method(method, problem, settings)
         both_halves = opened.start.expand(2, *opened.start.shape[1:])[:, None]
         state = run_iterations(
             job,
             progress,
             problem,
-            make_method(method, problem, settings),
+            chosen,
             lambda: first_state(problem, both_halves, options.lowpass_angstrom),
             iterations=limit,
             show=lambda new: show_references(job, problem, new),
         )
-        final = final_maps(problem, settings, state.poses, state.noise_variance, progress)
+        final = last_maps(problem, settings, chosen, state, progress)
         pictures = job.path("pictures/map.png").parent
         pixel = problem.particles.pixel_size_angstrom
         write_map_files(final, 0, pixel, map_path=job.path("map.mrc"), prefix=f"{job.folder}/", pictures=f"{pictures}/")
-        write_particles(job, problem, state.poses)
+        write_particles(job, problem, state)
         write_pictures(job, problem, state.poses)
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, iterations=state.iteration)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.update import regularised, trusted_ssnr
-from halfmap.engine.loop import Method, Problem, run, sum_at_poses
+from halfmap.engine.loop import Method, Problem, run, sum_at_modes
 from halfmap.engine.state import Poses, State, from_arrays
 from halfmap.io.mrc import write_map
 from halfmap.jobs import Job, read_events
 from halfmap.pictures import save_convergence_plot, save_fsc_plot, save_map_picture, save_orientation_plot
 from halfmap.progress import Progress
+from halfmap.projection import Sums
 from halfmap.reconstruct import unregularised
 from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
@@ -55,10 +56,11 @@ def run_iterations(
     for new, seconds in run(problem, method, state, iterations=iterations, advance=progress.advance):
         state = new
         record = state.history[-1]
-        job.event(**record, seconds=seconds)
+        cost_ms = 1e3 * sum(seconds.values()) / used
+        job.event(**record, seconds=seconds, ms_per_image=cost_ms)
         job.save_checkpoint(state.arrays(), state.meta())
         show(state)
-        progress.finish_iteration(_summary(record), resolution_angstrom=record["resolution_angstrom"])
+        progress.finish_iteration(_summary(record, cost_ms), resolution_angstrom=record["resolution_angstrom"])
         progress.start_iteration(state.iteration + 1, used)
     return state
 
@@ -75,10 +77,17 @@ def _angstrom(resolution: float) -> str:
     return f"{resolution:.2f} A" if math.isfinite(resolution) else "none"
 
 
-def _summary(record: dict) -> str:
+def _summary(record: dict, cost_ms: float) -> str:
     words = f"resolution {_angstrom(record['resolution_angstrom'])}"
     if record["iteration"] > 1:
         words += f", poses moved {record['angular_change_deg']:.2f} deg and {record['shift_change_angstrom']:.2f} A (median)"
+    words += f", {record['mean_significant']:.1f} poses and {cost_ms:.2f} ms an image"
+    for name, what in (
+        ("norm_outliers", "images with more noise than theirs"),
+        ("empty_classes", "classes ran empty and were seeded anew"),
+    ):
+        if record.get(name):
+            words += f", {record[name]} {what}"
     return words
 
 
@@ -95,11 +104,15 @@ class FinalMaps:
         return tuple(resolution_at(curve.final, 0.143) for curve in self.curves)
 
 
-def final_maps(problem: Problem, settings: Settings, poses: Poses, noise_variance: Float[Tensor, "G S"], progress: Progress) -> FinalMaps:
-    """Reconstruct every class from the final poses: `num / (k + den)` over both halves, k from the half maps' FSC inside the mask, or the
-    constant asked for."""
+def last_maps(problem: Problem, settings: Settings, method: Method, state: State, progress: Progress) -> FinalMaps:
+    """The final maps of the last state: both halves summed to the last shell, at the poses and weights it holds."""
     progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
-    sums = sum_at_poses(problem, poses, noise_variance, advance=progress.advance)
+    sums = sum_at_modes(problem, method, state, advance=progress.advance)
+    return final_maps(problem, settings, sums, state.noise_variance)
+
+
+def final_maps(problem: Problem, settings: Settings, sums: list[Sums], noise_variance: Float[Tensor, "G S"]) -> FinalMaps:
+    """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside the mask, or the constant asked for."""
     halves = torch.stack([unregularised(s).cpu() for s in sums])
     pixel, mask = problem.particles.pixel_size_angstrom, settings.solvent_mask.cpu()
     curves = [half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask) for a, b in zip(*halves, strict=True)]
@@ -127,16 +140,31 @@ def write_map_files(
         )
 
 
-def write_particles(job: Job, problem: Problem, poses: Poses) -> None:
-    """`particles.star`: every input column kept; poses, shifts, class, half set and score new. Images set aside are not in it."""
+def write_particles(job: Job, problem: Problem, state: State) -> None:
+    """`particles.star`: every input column kept; poses, shifts, class, half set and score new; of maximum likelihood what the posteriors
+    tell as well. Images set aside are not in it."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
-    kept, found = problem.particles.take(used.numpy()), poses.take(used)
+    kept, found = problem.particles.take(used.numpy()), state.poses.take(used)
+    extra = {"halfmapScore": found.score.double().numpy()}
+    if state.modes is not None:
+        extra |= {
+            "rlnMaxValueProbDistribution": found.largest_weight.double().numpy(),
+            "rlnLogLikeliContribution": found.log_likelihood.double().numpy(),
+            "rlnNrOfSignificantSamples": found.significant.numpy(),
+            "halfmapAccuracyRotation": found.accuracy[:, 0].double().numpy(),
+            "halfmapAccuracyShiftAngst": found.accuracy[:, 1].double().numpy() * kept.pixel_size_angstrom,
+        }
+    if state.norm is not None and state.scale is not None:
+        extra |= {
+            "rlnNormCorrection": state.norm[used].double().numpy(),
+            "rlnGroupScaleCorrection": state.scale[problem.scale_group[used]].double().numpy(),
+        }
     kept.with_results(
         rotations_deg=matrix_to_euler(found.rotations.double()).numpy(),
         shift_angstrom=found.shift_px.double().numpy() * kept.pixel_size_angstrom,
         class_number=found.classes.numpy() + 1,
         half_set=problem.half[used].numpy() + 1,
-        extra={"halfmapScore": found.score.double().numpy()},
+        extra=extra,
     ).write_star(job.path("particles.star"))
 
 

@@ -51,6 +51,7 @@ def make_problem(
     n_classes: int,
     independent_halves: bool,
     ctf: bool,
+    intensity: bool,
     memory: int | None,
     progress: Progress,
 ) -> Problem:
@@ -67,7 +68,7 @@ def make_problem(
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
     settings = ImageSettings(radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device)
-    return Problem(particles, settings, half, independent_halves, matrices, dimensions, n_classes, batch)
+    return Problem(particles, settings, half, independent_halves, matrices, dimensions, n_classes, batch, intensity)
 
 
 def needs_normalising(particles: Particles, half: Int[Tensor, " N"], radius_px: float, progress: Progress) -> bool:

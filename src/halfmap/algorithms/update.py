@@ -7,6 +7,7 @@ MAP update are one formula, up to T.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -43,7 +44,9 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
     shell = max(2.0, box * pixel / best)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
-    record = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
+    record: dict[str, Any] = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
+    if problem.n_classes > 1:
+        record["empty_classes"] = len(empty_classes(class_sizes(problem, poses)))
     full = problem.plane.radius + 1
     return Update(references, torch.nn.functional.pad(fsc, (0, full - fsc.shape[1])).cpu(), radius, record, moved)
 
@@ -93,17 +96,22 @@ def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:
     return torch.bincount(poses.classes[problem.half >= 0], minlength=problem.n_classes)
 
 
+def empty_classes(sizes: Int[Tensor, " K"]) -> list[int]:
+    """Classes with fewer than two particles, or than a fiftieth of an equal share."""
+    return torch.nonzero(sizes < max(2, int(sizes.sum()) / len(sizes) / 50))[:, 0].tolist()
+
+
 def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]) -> tuple[Sums, Float[Tensor, "K S"]]:
     """Sums over both halves of each class; a class that ran empty gets one half of the largest class, which keeps the other half.
 
-    Empty means fewer than two particles, or than a fiftieth of an equal share. Two halves of one class show the same view with different
+    Two halves of one class show the same view with different
     noise: near enough to start from, different enough to part.
     """
     total = halves[0] + halves[1]
-    empty = torch.nonzero(sizes < max(2, int(sizes.sum()) / len(sizes) / 50))[:, 0]
-    full = [k for k in torch.argsort(sizes, descending=True, stable=True).tolist() if k not in empty.tolist()]
+    empty = empty_classes(sizes)
+    full = [k for k in torch.argsort(sizes, descending=True, stable=True).tolist() if k not in empty]
     ssnr = ssnr.clone()
-    for e, k in zip(empty.tolist(), full, strict=False):  # one half of a class is given away once
+    for e, k in zip(empty, full, strict=False):  # one half of a class is given away once
         for field in ("num", "den"):
             grid = getattr(total, field)
             grid[k], grid[e] = getattr(halves[0], field)[k], getattr(halves[1], field)[k]

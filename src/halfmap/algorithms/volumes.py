@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.methods import IN_3D, check_method, regularised
+from halfmap.algorithms.methods import IN_3D, ML, check_method, regularised
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
@@ -106,7 +106,7 @@ def open_volumes(
         setup.check_classes(classes, int((half >= 0).sum()))
     problem = setup.make_problem(
         data, half, device=device, radius_px=radius_px, symmetry=options.symmetry, dimensions=3, n_classes=classes,
-        independent_halves=independent_halves, ctf=options.ctf, memory=options.memory, progress=progress,
+        independent_halves=independent_halves, ctf=options.ctf, intensity=options.method == ML, memory=options.memory, progress=progress,
     )  # fmt: skip
     search = setup.search_settings(
         problem, options.angular_step_deg or ANGULAR_STEP_DEG, options.shift_range_px, options.shift_step_px,

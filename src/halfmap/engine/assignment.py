@@ -41,4 +41,5 @@ def best_poses(candidates: Candidates, gamma: Gamma) -> Poses:
     largest = gamma.weight.new_zeros(len(best.score)).scatter_reduce_(0, gamma.image, gamma.weight, "amax")
     significant = torch.bincount(gamma.image, minlength=len(best.score))
     total = torch.logsumexp(candidates.log_weight, dim=1)
-    return Poses(best.rotations[:, 0], best.shift_px[:, 0], best.classes[:, 0], best.score[:, 0], largest, significant, total)
+    rotations, shift_px, classes, score, _, _, accuracy = (field[:, 0] for field in best.fields())
+    return Poses(rotations, shift_px, classes, score, largest, significant, total, accuracy)

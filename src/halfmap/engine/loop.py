@@ -76,8 +76,8 @@ Search = Callable[[Batch, Poses], Candidates]
 class Method:
     """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
     `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next
-    references, curves, radius and record; `finished` tells when to stop. `start` adds to a first state what the
-    method keeps beside poses."""
+    references, curves, radius and record; `finished` tells when to stop. `start` adds to a first state what the method keeps
+    beside poses."""
 
     prepare: Callable[[FourierReferences, State], Search]
     assign: Callable[[Candidates], Gamma]
@@ -197,7 +197,8 @@ def following(poses: Posed, moved_px: Float[Tensor, "K 2"]) -> Posed:
 
 
 def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
-    """How far the particles in use moved in this iteration: medians of angle and shift, share that changed class; and their mean score."""
+    """How far the particles in use moved in this iteration: medians of angle and shift, share that changed class; their mean score; and how
+    sure they are: means of the largest weight, the number of significant poses and the log likelihood, median accuracies."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
     old, new = state.poses.take(used), poses.take(used)
     angle = angular_distance_deg(old.rotations, new.rotations, symmetry=problem.symmetry)
@@ -207,6 +208,11 @@ def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
         "shift_change_angstrom": float((old.shift_px - new.shift_px).norm(dim=1).median()) * pixel,
         "class_changes": float((old.classes != new.classes).float().mean()),
         "mean_score": float(new.score.mean()),
+        "mean_largest_weight": float(new.largest_weight.mean()),
+        "mean_significant": float(new.significant.float().mean()),
+        "mean_log_likelihood": float(new.log_likelihood.mean()),
+        "accuracy_deg": float(new.accuracy[:, 0].nanmedian()),
+        "accuracy_angstrom": float(new.accuracy[:, 1].nanmedian()) * pixel,
     }
 
 
@@ -219,25 +225,30 @@ def run(
         yield state, seconds
 
 
-def sum_at_poses(
-    problem: Problem,
-    poses: Poses,
-    noise_variance: Float[Tensor, "G S"],
-    *,
-    norm: Float[Tensor, " N"] | None = None,
-    scale: Float[Tensor, " Q"] | None = None,
-    advance: Advance = lambda n: None,
-) -> list[Sums]:
+def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, advance: Advance = lambda n: None) -> list[Sums]:
     """The two sums of each half with every particle at its given pose: reconstruction without a search."""
+    return _sum_at(problem, as_candidates(poses), assign_hard, noise_variance, None, None, advance)
+
+
+def sum_at_modes(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> list[Sums]:
+    """The two sums of each half, to the last shell, with the poses and weights that the state holds."""
+    modes = as_candidates(state.poses) if state.modes is None else state.modes
+    return _sum_at(problem, modes, method.assign, state.noise_variance, state.norm, state.scale, advance)
+
+
+def _sum_at(
+    problem: Problem, modes: Candidates, assign: Callable[[Candidates], Gamma], noise_variance: Tensor, norm: Tensor | None,
+    scale: Tensor | None, advance: Advance,
+) -> list[Sums]:  # fmt: skip
     sums = [_empty(problem, problem.plane) for _ in range(2)]
     for half in range(2):
         for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
-            here = poses.take(index).to(problem.images.device)
-            nu, s = of_images(norm, scale, problem.scale_group, index)
+            gamma = assign(modes.of_images(index).to(problem.images.device))
+            nowhere = torch.zeros(len(index), 2, device=problem.images.device)  # the mask is for scores alone
+            strength = dict(zip(("norm", "scale"), of_images(norm, scale, problem.scale_group, index), strict=True))
             batch = load_batch(
-                problem.particles, index, problem.plane, noise_variance, here.shift_px, problem.images, scored_radius=1, norm=nu, scale=s
+                problem.particles, index, problem.plane, noise_variance, nowhere, problem.images, scored_radius=1, **strength
             )
-            gamma = assign_hard(as_candidates(here))
             accumulate(sums[half], slice_terms(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
             advance(len(index))
     return [_reduced(s) for s in sums]

@@ -104,7 +104,8 @@ def refine_candidates(
     if settings.prior is not None:
         hessian = _hessian(equations, settings, step_deg, references.dimensions)
         prior = settings.prior.of_direction(candidates.rotations, candidates.classes) + settings.prior.of_shift(candidates.shift_px)
-        candidates = replace(candidates, log_weight=candidates.log_weight + prior + _log_volume(hessian, settings))
+        weight = candidates.log_weight + prior + _log_volume(hessian, settings)
+        candidates = replace(candidates, log_weight=weight, accuracy=_accuracy(hessian))
         candidates = _without_twins(candidates, hessian, settings)
     return probable(candidates)
 
@@ -134,6 +135,7 @@ def refine_each(
         _put(candidates.score, used, value),
         _put(candidates.log_weight, used, log_evidence(value, settings.score)),
         torch.full_like(candidates.cell, -1),
+        candidates.accuracy,
     )
     return moved, all_equations
 
@@ -151,6 +153,13 @@ def _hessian(equations: Float[Tensor, "B n 27"], settings: SearchSettings, step_
     floor = equations.new_tensor([math.radians(2 * step_deg) ** -2] * 3 + [settings.prior.shift_sigma_px**-2] * 2)
     first = 0 if dimensions == 3 else 2
     return (hessian + torch.diag(floor))[:, first:, first:].unflatten(0, equations.shape[:2])
+
+
+def _accuracy(hessian: Float[Tensor, "B n d d"]) -> Float[Tensor, "B n 2"]:
+    """Standard deviations of rotation (degrees; the root of the summed variances) and shift (pixels; along one axis)."""
+    variance = torch.linalg.inv(hessian).diagonal(dim1=-2, dim2=-1)
+    angle, shift = variance[..., :-2].sum(-1), variance[..., -2:].mean(-1)
+    return torch.stack([torch.rad2deg(angle.sqrt()), shift.sqrt()], -1)
 
 
 def _log_volume(hessian: Float[Tensor, "B n d d"], settings: SearchSettings) -> Float[Tensor, "B n"]:

@@ -251,7 +251,9 @@ def _children_of(
         cross, best_shift = cross.max(1)
         score = settings.score(cross, power)
         log_weight = log_evidence(score, settings.score) + prior
-        candidates = Candidates(rotations, centre_px[:, None] + shifts[best_shift], classes, score, log_weight, torch.full_like(number, -1))
+        where = centre_px[:, None] + shifts[best_shift]
+        unknown = torch.full_like(where, torch.nan)
+        candidates = Candidates(rotations, where, classes, score, log_weight, torch.full_like(number, -1), unknown)
         return distinct(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
     assert settings.prior is not None
     where = centre_px[:, None] + shifts
@@ -261,7 +263,9 @@ def _children_of(
     best = torch.topk(log_weight.flatten(1), min(MOST_ENTRIES, log_weight[0].numel()), dim=1)
     t, c = best.indices // len(rotations[0]), best.indices % len(rotations[0])
     row = torch.arange(len(cells), device=cells.device)[:, None]
-    return Candidates(rotations[row, c], where[row, t], classes[row, c], score.flatten(1)[row, best.indices], best.values, number[row, c])
+    score, centres = score.flatten(1)[row, best.indices], where[row, t]
+    unknown = torch.full_like(centres, torch.nan)
+    return Candidates(rotations[row, c], centres, classes[row, c], score, best.values, number[row, c], unknown)
 
 
 def shift_step(shifts: Float[Tensor, "T 2"]) -> float:

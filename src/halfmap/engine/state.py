@@ -13,7 +13,8 @@ from halfmap.engine.prior import Prior
 @dataclass(frozen=True)
 class Poses:
     """One pose per particle, the best one: rotation A (object to view), the shift that centres the image, class (from 0), and score;
-    with how sure it is: the largest weight of its posterior, the number of weights worth keeping, and the logarithm of their sum."""
+    with how sure it is: the largest weight of its posterior, the number of weights worth keeping, the logarithm of their sum, and the
+    standard deviations of rotation (degrees) and shift (pixels) around it."""
 
     rotations: Float[Tensor, "N 3 3"]
     shift_px: Float[Tensor, "N 2"]
@@ -22,6 +23,7 @@ class Poses:
     largest_weight: Float[Tensor, " N"]
     significant: Int[Tensor, " N"]
     log_likelihood: Float[Tensor, " N"]
+    accuracy: Float[Tensor, "N 2"]
 
     def __len__(self) -> int:
         return len(self.rotations)
@@ -53,7 +55,7 @@ def known_poses(rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"
     """Poses that somebody else found: each is certain, and none has been scored yet."""
     n = len(rotations)
     zero, one = rotations.new_zeros(n), rotations.new_ones(n)
-    return Poses(rotations, shift_px, classes, zero, one, torch.ones_like(classes), zero.clone())
+    return Poses(rotations, shift_px, classes, zero, one, torch.ones_like(classes), zero.clone(), rotations.new_full((n, 2), torch.nan))
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Candidates:
     """Up to n poses for each of B images; what a search returns and an assignment weighs.
 
     `score` is what the method compares, `log_weight` the logarithm of the weight of a pose in its image's posterior, up to a constant per
-    image; a place that holds no pose has the weight -inf. `cell` numbers the pose's orientation where it is one of a grid's, else -1.
+    image; a place that holds no pose has the weight -inf. `cell` numbers the pose's orientation where it is one of a grid's, else -1;
+    `accuracy` are the standard deviations of rotation (degrees) and shift (pixels), NaN where they are not known.
     """
 
     rotations: Float[Tensor, "B n 3 3"]
@@ -70,6 +73,7 @@ class Candidates:
     score: Float[Tensor, "B n"]
     log_weight: Float[Tensor, "B n"]
     cell: Int[Tensor, "B n"]
+    accuracy: Float[Tensor, "B n 2"]
 
     def take(self, columns: Int[Tensor, "B m"]) -> "Candidates":
         """The chosen candidates of each image."""
@@ -110,7 +114,8 @@ def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
 
 def as_candidates(poses: Poses) -> Candidates:
     """One candidate per image."""
-    here = (poses.rotations, poses.shift_px, poses.classes, poses.score, torch.zeros_like(poses.score), torch.full_like(poses.classes, -1))
+    weight, cell = torch.zeros_like(poses.score), torch.full_like(poses.classes, -1)
+    here = (poses.rotations, poses.shift_px, poses.classes, poses.score, weight, cell, poses.accuracy)
     return Candidates(*(field[:, None] for field in here))
 
 
