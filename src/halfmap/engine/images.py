@@ -90,15 +90,15 @@ def normalise(images: Float[Tensor, "B N N"], radius_px: float, *, spread: bool)
 
 
 def mask_particles(images: Float[Tensor, "B N N"], radius_px: float, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
-    """Zero outside a soft circle around each particle's centre."""
-    pairs, which = torch.unique(centre_px.contiguous().view(torch.int64), return_inverse=True)  # whole pixels: few different (x, y)
-    return images * circles(images.shape[-1], radius_px, pairs.view(torch.float32).view(-1, 2))[which.flatten()]
-
-
-def circles(box: int, radius_px: float, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
-    """1 inside the radius around each centre, falling to 0 as a raised cosine over `EDGE_PX`."""
-    ramp = ((_distance(box, centre_px) - radius_px) / EDGE_PX).clamp(0, 1)
-    return 0.5 + 0.5 * torch.cos(torch.pi * ramp)
+    """Zero outside a soft circle around each particle's centre, in whole pixels: 1 inside the radius, falling as a raised cosine over
+    `EDGE_PX`."""
+    box = images.shape[-1]
+    reach = box // 2  # a centre farther out is taken to be at the image's edge
+    ramp = ((_distance(box + 2 * reach, centre_px.new_zeros(1, 2))[0] - radius_px) / EDGE_PX).clamp(0, 1)
+    circle = 0.5 + 0.5 * torch.cos(torch.pi * ramp)
+    windows = circle.unfold(0, box, 1).unfold(1, box, 1)  # every place that the circle can have in the image
+    corner = reach - centre_px.long().clamp(-reach, reach)
+    return images * windows[corner[:, 1], corner[:, 0]]
 
 
 def load_batch(
@@ -173,7 +173,8 @@ def residuals(batch: Batch, expected: ImageTerms | None, plane: HalfPlane, *, fi
     cross_power = squares.new_zeros(2, len(nu2))
     if expected is not None:
         n = expected.data.shape[1]
-        cross = (torch.view_as_real(batch.whole.data[:, :n]) * torch.view_as_real(expected.data)).sum(-1)
+        data = batch.whole.data[:, :n]
+        cross = (data.real * expected.data.real).addcmul_(data.imag, expected.data.imag)
         power = batch.whole.power[:, :n] * expected.power
         cross_power = torch.stack([cross @ weight[:n], power @ weight[:n]])
         if fit:
