@@ -15,7 +15,7 @@ def _poses(n: int, seed: int = 0) -> Poses:
     g = torch.Generator().manual_seed(seed)
     return Poses(
         random_rotations(n, g), torch.randn(n, 2, generator=g), torch.randint(0, 3, (n,), generator=g), torch.randn(n, generator=g),
-        torch.rand(n, generator=g), torch.randint(1, 9, (n,), generator=g), torch.randn(n, generator=g),
+        torch.rand(n, generator=g), torch.randint(1, 9, (n,), generator=g), torch.randn(n, generator=g), torch.rand(n, 2, generator=g),
     )  # fmt: skip
 
 
@@ -25,12 +25,14 @@ def _state() -> State:
         {"iteration": 1, "resolution_angstrom": float("inf"), "resolutions_angstrom": [float("inf"), 1 / 3], "angular_change_deg": 0.1},
     )
     return State(
-        1, torch.randn(2, 3, 8, 8, 8, generator=g), _poses(11), torch.rand(2, 4, generator=g), 3, torch.randn(3, 4, generator=g), history
-    )
+        1, torch.randn(2, 3, 8, 8, 8, generator=g), _poses(11), torch.rand(2, 4, generator=g), 3, torch.randn(3, 4, generator=g), history,
+        norm=torch.rand(11, generator=g), scale=torch.rand(2, generator=g),
+    )  # fmt: skip
 
 
 def _assert_same(a: State, b: State) -> None:
     assert (a.iteration, a.radius, a.history) == (b.iteration, b.radius, b.history)
+    assert a.arrays().keys() == b.arrays().keys()
     for name, values in a.arrays().items():
         other = b.arrays()[name]
         assert values.dtype == other.dtype, name
@@ -76,6 +78,7 @@ def _candidates(b: int, n: int) -> Candidates:
     return Candidates(
         random_rotations(b * n, g).view(b, n, 3, 3), torch.randn(b, n, 2, generator=g), torch.randint(0, 2, (b, n), generator=g),
         torch.randn(b, n, generator=g), torch.randn(b, n, generator=g), torch.full((b, n), -1),
+        torch.rand(b, n, 2, generator=g),
     )  # fmt: skip
 
 
