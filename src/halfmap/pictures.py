@@ -28,6 +28,15 @@ COLOURS = ("#1b4f9c", "#d1495b", "#2e933c", "#edae49", "#7a4ea3", "#3aaed8", "#8
 _THRESHOLDS = (0.143, 0.5)
 _TILE, _GAP, _TEXT = 128, 10, 11  # pixels: side of a picture, between pictures, height of letters
 _HISTORY_CLASSES = 12
+_CONVERGENCE = {
+    "resolution_angstrom": "resolution (Å)",
+    "angular_change_deg": "change of angle (°)",
+    "shift_change_angstrom": "change of shift (Å)",
+    "accuracy_deg": "estimated error of angle (°)",
+    "mean_largest_weight": "largest weight (mean Pmax)",
+    "mean_significant": "poses per image (mean)",
+    "ms_per_image": "time per image (ms)",
+}
 
 
 def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str]) -> None:
@@ -184,32 +193,40 @@ def save_orientation_plot(path: str | Path, rotations_deg: ArrayLike, *, symmetr
 
 
 def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]]) -> None:
-    """Resolution and change of the poses against the iteration, from a job's events; what no event tells is left out."""
-    panels = [
-        ("resolution (Å)", "resolution_angstrom"),
-        ("change of angle (°)", "angular_change_deg"),
-        ("change of shift (Å)", "shift_change_angstrom"),
-    ]
+    """Resolution, change of the poses, how sure they are, and time per image against the iteration, from a job's events. What no event
+    tells is left out, and so is how sure a hard assignment is."""
     told = [event for event in events if "iteration" in event]
-    points = {name: [(event["iteration"], event[name]) for event in told if event.get(name) is not None] for _, name in panels}
-    panels = [(label, name) for label, name in panels if points[name]]
-    if not panels:
+    points = {
+        name: np.array([(event["iteration"], event[name]) for event in told if event.get(name) is not None], dtype=np.float64)
+        for name in _CONVERGENCE
+    }
+    points = {name: values for name, values in points.items() if len(values)}
+    if not points.keys() & {"resolution_angstrom", "angular_change_deg", "shift_change_angstrom"}:
         raise InputError("convergence plot: no event holds an iteration with a resolution or a change of pose")
+    if "mean_significant" in points and points["mean_significant"][:, 1].max() <= 1:  # a hard assignment
+        points = {name: values for name, values in points.items() if name not in ("mean_significant", "mean_largest_weight")}
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(6.5, 0.6 + 2.0 * len(panels)), facecolor="white", layout="constrained")
-    for row, (axes, (label, name)) in enumerate(zip(np.atleast_1d(figure.subplots(len(panels), 1, sharex=True)), panels, strict=True)):
-        iterations, values = np.array(points[name], dtype=np.float64).T
-        axes.plot(iterations, values, "o-", color=COLOURS[row], linewidth=1.5, markersize=4)
-        axes.set_ylabel(label, fontsize=9)
+    columns = 1 if len(points) < 4 else 2
+    rows = math.ceil(len(points) / columns)
+    figure = Figure(figsize=(1.5 + 5 * columns, 0.6 + 2.0 * rows), facecolor="white", layout="constrained")
+    axes_of = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).T.ravel()  # down, then right
+    for axes in axes_of[len(points) :]:
+        axes.set_axis_off()
+    for number, (axes, (name, values)) in enumerate(zip(axes_of, points.items(), strict=False)):
+        iterations, values = values.T
+        axes.plot(iterations, values, "o-", color=COLOURS[number % len(COLOURS)], linewidth=1.5, markersize=4)
+        axes.set_ylabel(_CONVERGENCE[name], fontsize=9)
         axes.grid(color="0.9")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.annotate(f"{values[-1]:.3g}", (iterations[-1], values[-1]), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         axes.margins(x=0.05, y=0.18)
         if name != "resolution_angstrom" and values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
-    axes.set_xlabel("iteration")
+        if number % rows == rows - 1 or number == len(points) - 1:
+            axes.set_xlabel("iteration")
+            axes.tick_params(labelbottom=True)
     figure.savefig(path, dpi=DPI)
 
 

@@ -20,6 +20,7 @@ from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.methods import IN_2D, ML, check_method, make_method, regularised
 from halfmap.algorithms.results import run_iterations, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.shown import draw_class_history, keep_classes
 from halfmap.algorithms.start2d import STARTS, starting_classes
 from halfmap.algorithms.update import class_sizes
 from halfmap.engine.images import initial_noise
@@ -116,16 +117,18 @@ def class2d(
         settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
         settings = regularised(settings, method, "class2d", tau_fudge)
 
-        def first() -> State:
-            state = _first_state(problem, settings, start, seed)
-            save_class_gallery(job.path("pictures/classes_start.png"), state.references[0].cpu(), [""] * classes)
-            return state
+        def show(state: State) -> None:
+            keep_classes(job, state)
+            if state.iteration == 0:
+                save_class_gallery(job.path("pictures/classes_start.png"), state.references[0].cpu(), [""] * classes)
+            else:
+                _gallery(job, problem, state)
 
         state = run_iterations(
-            job, progress, problem, make_method(method, problem, settings), first, iterations=iterations,
-            show=lambda new: _gallery(job, problem, new),
+            job, progress, problem, make_method(method, problem, settings), lambda: _first_state(problem, settings, start, seed),
+            iterations=iterations, show=show,
         )  # fmt: skip
-        sizes, resolutions = _write_classes(job, problem, state)
+        sizes, resolutions = _write_classes(job, problem, settings, state)
         job.update(classes=classes, iterations=state.iteration, sizes=sizes)
     return Classified(Path(out), sizes, resolutions)
 
@@ -156,7 +159,7 @@ def _gallery(job: Job, problem: Problem, state: State) -> None:
     save_class_gallery(job.path("pictures/classes.png"), state.references[0][order.to(state.references.device)].cpu(), titles)
 
 
-def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _write_classes(job: Job, problem: Problem, settings: Settings, state: State) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """`classes.mrcs`, `classes.star` and `particles.star` with class 1 the largest, and the pictures."""
     order, sizes, resolutions = _by_size(problem, state)
     images: Float[Tensor, "K N N"] = state.references[0].cpu()[order]
@@ -173,6 +176,7 @@ def _write_classes(job: Job, problem: Problem, state: State) -> tuple[tuple[int,
     rank[order] = torch.arange(len(order))
     ranked = replace(state, poses=replace(state.poses, classes=rank[state.poses.classes]))
     write_particles(job, problem, ranked)
-    write_pictures(job, problem, ranked.poses)
+    write_pictures(job, problem, settings, ranked)
+    draw_class_history(job, state, class_sizes(problem, state.poses))
     _gallery(job, problem, state)
     return sizes, resolutions

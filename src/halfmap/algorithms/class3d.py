@@ -14,7 +14,7 @@ from halfmap.algorithms.results import (
     Refined,
     last_maps,
     run_iterations,
-    show_references,
+    show_volumes,
     write_map_files,
     write_particles,
     write_pictures,
@@ -105,7 +105,7 @@ def class3d(
 
         state = run_iterations(
             job, progress, problem, chosen, first, iterations=limit,
-            show=lambda new: show_references(job, problem, new),
+            show=lambda new: show_volumes(job, problem, settings, new),
         )  # fmt: skip
         final = last_maps(problem, settings, chosen, state, progress)
         sizes = class_sizes(problem, state.poses).tolist()
@@ -122,7 +122,7 @@ def class3d(
             )
             progress.note(f"{name}: {sizes[k]} particles, {final.resolutions_angstrom[k]:.2f} A")
         write_particles(job, problem, state)
-        write_pictures(job, problem, state.poses)
+        write_pictures(job, problem, settings, state)
         best = min(final.resolutions_angstrom)
         job.update(resolution_angstrom=best, resolutions_angstrom=final.resolutions_angstrom, sizes=sizes, iterations=state.iteration)
     return Refined(Path(out), best, final.resolutions_angstrom)

@@ -8,7 +8,7 @@ from halfmap.algorithms.results import (
     Refined,
     last_maps,
     run_iterations,
-    show_references,
+    show_volumes,
     write_map_files,
     write_particles,
     write_pictures,
@@ -94,14 +94,14 @@ def refine(
             chosen,
             lambda: first_state(problem, both_halves, options.lowpass_angstrom),
             iterations=limit,
-            show=lambda new: show_references(job, problem, new),
+            show=lambda new: show_volumes(job, problem, settings, new),
         )
         final = last_maps(problem, settings, chosen, state, progress)
         pictures = job.path("pictures/map.png").parent
         pixel = problem.particles.pixel_size_angstrom
         write_map_files(final, 0, pixel, map_path=job.path("map.mrc"), prefix=f"{job.folder}/", pictures=f"{pictures}/")
         write_particles(job, problem, state)
-        write_pictures(job, problem, state.poses)
+        write_pictures(job, problem, settings, state)
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
     return Refined(Path(out), resolution, final.resolutions_angstrom)

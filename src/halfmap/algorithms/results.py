@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.shown import draw_directions, keep_directions
 from halfmap.algorithms.update import regularised, trusted_ssnr
 from halfmap.engine.loop import Method, Problem, run, sum_at_modes
-from halfmap.engine.state import Poses, State, from_arrays
+from halfmap.engine.state import State, from_arrays
 from halfmap.io.mrc import write_map
 from halfmap.jobs import Job, read_events
 from halfmap.pictures import save_convergence_plot, save_fsc_plot, save_map_picture, save_orientation_plot
@@ -44,13 +45,14 @@ def run_iterations(
     show: Callable[[State], None] = lambda state: None,
 ) -> State:
     """The loop with its bookkeeping: start from `first()`, or go on from the checkpoint if there is one; after each iteration save state,
-    event and progress, and `show` it in pictures."""
+    event and progress. `show` puts into pictures each state, the one started from included."""
     saved = job.load_checkpoint()
     if saved is None:
         state = method.start(first())
     else:
         state = from_arrays(*saved, device=problem.images.device)
         progress.note(f"going on after iteration {state.iteration}")
+    show(state)
     used = int((problem.half >= 0).sum())
     progress.start_iteration(state.iteration + 1, used)
     for new, seconds in run(problem, method, state, iterations=iterations, advance=progress.advance):
@@ -65,12 +67,15 @@ def run_iterations(
     return state
 
 
-def show_references(job: Job, problem: Problem, state: State) -> None:
-    """The present references as pictures `map.png` (`class001.png` ...), replaced by the final maps' at the end."""
+def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
+    """The present references as pictures `map.png` (`class001.png` ...), replaced by the final maps' at the end; Gamma of maximum
+    likelihood is kept for its picture."""
     for k, volume in enumerate(state.references.mean(0).cpu()):
         name = "map" if problem.n_classes == 1 else f"class{k + 1:03d}"
-        title = f"{name} after iteration {state.iteration}"
+        title = f"{name} after iteration {state.iteration}" if state.iteration else f"{name} at the start"
         save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), problem.particles.pixel_size_angstrom, title=title)
+    if state.modes is not None:
+        keep_directions(job, problem, settings, state)
 
 
 def _angstrom(resolution: float) -> str:
@@ -168,12 +173,14 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
     ).write_star(job.path("particles.star"))
 
 
-def write_pictures(job: Job, problem: Problem, poses: Poses) -> None:
-    """Orientation distribution of the particles used, and how resolution and poses converged."""
+def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:
+    """Orientation distribution of the particles used, how resolution and poses converged, and in 3D Gamma over the sphere."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
-    angles = matrix_to_euler(poses.take(used).rotations.double()).numpy()
+    angles = matrix_to_euler(state.poses.take(used).rotations.double()).numpy()
     if problem.dimensions == 3:
         save_orientation_plot(job.path("pictures/orientations.png"), angles, symmetry=np.asarray(problem.symmetry.cpu()))
+        if state.modes is not None:
+            draw_directions(job, problem, settings, state)
     events = read_events(job.folder)
     if len(events) > 1:
         save_convergence_plot(job.path("pictures/convergence.png"), events)
