@@ -33,6 +33,7 @@ _CONVERGENCE = {
     "angular_change_deg": "change of angle (°)",
     "shift_change_angstrom": "change of shift (Å)",
     "accuracy_deg": "estimated error of angle (°)",
+    "accuracy_angstrom": "estimated error of shift (Å)",
     "mean_largest_weight": "largest weight (mean Pmax)",
     "mean_significant": "poses per image (mean)",
     "ms_per_image": "time per image (ms)",
@@ -208,10 +209,11 @@ def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]])
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    last = max(event["iteration"] for event in told)
     columns = 1 if len(points) < 4 else 2
     rows = math.ceil(len(points) / columns)
     figure = Figure(figsize=(1.5 + 5 * columns, 0.6 + 2.0 * rows), facecolor="white", layout="constrained")
-    axes_of = np.atleast_1d(figure.subplots(rows, columns, sharex=True)).T.ravel()  # down, then right
+    axes_of = np.atleast_1d(figure.subplots(rows, columns)).T.ravel()  # down, then right
     for axes in axes_of[len(points) :]:
         axes.set_axis_off()
     for number, (axes, (name, values)) in enumerate(zip(axes_of, points.items(), strict=False)):
@@ -221,12 +223,12 @@ def save_convergence_plot(path: str | Path, events: Sequence[Mapping[str, Any]])
         axes.grid(color="0.9")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.annotate(f"{values[-1]:.3g}", (iterations[-1], values[-1]), (0, 7), textcoords="offset points", ha="center", fontsize=8)
-        axes.margins(x=0.05, y=0.18)
-        if name != "resolution_angstrom" and values.min() > 0 and values.max() / values.min() > 30:
+        axes.margins(y=0.18)
+        axes.set_xlim(0.6, last + 0.4)
+        if name not in ("resolution_angstrom", "mean_largest_weight") and values.min() > 0 and values.max() / values.min() > 30:
             axes.set_yscale("log")
-        if number % rows == rows - 1 or number == len(points) - 1:
+        if number % rows == rows - 1:
             axes.set_xlabel("iteration")
-            axes.tick_params(labelbottom=True)
     figure.savefig(path, dpi=DPI)
 
 

@@ -147,7 +147,7 @@ def write_map_files(
 
 def write_particles(job: Job, problem: Problem, state: State) -> None:
     """`particles.star`: every input column kept; poses, shifts, class, half set and score new; of maximum likelihood what the posteriors
-    tell as well. Images set aside are not in it."""
+    tell as well, and their means among the job's results. Images set aside are not in it."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
     kept, found = problem.particles.take(used.numpy()), state.poses.take(used)
     extra = {"halfmapScore": found.score.double().numpy()}
@@ -159,6 +159,9 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
             "halfmapAccuracyRotation": found.accuracy[:, 0].double().numpy(),
             "halfmapAccuracyShiftAngst": found.accuracy[:, 1].double().numpy() * kept.pixel_size_angstrom,
         }
+        last = state.history[-1] if state.history else {}
+        told = ("mean_largest_weight", "mean_significant", "accuracy_deg", "accuracy_angstrom", "norm_outliers", "scale_min", "scale_max")
+        job.update(**{name: last[name] for name in told if name in last})
     if state.norm is not None and state.scale is not None:
         extra |= {
             "rlnNormCorrection": state.norm[used].double().numpy(),

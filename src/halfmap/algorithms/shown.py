@@ -24,10 +24,10 @@ from halfmap.posterior_pictures import save_direction_posterior
 from halfmap.projection import FourierReferences, prepare_references, project
 from halfmap.so3 import grid_step_deg, orientation_grid
 
-KEPT_AFTER = (0, 1, 2, 4, 6, 8, 12, 16)  # iterations; the last is at hand when the pictures are drawn
+DIRECTIONS_SHOWN_AFTER = (0, 2, 4, 8, 16)  # iterations: the first, and one of them for the middle; the last is at hand in the end
 CLASSES_SHOWN_AFTER = (0, 1, 2, 4, 6)
 PARTICLES = 4
-FINE_FROM = 20_000  # images: a job on fewer would spend more than a hundredth of its time on 768 directions, and shows 192
+FINE_FROM = 10_000  # images and mates: a job on fewer would spend more than a hundredth of its time on 768 directions, and shows 192
 _SCALE_ORDER = 1  # of the grid on which the grey scale is found, 30 degrees
 _TILE = 128  # pixels of a class image that is kept
 
@@ -88,19 +88,19 @@ def shown_radius(problem: Problem, state: State) -> int:
 
 
 def _order(problem: Problem) -> int:
-    return 3 if int((problem.half >= 0).sum()) >= FINE_FROM else 2
+    return 3 if int((problem.half >= 0).sum()) * len(problem.symmetry) >= FINE_FROM else 2
 
 
 def keep_directions(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """Gamma of the chosen particles, after some iterations."""
-    if state.iteration in KEPT_AFTER:
+    if state.iteration in DIRECTIONS_SHOWN_AFTER:
         gamma = direction_gamma(problem, settings, state)
         np.savez(job.path(f"shown/directions_{state.iteration:03d}.npz"), gamma=gamma.numpy(), shells=shown_radius(problem, state))
 
 
 def draw_directions(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """`pictures/gamma.png`: Gamma given the starting references, those of a middle iteration, and the last."""
-    kept = [n for n in KEPT_AFTER if n < state.iteration and job.path(f"shown/directions_{n:03d}.npz").exists()]
+    kept = [n for n in DIRECTIONS_SHOWN_AFTER if n < state.iteration and job.path(f"shown/directions_{n:03d}.npz").exists()]
     middle = min((n for n in kept if n), key=lambda n: abs(n - state.iteration / 2), default=None)
     stages: dict[str, ArrayLike] = {}
     side_angstrom = problem.particles.box * problem.particles.pixel_size_angstrom
