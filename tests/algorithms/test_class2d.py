@@ -24,7 +24,8 @@ from halfmap.so3 import compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 N, BOX, PIXEL, K = 300, 32, 6.0, 6
-RESULTS = ("classes.mrcs", "classes.star", "particles.star")
+RESULTS = ("classes.mrcs", "classes.star", "particles.star", "pictures/class_history.png")
+METHODS = ("ml", "template")
 QUICK = {"angular_step_deg": 10.0, "shift_range_px": 3.0, "device": "cpu", "quiet": True}
 
 
@@ -38,9 +39,10 @@ def _class2d(data: Path, out: Path, **options):
     return halfmap.class2d(data / "particles.star", out, **{**QUICK, "classes": K, "iterations": 6, **options})
 
 
-@pytest.fixture(scope="module", params=["kmeans++", "random"])
+@pytest.fixture(scope="module", params=[(m, s) for m in METHODS for s in ("kmeans++", "random")], ids="-".join)
 def classified(request, data, tmp_path_factory):
-    return _class2d(data, tmp_path_factory.mktemp("classified") / "job", start=request.param)
+    method, start = request.param
+    return _class2d(data, tmp_path_factory.mktemp("classified") / "job", method=method, start=start)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -96,17 +98,20 @@ def test_images_of_one_class_share_a_view(classified, data):
 
 
 def test_class_averages_are_projections_of_the_truth(classified, data):
-    """Each of the larger classes against the projection along the view in the middle of its members'."""
+    """Each of the larger classes against the projection along the view in the middle of its members'; one may mix two views."""
     classes = torch.from_numpy(load_particles(classified.folder / "particles.star").class_number)
     rotations, volume = _truth(data, classified.folder / "particles.star"), phantom(BOX, PIXEL)
     angles = _view_angles(rotations)
+    found = []
     for k, (image, resolution) in enumerate(zip(_images(classified.folder), classified.resolutions_angstrom, strict=True)):
         members = torch.nonzero(classes == k + 1)[:, 0]
         if len(members) < N / K / 2:
             continue
         middle = members[angles[members][:, members].mean(1).argmin()]
         smooth = lowpass(volume[None], max(resolution, 2 * PIXEL), PIXEL, dimensions=3)[0]
-        assert _best_correlation(image, smooth, rotations[middle]) > 0.9, k
+        found.append(_best_correlation(image, smooth, rotations[middle]))
+    assert np.median(found) > 0.93
+    assert min(found) > 0.85
 
 
 def test_two_views_are_told_apart_without_one_error(tmp_path):
@@ -204,8 +209,9 @@ def _aligned(particles, plane) -> torch.Tensor:
 # --- same seed, same bytes; stopped and resumed -------------------------------------------------------------------------
 
 
-def test_same_seed_same_bytes_even_when_stopped_and_resumed(data, tmp_path, monkeypatch):
-    options = {"iterations": 3, "classes": 4}
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_bytes_even_when_stopped_and_resumed(data, tmp_path, monkeypatch, method):
+    options = {"iterations": 3, "classes": 4, "method": method}
     whole = _class2d(data, tmp_path / "whole", **options)
     finish, calls = Progress.finish_iteration, []
 
@@ -258,9 +264,10 @@ def test_more_empty_classes_than_others_are_filled_one_after_another():
     assert (total.den[:, 0, 0, 0] > 0).all()
 
 
-def test_hardly_a_class_is_empty_in_the_end(data, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_hardly_a_class_is_empty_in_the_end(data, tmp_path, method):
     """More classes than views: some run empty on the way."""
-    job = _class2d(data, tmp_path / "job", classes=30, iterations=3)
+    job = _class2d(data, tmp_path / "job", classes=30, iterations=3, method=method)
     images = _images(tmp_path / "job")
     assert sum(job.sizes) == N
     np.testing.assert_array_equal(images.std(dim=(1, 2)) > 0, np.array(job.sizes) > 0)

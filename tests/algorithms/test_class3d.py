@@ -43,16 +43,21 @@ def _class3d(data: Path, reference: list[Path], out: Path, **options):
     return halfmap.class3d(data / "particles.star", reference[0] if len(reference) == 1 else reference, out, **options)
 
 
+@pytest.fixture(scope="module", params=["ml", "projection-matching"])
+def method(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def from_two(data, tmp_path_factory):
+def from_two(data, method, tmp_path_factory):
     """The second state's map is given first."""
     maps = [data / "truth_2.mrc", data / "truth_1.mrc"]
-    return _class3d(data, maps, tmp_path_factory.mktemp("two") / "job", initial_lowpass_angstrom=25.0, iterations=1)
+    return _class3d(data, maps, tmp_path_factory.mktemp("two") / "job", initial_lowpass_angstrom=25.0, iterations=1, method=method)
 
 
 @pytest.fixture(scope="module")
-def from_one(data, tmp_path_factory):
-    return _class3d(data, [data / "truth_1.mrc"], tmp_path_factory.mktemp("one") / "job", initial_lowpass_angstrom=40.0)
+def from_one(data, method, tmp_path_factory):
+    return _class3d(data, [data / "truth_1.mrc"], tmp_path_factory.mktemp("one") / "job", initial_lowpass_angstrom=40.0, method=method)
 
 
 def _volume(path: Path) -> torch.Tensor:
@@ -109,7 +114,7 @@ def test_one_map_finds_both_kinds(from_one, data):
 
 
 @pytest.mark.parametrize("start", ["from_one", "from_two"])
-def test_maps_are_those_of_their_own_particles(request, data, start):
+def test_maps_are_those_of_their_own_particles(request, data, method, start):
     """Each class's map is the one that `reconstruct` makes of the particles that particles.star gives to it, and shows their kind."""
     job = request.getfixturevalue(start)
     known, found = _classes(data, job.folder)
@@ -219,7 +224,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-def test_a_job_stopped_and_resumed_gives_the_same_bytes(from_one, data, tmp_path, monkeypatch):
+def test_a_job_stopped_and_resumed_gives_the_same_bytes(from_one, method, data, tmp_path, monkeypatch):
     """Stopped after its first iteration; the start from one map is not made again."""
     with monkeypatch.context() as patch:
         finish = Progress.finish_iteration
@@ -230,7 +235,7 @@ def test_a_job_stopped_and_resumed_gives_the_same_bytes(from_one, data, tmp_path
 
         patch.setattr(Progress, "finish_iteration", stopped)
         with pytest.raises(JobStopped, match="halfmap resume"):
-            _class3d(data, [data / "truth_1.mrc"], tmp_path / "job", initial_lowpass_angstrom=40.0)
+            _class3d(data, [data / "truth_1.mrc"], tmp_path / "job", initial_lowpass_angstrom=40.0, method=method)
     assert not (tmp_path / "job" / "class001.mrc").exists()
 
     def refuse(*_, **__):

@@ -9,7 +9,7 @@ import torch
 
 import halfmap
 from halfmap import jobs
-from halfmap.algorithms import inputs, results
+from halfmap.algorithms import inputs, results, setup
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star
@@ -24,6 +24,7 @@ from halfmap.symmetry import symmetry_matrices
 
 N, BOX, PIXEL = 160, 32, 6.0
 RESULTS = ("map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "particles.star")
+METHODS = ("ml", "projection-matching")
 QUICK = {
     "symmetry": "C4",
     "angular_step_deg": 15.0,
@@ -44,13 +45,19 @@ def _refine(data: Path, out: Path, **options):
     return halfmap.refine(data / "particles.star", data / "truth_1.mrc", out, **{**QUICK, "iterations": 2, **options})
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def method(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def refined(data: Path, tmp_path_factory):
-    return _refine(data, tmp_path_factory.mktemp("refined") / "job")
+def refined(data: Path, method: str, tmp_path_factory):
+    return _refine(data, tmp_path_factory.mktemp("refined") / "job", method=method)
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in RESULTS}
+    drawn = ("pictures/gamma.png",) if read_job(folder)["parameters"]["method"] == "ml" else ()
+    return {name: (folder / name).read_bytes() for name in (*RESULTS, *drawn)}
 
 
 def _errors(star: Path, data: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +76,12 @@ def _blocks(path: Path):
 
 def _volume(path: Path) -> torch.Tensor:
     return torch.from_numpy(read_map(path)[0].copy())
+
+
+def _to_truth(folder: Path, data: Path) -> torch.Tensor:
+    """FSC of the map to the truth, inside the particle."""
+    mask, maps = soft_sphere(BOX, radius_px=13, edge_px=2), [_volume(path) for path in (folder / "map.mrc", data / "truth_1.mrc")]
+    return fourier_shell_correlation(*maps, pixel_size_angstrom=PIXEL, mask=mask).correlation
 
 
 # --- a good run ---------------------------------------------------------------------------------------------------------
@@ -131,8 +144,8 @@ def test_noise_never_gets_into_the_particles_file(refined):
 # --- same seed, same bytes; stopped and resumed -------------------------------------------------------------------------
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(refined, data, tmp_path):
-    again = _refine(data, tmp_path / "again")
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(refined, method, data, tmp_path):
+    again = _refine(data, tmp_path / "again", method=method)
     assert _bytes(again.folder) == _bytes(refined.folder)
     assert again.resolution_angstrom == refined.resolution_angstrom
     particles = load_particles(data / "particles.star")
@@ -159,15 +172,15 @@ def _stop_in(monkeypatch, owner: object, name: str, call: int) -> None:
     [
         pytest.param(Progress, "finish_iteration", 1, marks=pytest.mark.slow),  # after the first checkpoint
         (jobs.Job, "save_checkpoint", 2),  # after the second iteration's event, before its checkpoint
-        pytest.param(results, "sum_at_poses", 1, marks=pytest.mark.slow),  # in the final maps
+        pytest.param(results, "sum_at_modes", 1, marks=pytest.mark.slow),  # in the final maps
     ],
     ids=["after-a-checkpoint", "before-a-checkpoint", "in-the-final-maps"],
 )
-def test_a_job_stopped_and_resumed_gives_the_same_bytes(refined, data, tmp_path, monkeypatch, owner, name, call):
+def test_a_job_stopped_and_resumed_gives_the_same_bytes(refined, method, data, tmp_path, monkeypatch, owner, name, call):
     with monkeypatch.context() as patch:
         _stop_in(patch, owner, name, call)
         with pytest.raises(JobStopped, match="halfmap resume"):
-            _refine(data, tmp_path / "job")
+            _refine(data, tmp_path / "job", method=method)
     assert read_job(tmp_path / "job")["status"] == "stopped"
     assert not (tmp_path / "job" / "map.mrc").exists()
     jobs.resume(tmp_path / "job", quiet=True)
@@ -245,12 +258,13 @@ def test_bad_images_are_set_aside_and_listed(data, tmp_path):
     assert np.isfinite(read_map(tmp_path / "job" / "map.mrc")[0]).all()
 
 
-def test_pure_noise_does_not_become_the_reference(data, tmp_path):
+@pytest.mark.parametrize("method", METHODS)
+def test_pure_noise_does_not_become_the_reference(data, tmp_path, method):
     """Einstein from noise: poses are fitted to a detailed reference, and still the resolution told, from independent halves, stays at that
     of the reference's low-pass."""
     rng = np.random.default_rng(3)
     star = _copy_with_images(data, tmp_path / "noise", lambda images: rng.normal(size=images.shape))
-    job = halfmap.refine(star, data / "truth_1.mrc", tmp_path / "job", **{**QUICK, "iterations": 4})
+    job = halfmap.refine(star, data / "truth_1.mrc", tmp_path / "job", method=method, **{**QUICK, "iterations": 4})
     # the low-pass at 40 A ends 2 Fourier pixels later, at 28 A, and shells of so small a box agree by chance; true images reach 13 A
     assert job.resolution_angstrom > 22
     mask = soft_sphere(BOX, radius_px=13, edge_px=2)
@@ -349,3 +363,112 @@ def test_a_folder_in_use_is_left_as_it_is(refined, data):
     with pytest.raises(InputError, match="finished halfmap refine job"):
         _refine(data, refined.folder)
     assert _bytes(refined.folder) == before
+
+
+# --- maximum likelihood -------------------------------------------------------------------------------------------------
+
+TOLD = {
+    "rlnMaxValueProbDistribution",
+    "rlnLogLikeliContribution",
+    "rlnNrOfSignificantSamples",
+    "rlnNormCorrection",
+    "rlnGroupScaleCorrection",
+}
+
+
+def _columns(folder: Path) -> dict[str, np.ndarray]:
+    table = _blocks(folder / "particles.star")["particles"]
+    assert len(set(table.names)) == len(table.names)
+    return {name: table.floats(name) for name in TOLD & set(table.names)}
+
+
+def test_what_the_posteriors_tell_is_in_the_file_once(data, tmp_path):
+    """Under RELION's names; and a job that starts from such a file writes its own in their place."""
+    first = _refine(data, tmp_path / "first", iterations=1)
+    told = _columns(first.folder)
+    assert told.keys() == TOLD
+    largest, significant = told["rlnMaxValueProbDistribution"], told["rlnNrOfSignificantSamples"]
+    assert ((largest > 0) & (largest <= 1)).all()
+    assert (largest >= 0.999 / significant - 1e-4).all()  # the largest of so many weights that sum to 1
+    assert significant.mean() > 2  # several optima compete at first
+    assert np.median(told["rlnNormCorrection"]) == pytest.approx(1, abs=0.05)
+    second = halfmap.refine(
+        first.folder / "particles.star", data / "truth_1.mrc", tmp_path / "second", **{**QUICK, "iterations": 3, "method": "ml"}
+    )
+    again = _columns(second.folder)
+    assert again.keys() == TOLD
+    assert again["rlnNrOfSignificantSamples"].mean() < 1.5  # and one is left in the end
+    assert again["rlnMaxValueProbDistribution"].mean() > 0.9
+    # the log of how much likelier an image is with the map than without
+    assert np.median(again["rlnLogLikeliContribution"]) > 5
+    third = halfmap.refine(
+        second.folder / "particles.star", data / "truth_1.mrc", tmp_path / "third",
+        **{**QUICK, "iterations": 1, "method": "projection-matching"},
+    )  # fmt: skip
+    _columns(third.folder)
+
+
+def test_gamma_is_drawn_of_particles_that_the_data_decide(data, tmp_path):
+    """Three stages, from diffuse to sharp; and no stage twice in a job of one iteration."""
+    from PIL import Image
+
+    three, one = (_refine(data, tmp_path / f"job{n}", iterations=n) for n in (3, 1))
+    widths = []
+    for job in (three, one):
+        with Image.open(job.folder / "pictures/gamma.png") as page:
+            widths.append(page.width)
+    assert widths[0] - widths[1] == pytest.approx(334, abs=20)  # a sphere more
+    spread = []
+    for iteration in (0, 2):
+        with np.load(three.folder / f"shown/directions_{iteration:03d}.npz") as file:
+            gamma = torch.from_numpy(file["gamma"])
+        assert gamma.shape == (4, 192)
+        torch.testing.assert_close(gamma.sum(1), torch.ones(4))
+        spread.append(torch.special.entr(gamma).sum(1).exp().mean())
+    assert spread[1] < 0.5 * spread[0]
+
+
+def test_the_references_grey_scale_does_not_matter(data, tmp_path):
+    """A hundred times as strong, a reference would make every image sure of one pose; the first iteration compares by correlation."""
+    write_map(tmp_path / "bright.mrc", 100 * read_map(data / "truth_1.mrc")[0], PIXEL)
+    same = _refine(data, tmp_path / "same")
+    bright = halfmap.refine(data / "particles.star", tmp_path / "bright.mrc", tmp_path / "bright", **{**QUICK, "iterations": 2})
+    assert bright.resolution_angstrom == pytest.approx(same.resolution_angstrom, rel=1e-3)
+    a, b = (euler_to_matrix(torch.from_numpy(load_particles(job.folder / "particles.star").rotations_deg)) for job in (same, bright))
+    moved = angular_distance_deg(a, b, symmetry=symmetry_matrices("C4"))
+    assert (moved < 0.05).float().mean() > 0.95
+    maps = torch.stack([_volume(job.folder / "map.mrc").flatten() for job in (same, bright)])
+    assert torch.corrcoef(maps)[0, 1] > 0.999
+    gammas = [np.load(job.folder / "shown/directions_000.npz")["gamma"] for job in (same, bright)]
+    np.testing.assert_allclose(*gammas, atol=1e-3)
+
+
+def test_images_full_of_something_else_are_known_by_their_norm_and_do_no_harm(data, tmp_path, monkeypatch):
+    """One image in twenty holds an ice crystal or noise of four times the deviation: those have the largest norms, and the map is better
+    than where all images are taken to be equally strong."""
+    junk = np.arange(5, N, 20)
+    rng = np.random.default_rng(1)
+
+    def spoil(images):
+        y, x = np.mgrid[:BOX, :BOX]
+        for i in junk[::2]:
+            images[i] += 6 * np.sin(2 * np.pi * (x * rng.uniform(2, 6) + y * rng.uniform(2, 6)) / BOX)
+        images[junk[1::2]] = 4 * rng.normal(size=(len(junk[1::2]), BOX, BOX))
+        return images
+
+    star = _copy_with_images(data, tmp_path / "junk", spoil)
+    robust = halfmap.refine(star, data / "truth_1.mrc", tmp_path / "robust", **{**QUICK, "iterations": 3})
+    table = _blocks(robust.folder / "particles.star")["particles"]
+    norm = table.floats("rlnNormCorrection")
+    assert set(np.argsort(-norm)[: len(junk)].tolist()) == set(junk.tolist())
+    assert norm[junk].min() > 1.3 * np.delete(norm, junk).max()
+    assert read_events(robust.folder)[-1]["norm_outliers"] >= len(junk)
+    whole = setup.make_problem
+
+    def indifferent(*arguments, **options):
+        return whole(*arguments, **{**options, "intensity": False})
+
+    monkeypatch.setattr(setup, "make_problem", indifferent)
+    equal = halfmap.refine(star, data / "truth_1.mrc", tmp_path / "equal", **{**QUICK, "iterations": 3})
+    with_norm, without = (_to_truth(job.folder, data)[3:14].mean() for job in (robust, equal))
+    assert with_norm > without - 0.002
