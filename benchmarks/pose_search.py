@@ -36,7 +36,7 @@ def load(star, *, symmetry: str, diameter_angstrom: float) -> Known:
     with Progress("benchmark", quiet=True) as progress:
         problem = setup.make_problem(
             particles, inputs.divide_into_halves(particles, 1), device=torch.device("cpu"), radius_px=radius_px, symmetry=symmetry,
-            dimensions=3, n_classes=1, independent_halves=True, ctf=True, memory=None, progress=progress,
+            dimensions=3, n_classes=1, matched_to="own", ctf=True, intensity=False, memory=None, progress=progress,
         )  # fmt: skip
     everyone = torch.arange(len(particles))
     noise = initial_noise(particles, everyone, problem.plane, problem.n_groups, problem.images, batch_size=BATCH)

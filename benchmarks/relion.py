@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import Cost, Report, Skip, run
+from common import RUNS, Cost, Report, Skip, run
 
 RECORDED = "RELION 5, recorded on another machine"
 
@@ -37,9 +37,9 @@ CLASS3D_CPU_S, CLASS3D_RAND_INDEX, CLASS3D_ERROR_DEG = 3421, 0.0, 4.8  # ribo_mi
 REAL_RIBOSOME = {"halves": 28.6, "half1": 37.5, "all": 29.6}  # relion_reconstruct of RELION 5: A at 0.143 and at 0.5
 
 
-def version() -> str:
-    """Of the installed relion_reconstruct, for instance 3.1.3; empty if there is none."""
-    program = shutil.which("relion_reconstruct")
+def version(program: str = "relion_reconstruct") -> str:
+    """Of the installed program, for instance 3.1.3; empty if there is none."""
+    program = shutil.which(program)
     if program is None:
         return ""
     text = subprocess.run([program, "--version"], capture_output=True, text=True)
@@ -58,3 +58,22 @@ def reconstruct(report: Report, star: Path, out: Path, *, symmetry: str = "C1", 
     command = ["relion_reconstruct", "--i", star.name, "--o", out, "--ctf", "--sym", symmetry]
     command += ["--subset", str(subset)] if subset else []
     return run(report, command, log=f"relion_{out.stem}", cwd=star.parent)
+
+
+def class2d(report: Report, star: Path, name: str, *, classes: int, iterations: int, diameter: str) -> tuple[Path, Cost]:
+    """`relion_refine` as the recorded 2D classification ran, one thread; the STAR that it wrote last, and what it took.
+
+    Debian's 3.1 has no vectorised path (`--cpu`).
+
+    Raises:
+        Skip: it is not installed.
+    """
+    if not version("relion_refine"):
+        raise Skip("relion_refine is not installed")
+    folder = RUNS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["relion_refine", "--i", star.name, "--o", folder / "run", "--K", f"{classes}", "--iter", f"{iterations}"]
+    command += ["--tau2_fudge", "2", "--ctf", "--particle_diameter", diameter, "--flatten_solvent", "--zero_mask", "--oversampling", "1"]
+    command += ["--psi_step", "12", "--offset_range", "5", "--offset_step", "2", "--norm", "--scale", "--pool", "30", "--j", "1"]
+    cost = run(report, [*command, "--random_seed", "1"], log=name, cwd=star.parent)
+    return folder / f"run_it{iterations:03d}_data.star", cost

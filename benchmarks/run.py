@@ -1,6 +1,6 @@
 """Every figure of docs/benchmarks.md, by one command.
 
-    python benchmarks/run.py             all of them (make benchmarks); about half an hour
+    python benchmarks/run.py             all of them (make benchmarks); about a quarter of an hour
     python benchmarks/run.py trpv1 estep some of them
     python benchmarks/run.py --list      what there is
     python benchmarks/run.py --table     only write docs/benchmarks.md again from benchmarks/results
@@ -14,27 +14,42 @@ import os
 import sys
 import traceback
 
+import accuracy
 import classes2d
 import classes3d
 import estep
+import gallery
 import others
+import purity
 import real_data
 import refine_simulated
+import relion_beside
+import scaling
+import stages
 from common import Skip, keep
 from table import write_docs
 
 ALL = {
     function.__name__: function
     for function in (
-        real_data.real_ribosome,
-        real_data.trpv1_real,
         refine_simulated.trpv1,
         refine_simulated.ribo,
-        refine_simulated.reconstruct,
         classes2d.ribo_mix_2d,
+        classes2d.ribo_mix_2d_template,
+        relion_beside.relion_beside,
+        purity.mixture_purity_2d,
         classes2d.mixture_2d,
         classes3d.ribo_mix_3d,
+        classes3d.phantom_mix_3d,
+        scaling.yardstick,
+        scaling.cost_growth,
+        stages.stages,
         estep.estep,
+        accuracy.accuracy,
+        gallery.gallery,
+        refine_simulated.reconstruct,
+        real_data.real_ribosome,
+        real_data.trpv1_real,
         others.restore_methods,
         others.star_readers,
     )
@@ -51,7 +66,7 @@ def main() -> int:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ALL)}")
     if options.list:
         for name, function in ALL.items():
-            print(f"{name:18}{' '.join(function.__doc__.split())}")
+            print(f"{name:22}{' '.join(function.__doc__.split())}")
         return 0
     failed = []
     for name in [] if options.table else options.names or ALL:

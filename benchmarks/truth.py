@@ -224,6 +224,15 @@ def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
     return (both - expected) / (largest - expected) if largest != expected else 1.0
 
 
+def purity(classes: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the items that carry the label which most items of their class carry."""
+    of_class = np.unique(classes, return_inverse=True)[1]
+    of_label = np.unique(labels, return_inverse=True)[1]
+    table = np.zeros((of_class.max() + 1, of_label.max() + 1), int)
+    np.add.at(table, (of_class, of_label), 1)
+    return float(table.max(1).sum() / len(labels))
+
+
 def view_spread_deg(rotations: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Angle between each particle's true viewing direction (third row of A) and its class's main view, degrees, (n,).
 

@@ -131,5 +131,43 @@ def test_every_benchmark_is_listed(capsys, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "--list"])
     assert run.main() == 0
     listed = capsys.readouterr().out
-    for name in ("trpv1", "ribo", "ribo_mix_2d", "real_ribosome", "trpv1_real", "mixture_2d", "estep", "restore_methods", "star_readers"):
-        assert f"\n{name} " in f"\n{listed}"
+    names = [line.split()[0] for line in listed.strip().splitlines()]
+    assert names == list(run.ALL)
+    assert {"trpv1", "ribo_mix_2d", "ribo_mix_3d", "yardstick", "stages", "accuracy", "gallery", "real_ribosome"} <= set(names)
+
+
+def test_purity_of_classes() -> None:
+    labels = np.repeat([5, 9], 50)
+    assert truth.purity(labels * 10, labels) == 1
+    assert truth.purity(np.zeros(100, int), labels) == 0.5
+    classes = np.concatenate([np.repeat([1, 2], [40, 10]), np.repeat([1, 2], [20, 30])])  # majorities 40 of 60 and 30 of 40
+    assert truth.purity(classes, labels) == pytest.approx(0.7)
+
+
+def test_marginal_cost_leaves_out_what_two_jobs_share() -> None:
+    import iterations
+    from common import Cost
+
+    def job(n: int, done: int) -> tuple[Cost, int, int]:
+        return Cost(0.0, 4.0 + 0.002 * n * done, 1.0, 0), n, done
+
+    assert iterations.marginal_ms(job(3000, 15), job(1000, 15)) == pytest.approx(2.0)
+    assert iterations.marginal_ms(job(3000, 9), job(1000, 12)) == pytest.approx(2.0)
+
+
+def test_lectures_formula_and_its_slopes() -> None:
+    import scaling
+
+    images, n, t = 100_000, 128, 11
+    assert scaling.lecture(n, images, t) == pytest.approx(np.pi**3 / 8 * t**2 * n**5 * images, rel=1e-3)  # the other terms are small
+    assert scaling.exponent([32.0, 64.0, 128.0], [scaling.lecture(x, 100) for x in (32, 64, 128)]) == pytest.approx(5, abs=0.01)
+
+
+def test_a_map_cut_in_fourier_space_keeps_its_values() -> None:
+    """A smooth blob sampled half as finely: every other value, the middle in the middle."""
+    import datasets
+
+    axis = np.arange(32) - 16
+    blob = np.exp(-(((axis[:, None, None] - 2) ** 2 + axis[:, None] ** 2 + axis**2) / 18))
+    small = datasets.fourier_cut(blob, 16)
+    assert small == pytest.approx(blob[::2, ::2, ::2], abs=2e-3)

@@ -1,0 +1,119 @@
+"""A job's iterations in this process, one at a time, so that CPU seconds of a single one can be told: `engine.loop.iterate` on the state
+that the job would have. One thread, so that seconds of a stage are CPU seconds on a quiet machine; the CPU seconds of the whole are the
+process's own and do not mind other work."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from common import job_folder
+from halfmap.algorithms import schedule, setup
+from halfmap.algorithms.methods import make_method
+from halfmap.algorithms.settings import Settings
+from halfmap.algorithms.volumes import VolumeOptions, first_state, open_volumes
+from halfmap.engine.loop import Method, Problem, iterate
+from halfmap.engine.state import State
+from halfmap.jobs import Job
+from halfmap.progress import Progress
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A maximum-likelihood job on volumes before its first iteration."""
+
+    problem: Problem
+    settings: Settings
+    method: Method
+    state: State
+
+    def subset(self, images: int) -> Problem:
+        """The problem on the first so many images; the others sit aside."""
+        half = self.problem.half.clone()
+        half[images:] = -1
+        return replace(self.problem, half=half)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One iteration: the state before and after, CPU seconds of the process, wall seconds by stage, whether it looked everywhere."""
+
+    before: State
+    after: State
+    cpu_s: float
+    stages: dict[str, float]
+    everywhere: bool
+
+
+def open_job(
+    star: Path, maps: Sequence[Path], *, diameter_angstrom: float, lowpass_angstrom: float, symmetry: str = "C1", step_deg: float = 7.5,
+    threads: int = 1,
+) -> Opened:  # fmt: skip
+    """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to the first iteration."""
+    options = VolumeOptions(
+        method="ml", symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=lowpass_angstrom, mask=None,
+        iterations=None, angular_step_deg=step_deg, shift_range_px=5.0, shift_step_px=1.0, local=False, local_range_deg=None,
+        wiener_constant=None, tau_fudge=None, ctf=True, data_dir=None, seed=1, memory=None,
+    )  # fmt: skip
+    device = setup.use_device("cpu", threads)
+    job = Job.create("refine", {}, job_folder("inside"), seed=1, overwrite=True)
+    with job, Progress("benchmark", quiet=True) as progress:
+        matched = "own" if len(maps) == 1 else "other"
+        opened = open_volumes(star, maps, options, job, progress, classes=len(maps), matched_to=matched, device=device)
+    problem, settings = opened.problem, opened.settings
+    references = opened.start[None].repeat(2, 1, 1, 1, 1)
+    method = make_method("ml", problem, settings)
+    return Opened(problem, settings, method, method.start(first_state(problem, references, lowpass_angstrom)))
+
+
+def looks_everywhere(settings: Settings, state: State) -> bool:
+    """Whether the next iteration searches all orientations (`schedule.prepare`)."""
+    return not (schedule.is_settled(settings, state) and (state.iteration + 1) % schedule.GLOBAL_CHECK_EVERY)
+
+
+def step(opened: Opened, state: State, *, images: int | None = None) -> Measured:
+    """One iteration from `state`, on all images or on the first so many."""
+    problem = opened.problem if images is None else opened.subset(images)
+    method = make_method("ml", problem, opened.settings)
+    cpu_s, (after, stages) = cpu_seconds(lambda: iterate(problem, method, state))
+    return Measured(state, after, cpu_s, stages, looks_everywhere(opened.settings, state))
+
+
+def cpu_seconds(function: Callable[[], Result]) -> tuple[float, Result]:
+    """CPU seconds of this process, all threads, and the result."""
+    started = time.process_time()
+    result = function()
+    return time.process_time() - started, result
+
+
+def settled(state: State) -> State:
+    """The state as if the last iteration had moved nothing: the next one refines poses where they are."""
+    iteration = 2 * schedule.GLOBAL_CHECK_EVERY  # not one of those that look everywhere now and then
+    still = {**state.history[-1], "angular_change_deg": 0.0, "shift_change_angstrom": 0.0}
+    return replace(state, iteration=iteration, history=(*state.history, still))
+
+
+def searching(settings: Settings, state: State) -> State:
+    """The state as if the last iteration had moved most poses by a grid step: the next one looks everywhere, as far as it would have."""
+    moved = {**state.history[-1], "angular_change_deg": settings.search.angular_step_deg}
+    return replace(state, iteration=2, history=(*state.history, moved))
+
+
+def on_true_maps(state: State, maps: torch.Tensor, radius: int) -> State:
+    """The state with the true maps (K, N, N, N) as references, scored to `radius`, each set on the grey scale that the first iteration's
+    maps have: the scale s of the least squares |r - s a|."""
+    low = maps[0]
+    scale = float((state.references.mean((0, 1)) * low).sum() / (low * low).sum())
+    references = (scale * maps).expand(state.references.shape[0], *maps.shape).clone()
+    return replace(state, references=references, radius=radius)
+
+
+def shells_of(box: int, pixel_size_angstrom: float, resolution_angstrom: float) -> int:
+    """Shells up to a resolution, not beyond the last that is used."""
+    return min(box // 2 - 1, math.floor(box * pixel_size_angstrom / resolution_angstrom))
