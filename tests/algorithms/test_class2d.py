@@ -246,9 +246,11 @@ def _numbered_halves(filled: list[bool]) -> list[Sums]:
 def test_an_empty_class_takes_one_half_of_a_large_one_which_keeps_the_other():
     halves = _numbered_halves([True, False, True, False])
     ssnr = torch.arange(4.0)[:, None].expand(4, 2)
-    total, given = reseed_empty(halves, ssnr, torch.tensor([20, 1, 30, 0]))
-    assert total.den[:, 0, 0, 0].tolist() == [11.0, 32.0, 31.0, 12.0]  # the largest helps the first that is empty
+    given_halves, given = reseed_empty(halves, ssnr, torch.tensor([20, 1, 30, 0]))
+    total = given_halves[0] + given_halves[1]
+    assert total.den[:, 0, 0, 0].tolist() == [12.0, 31.0, 32.0, 11.0]  # the largest helps the first that is empty
     assert torch.equal(total.num.real, total.den)
+    assert halves[0].den[:, 0, 0, 0].tolist() == [11.0, 0.0, 31.0, 0.0]  # the arguments are left alone
     assert given[:, 0].tolist() == [0.0, 2.0, 2.0, 0.0]
     assert ssnr[:, 0].tolist() == [0.0, 1.0, 2.0, 3.0]  # the argument is left alone
 
@@ -256,12 +258,12 @@ def test_an_empty_class_takes_one_half_of_a_large_one_which_keeps_the_other():
 def test_more_empty_classes_than_others_are_filled_one_after_another():
     """One class holds every image: it is halved, and what is still empty waits for the next iteration; nothing is lost."""
     halves = _numbered_halves([False, True, False, False])
-    total, _ = reseed_empty(halves, torch.rand(4, 2), torch.tensor([0, 40, 0, 0]))
-    assert total.den[:, 0, 0, 0].tolist() == [22.0, 21.0, 0.0, 0.0]
+    halves, _ = reseed_empty(halves, torch.rand(4, 2), torch.tensor([0, 40, 0, 0]))
+    total = halves[0] + halves[1]
+    assert total.den[:, 0, 0, 0].tolist() == [21.0, 22.0, 0.0, 0.0]
     assert torch.equal(total.num.real, total.den)
-    halves = [Sums(total.num / 2, total.den / 2, 4, 1, 2)] * 2
-    total, _ = reseed_empty(halves, torch.rand(4, 2), torch.tensor([18, 22, 0, 0]))
-    assert (total.den[:, 0, 0, 0] > 0).all()
+    halves, _ = reseed_empty(halves, torch.rand(4, 2), torch.tensor([18, 22, 0, 0]))
+    assert ((halves[0] + halves[1]).den[:, 0, 0, 0] > 0).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

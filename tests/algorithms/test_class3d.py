@@ -167,7 +167,7 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
     half = torch.arange(N) % 2
     half[:10] = -1  # set aside
     images = ImageSettings(10.0, True, False, torch.device("cpu"))
-    problem = Problem(truth, images, half, False, symmetry_matrices("C4").float(), 3, 1, 64)
+    problem = Problem(truth, images, half, "other", symmetry_matrices("C4").float(), 3, 1, 64)
     mask = soft_sphere(BOX, radius_px=10, edge_px=2)
     settings = Settings(SearchSettings(problem.symmetry, 10.0), 0.5, mask)
     mean = (_volume(data / "truth_1.mrc") + _volume(data / "truth_2.mrc")) / 2

@@ -33,14 +33,14 @@ _TILE = 128  # pixels of a class image that is kept
 
 
 def chosen_particles(problem: Problem) -> Int[Tensor, " n"]:
-    """Evenly spaced rows of the first half of the data, which one set of references is made from."""
+    """Evenly spaced rows of the first half of the data, which meets one set of references."""
     rows = torch.nonzero(problem.half == 0)[:, 0]
     places = (torch.arange(PARTICLES) * 2 + 1) * len(rows) // (2 * PARTICLES)
     return rows[places.unique()]
 
 
 def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float[Tensor, "n D"]:
-    """Gamma over viewing directions of the chosen particles, given the references of the first half: `direction_posterior` on the shells
+    """Gamma over viewing directions of the chosen particles, given the references that they meet next: `direction_posterior` on the shells
     that a grid of its step resolves, with flat priors, over the shifts of the search around each particle's present one.
 
     The starting references may be on any grey scale: they are brought onto the images' by the scale that fits the chosen particles best,
@@ -54,7 +54,8 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
     norm = None if state.norm is None else state.norm[index]
     scale = None if state.scale is None else state.scale[problem.scale_group[index]]
     terms = load_batch(problem.particles, index, plane, state.noise_variance, centre, problem.images, norm=norm, scale=scale).scored
-    references = prepare_references(state.references[0], radius)
+    met = 1 if problem.matched_to == "other" else 0  # the references that the first half meets
+    references = prepare_references(state.references[met], radius)
     reach = settings.search.shift_range_px
     step = max(settings.search.shift_step_px, min(box / (4 * radius), max(reach, 1e-3)))  # a quarter period of the outermost shell
     if state.iteration == 0:
@@ -123,7 +124,7 @@ def _stage(iteration: int, resolution_angstrom: float) -> str:
 def keep_classes(job: Job, state: State) -> None:
     """Class images as they are, no larger than a picture's tile, after some iterations."""
     if state.iteration in CLASSES_SHOWN_AFTER:
-        np.savez(job.path(f"shown/classes_{state.iteration:03d}.npz"), images=_small(state.references[0]))
+        np.savez(job.path(f"shown/classes_{state.iteration:03d}.npz"), images=_small(state.references.mean(0)))
 
 
 def draw_class_history(job: Job, state: State, sizes: Int[Tensor, " K"]) -> None:
@@ -134,7 +135,7 @@ def draw_class_history(job: Job, state: State, sizes: Int[Tensor, " K"]) -> None
         if n < state.iteration and path.exists():
             with np.load(path) as file:
                 history[n] = file["images"]
-    history[state.iteration] = _small(state.references[0])
+    history[state.iteration] = _small(state.references.mean(0))
     save_class_history(job.path("pictures/class_history.png"), history, sizes=sizes.numpy())
 
 
