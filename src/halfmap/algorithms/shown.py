@@ -27,7 +27,7 @@ from halfmap.so3 import grid_step_deg, orientation_grid
 DIRECTIONS_SHOWN_AFTER = (0, 2, 4, 8, 16)  # iterations: the first, and one of them for the middle; the last is at hand in the end
 CLASSES_SHOWN_AFTER = (0, 1, 2, 4, 6)
 PARTICLES = 4
-FINE_FROM = 10_000  # images and mates: a job on fewer would spend more than a hundredth of its time on 768 directions, and shows 192
+FINE_FROM = 25_000  # images and mates: a job on fewer would spend more than a hundredth of its time on 768 directions, and shows 192
 _SCALE_ORDER = 1  # of the grid on which the grey scale is found, 30 degrees
 _TILE = 128  # pixels of a class image that is kept
 
