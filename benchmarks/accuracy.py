@@ -1,5 +1,7 @@
 """How well angles are known: the error of the poses found against signal-to-noise ratio and resolution, and what the job says of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -27,11 +29,13 @@ def accuracy() -> Report:
         folder = phantom_particles(f"accuracy_{snr:g}", n=IMAGES, box=BOX, snr=snr, seed=81)
         opened = open_job(folder / "particles.star", [phantom_map(BOX)], diameter_angstrom=170, lowpass_angstrom=20)
         first = step(opened, opened.state).after
+        again = step(opened, on_true_maps(opened, first, true_map[None], opened.problem.plane.radius)).after
+        first = replace(first, noise_variance=again.noise_variance, norm=again.norm)  # the noise, but none of the poses
         true = torch.from_numpy(truth.read_poses(folder / "truth.star").rotations)
         errors, told = [], []
         for resolution in RESOLUTIONS:
             reference = lowpass(true_map, resolution, PIXEL, dimensions=3)[None]
-            found = step(opened, on_true_maps(first, reference, shells_of(BOX, PIXEL, resolution))).after.poses
+            found = step(opened, on_true_maps(opened, first, reference, shells_of(BOX, PIXEL, resolution))).after.poses
             errors.append(float(np.median(truth.angle_of((found.rotations.double() @ true.mT).numpy()))))
             told.append(MEDIAN_OF_RMS * float(found.accuracy[:, 0].nanmedian()))
         known = np.isfinite(told)

@@ -18,7 +18,7 @@ def gallery() -> Report:
     star = first_images(simulated("ribo_mix") / "particles.star", IMAGES)
     command = [HALFMAP, "class2d", "--particles", star, "--classes", "10", "--iterations", "25", "--diameter", "270"]
     run(report, [*command, "--threads", f"{THREADS}", "--out", classes, "--overwrite", "--quiet"], log=classes.name)
-    for folder, picture in ((refined, "gamma"), (classes, "class_history"), (classes, "gamma")):
+    for folder, picture in ((refined, "gamma"), (classes, "class_history")):
         path = folder / "pictures" / f"{picture}.png"
         drawn = path.exists()
         report.add(f"{folder.name}: {picture}", "below" if drawn else "not drawn")

@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from common import job_folder
-from halfmap.algorithms import schedule, setup
+from halfmap.algorithms import inputs, schedule, setup
 from halfmap.algorithms.methods import make_method
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.volumes import VolumeOptions, first_state, open_volumes
+from halfmap.engine.images import load_batch
 from halfmap.engine.loop import Method, Problem, iterate
-from halfmap.engine.state import State
+from halfmap.engine.state import Poses, State
+from halfmap.fourier import shift_phases
 from halfmap.jobs import Job
+from halfmap.likelihood import squared_modulus
+from halfmap.particles import load_particles
 from halfmap.progress import Progress
+from halfmap.projection import prepare_references, project
 
 Result = TypeVar("Result")
 
@@ -32,6 +39,7 @@ class Opened:
     settings: Settings
     method: Method
     state: State
+    true_poses: Poses
 
     def subset(self, images: int) -> Problem:
         """The problem on the first so many images; the others sit aside."""
@@ -55,7 +63,8 @@ def open_job(
     star: Path, maps: Sequence[Path], *, diameter_angstrom: float, lowpass_angstrom: float, symmetry: str = "C1", step_deg: float = 7.5,
     threads: int = 1,
 ) -> Opened:  # fmt: skip
-    """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to the first iteration."""
+    """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to the first iteration; `truth.star` lies
+    beside the STAR, whose rows are its first."""
     options = VolumeOptions(
         method="ml", symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=lowpass_angstrom, mask=None,
         iterations=None, angular_step_deg=step_deg, shift_range_px=5.0, shift_step_px=1.0, local=False, local_range_deg=None,
@@ -69,7 +78,8 @@ def open_job(
     problem, settings = opened.problem, opened.settings
     references = opened.start[None].repeat(2, 1, 1, 1, 1)
     method = make_method("ml", problem, settings)
-    return Opened(problem, settings, method, method.start(first_state(problem, references, lowpass_angstrom)))
+    true_poses = inputs.poses_of(load_particles(star.with_name("truth.star"))).take(torch.arange(len(problem.particles)))
+    return Opened(problem, settings, method, method.start(first_state(problem, references, lowpass_angstrom)), true_poses)
 
 
 def looks_everywhere(settings: Settings, state: State) -> bool:
@@ -105,13 +115,20 @@ def searching(settings: Settings, state: State) -> State:
     return replace(state, iteration=2, history=(*state.history, moved))
 
 
-def on_true_maps(state: State, maps: torch.Tensor, radius: int) -> State:
-    """The state with the true maps (K, N, N, N) as references, scored to `radius`, each set on the grey scale that the first iteration's
-    maps have: the scale s of the least squares |r - s a|."""
-    low = maps[0]
-    scale = float((state.references.mean((0, 1)) * low).sum() / (low * low).sum())
-    references = (scale * maps).expand(state.references.shape[0], *maps.shape).clone()
+def on_true_maps(opened: Opened, state: State, maps: Float[Tensor, "K N N N"], radius: int) -> State:
+    """The state with the true maps as references, on the images' grey scale, scored to `radius`."""
+    references = (grey_scale(opened, state, maps[0]) * maps).repeat(2, 1, 1, 1, 1)
     return replace(state, references=references, radius=radius)
+
+
+def grey_scale(opened: Opened, state: State, true_map: Float[Tensor, "N N N"]) -> float:
+    """The scale s at which the images fit the map best at their true poses, `sum Re(conj(C X) R) / sum C^2 |R|^2` weighed by the noise."""
+    problem, rows = opened.problem, torch.arange(min(200, len(opened.true_poses)))
+    poses, plane = opened.true_poses.take(rows), problem.plane
+    terms = load_batch(problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images).scored
+    slices = project(prepare_references(true_map[None], plane.radius), poses.rotations, plane)
+    data, weight = terms.data * shift_phases(poses.shift_px, plane), plane.hermitian_weight
+    return float((weight * (data.conj() * slices).real).sum() / (weight * terms.power * squared_modulus(slices)).sum())
 
 
 def shells_of(box: int, pixel_size_angstrom: float, resolution_angstrom: float) -> int:

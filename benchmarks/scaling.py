@@ -95,7 +95,7 @@ def nyquist_costs(opened: Opened, state: State) -> dict[bool, float]:
     """Marginal CPU seconds per image of an iteration everywhere (True) and around known poses (False), scored to the last shell against the
     true map on the images' scale, as 100,000 images would have it; poses are those found at Nyquist before."""
     true_map = torch.from_numpy(truth.read_volume(phantom_map(YARDSTICK_BOX))[0])[None]
-    state = on_true_maps(state, true_map, opened.problem.plane.radius)
+    state = on_true_maps(opened, state, true_map, opened.problem.plane.radius)
     state = replace(state, poses=step(opened, settled(state)).after.poses)
     costs = {}
     for everywhere, before in ((True, searching(opened.settings, state)), (False, settled(state))):
@@ -148,8 +148,8 @@ def cost(box: int, images: int | None = None, *, classes: int = 1, step_deg: flo
     first = step(opened, opened.state, images=images).after  # brings the references to the images' grey scale
     maps = torch.stack([torch.from_numpy(truth.read_volume(path)[0]) for path in paths])
     radius = opened.problem.plane.radius
-    everywhere = step(opened, on_true_maps(first, maps, radius), images=images)
-    near = step(opened, settled(on_true_maps(everywhere.after, maps, radius)), images=images)
+    everywhere = step(opened, on_true_maps(opened, first, maps, radius), images=images)
+    near = step(opened, settled(on_true_maps(opened, everywhere.after, maps, radius)), images=images)
     assert (everywhere.everywhere, near.everywhere) == (True, False)
     print(f"    n {box}, N {images}, K {classes}, step {step_deg:g}: {everywhere.cpu_s:.2f} and {near.cpu_s:.2f} CPU s", flush=True)
     return everywhere.cpu_s, near.cpu_s

@@ -52,11 +52,11 @@ def stages() -> Report:
         volume, pixel = truth.read_volume(path)
         true_map = lowpass(torch.from_numpy(volume), resolution, pixel, dimensions=3)[None]
         radius = shells_of(len(volume), pixel, resolution)
-        state = on_true_maps(step(opened, opened.state).after, true_map, radius)
+        state = on_true_maps(opened, step(opened, opened.state).after, true_map, radius)
         state = step(opened, state).after  # poses near their places, kernels compiled
         for title, before in (("everywhere", searching(opened.settings, state)), ("around known poses", settled(state))):
             with counting() as meter:
-                measured = step(opened, on_true_maps(before, true_map, radius))
+                measured = step(opened, on_true_maps(opened, before, true_map, radius))
             lines += told(report, peak, f"{name} to {resolution:g} A, {title}", measured.stages, meter)
     report.numbers["printed"] = "\n".join(lines)
     return report
