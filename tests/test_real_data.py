@@ -53,7 +53,7 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
     with Progress("test", quiet=True) as progress:
         problem = setup.make_problem(
             data, half, device=torch.device("cpu"), radius_px=85 / data.pixel_size_angstrom, symmetry="C4", dimensions=3, n_classes=1,
-            independent_halves=True, ctf=True, memory=None, progress=progress,
+            matched_to="own", ctf=True, intensity=False, memory=None, progress=progress,
         )  # fmt: skip
     rows, centre = torch.arange(len(data)), torch.zeros(len(data), 2)
     noise = initial_noise(data, rows, problem.plane, problem.n_groups, problem.images, batch_size=len(data))

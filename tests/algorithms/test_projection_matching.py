@@ -125,7 +125,7 @@ def test_references_lie_inside_the_mask_and_each_half_has_its_own(problem, volum
 
 
 def test_joined_halves_make_one_reference_from_all_images(problem, volume):
-    joined = replace(problem, independent_halves=False)
+    joined = replace(problem, matched_to="shared")
     halves = [_half_sums(volume, 2 * volume.std().item(), seed) for seed in (1, 2)]
     kept = [h.num.clone() for h in halves]
     together = wiener(joined, _settings(), _state(), _poses(), halves)

@@ -102,11 +102,11 @@ def class2d(
         data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
         radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
         setup.check_classes(classes, len(data))
-        setup.batch_size(data.box, dimensions=2, n_classes=classes, independent_halves=False, memory=memory, device=where)
+        setup.batch_size(data.box, dimensions=2, n_classes=classes, memory=memory, device=where)
         half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
         setup.check_classes(classes, int((half >= 0).sum()))
         problem = setup.make_problem(
-            data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, independent_halves=False,
+            data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, matched_to="shared",
             ctf=ctf, intensity=method == ML, memory=memory, progress=progress,
         )  # fmt: skip
         search = SearchSettings(
@@ -115,12 +115,12 @@ def class2d(
         )  # fmt: skip
         circle = inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
         settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
-        settings = regularised(settings, method, "class2d", tau_fudge)
+        settings = regularised(settings, method, tau_fudge)
 
         def show(state: State) -> None:
             keep_classes(job, state)
             if state.iteration == 0:
-                save_class_gallery(job.path("pictures/classes_start.png"), state.references[0].cpu(), [""] * classes)
+                save_class_gallery(job.path("pictures/classes_start.png"), state.references.mean(0).cpu(), [""] * classes)
             else:
                 _gallery(job, problem, state)
 
@@ -156,13 +156,13 @@ def _by_size(problem: Problem, state: State) -> tuple[Int[Tensor, " K"], tuple[i
 def _gallery(job: Job, problem: Problem, state: State) -> None:
     order, sizes, resolutions = _by_size(problem, state)
     titles = [f"{n} images\n{r:.1f} A" for n, r in zip(sizes, resolutions, strict=True)]
-    save_class_gallery(job.path("pictures/classes.png"), state.references[0][order.to(state.references.device)].cpu(), titles)
+    save_class_gallery(job.path("pictures/classes.png"), state.references.mean(0)[order.to(state.references.device)].cpu(), titles)
 
 
 def _write_classes(job: Job, problem: Problem, settings: Settings, state: State) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """`classes.mrcs`, `classes.star` and `particles.star` with class 1 the largest, and the pictures."""
     order, sizes, resolutions = _by_size(problem, state)
-    images: Float[Tensor, "K N N"] = state.references[0].cpu()[order]
+    images: Float[Tensor, "K N N"] = state.references.mean(0).cpu()[order]
     images[torch.tensor(sizes) == 0] = 0  # reseeded after the last search: no particle is in it
     write_stack(job.path("classes.mrcs"), images.numpy(), problem.particles.pixel_size_angstrom)
     table: dict[str, Any] = {

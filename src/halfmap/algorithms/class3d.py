@@ -28,7 +28,6 @@ from halfmap.jobs import Job
 from halfmap.progress import Progress
 
 ITERATIONS = 25
-RESOLUTION_AT = 0.5  # the halves of a class share their reference
 
 
 def class3d(
@@ -89,18 +88,16 @@ def class3d(
         Job.create("class3d", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
         Progress("class3d", iterations=limit, quiet=quiet) as progress,
     ):
-        opened = open_volumes(
-            particles, maps, options, job, progress, classes=classes, independent_halves=False, threshold=RESOLUTION_AT, device=where
-        )
+        opened = open_volumes(particles, maps, options, job, progress, classes=classes, matched_to="other", device=where)
         problem, settings = opened.problem, opened.settings
         chosen = make_method(method, problem, settings)
 
         def first() -> State:
             if len(maps) == classes:
-                return first_state(problem, opened.start[None], options.lowpass_angstrom)
+                return first_state(problem, opened.start[None].repeat(2, 1, 1, 1, 1), options.lowpass_angstrom)
             progress.note(f"poses against the one reference first; then {classes} classes along the particles' principal differences")
             one = replace(problem, n_classes=1)
-            state = first_state(one, opened.start[None], options.lowpass_angstrom)
+            state = first_state(one, opened.start[None].repeat(2, 1, 1, 1, 1), options.lowpass_angstrom)
             return split_start(problem, one, make_method(method, one, settings), settings, state, seed, progress)
 
         state = run_iterations(

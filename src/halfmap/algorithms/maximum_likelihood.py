@@ -30,7 +30,6 @@ from halfmap.engine.state import State, as_candidates
 from halfmap.likelihood import correlation_score, log_likelihood_score
 from halfmap.projection import FourierReferences
 
-TAU_FUDGE = {"refine": 1.0, "class3d": 4.0, "class2d": 2.0}  # RELION's defaults
 JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
 
 

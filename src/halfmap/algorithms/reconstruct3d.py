@@ -59,14 +59,14 @@ def reconstruct(
                 f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct from; find them with halfmap refine"
             )
         radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
-        setup.batch_size(data.box, dimensions=3, n_classes=1, independent_halves=True, memory=memory, device=where)
+        setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
         solvent = inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         alone = len(data) > 1 and set(data.half_set.tolist()) in ({1}, {2})
         if alone:  # one half of a refined data set by itself
             progress.note(f"{particles}: column _rlnRandomSubset is {data.half_set[0]} in every row; the halves are drawn at random")
         half, _ = inputs.find_bad_images(data, inputs.divide_into_halves(data, seed, anew=alone), progress)
         problem = setup.make_problem(
-            data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, independent_halves=True,
+            data, half, device=where, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=1, matched_to="own",
             ctf=ctf, intensity=False, memory=memory, progress=progress,
         )  # fmt: skip
         settings = Settings(SearchSettings(problem.symmetry, radius_px), 0.143, solvent, wiener_constant=wiener_constant)

@@ -81,9 +81,7 @@ def refine(
         Job.create("refine", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
         Progress("refine", iterations=limit, quiet=quiet) as progress,
     ):
-        opened = open_volumes(
-            particles, [reference], options, job, progress, classes=1, independent_halves=True, threshold=0.143, device=where
-        )
+        opened = open_volumes(particles, [reference], options, job, progress, classes=1, matched_to="own", device=where)
         problem, settings = opened.problem, opened.settings
         chosen = make_method(method, problem, settings)
         both_halves = opened.start.expand(2, *opened.start.shape[1:])[:, None]

@@ -10,6 +10,7 @@ from halfmap.engine.search import prepare_search, search_globally
 from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
 from halfmap.projection import FourierReferences
 
+SETTLED_CLASSES = 0.01  # share of images that may still change class
 GLOBAL_CHECK_EVERY = 4  # once poses have settled, every so many iterations all orientations are looked at again
 
 
@@ -58,11 +59,13 @@ def is_settled(settings: Settings, state: State) -> bool:
 
 
 def finished(settings: Settings, state: State) -> bool:
-    """No shell gained in the last two iterations, and poses have stopped moving, or move no less than before."""
+    """No shell gained in the last two iterations, classes are kept, and poses have stopped moving, or move no less than before."""
     if len(state.history) < 4:
         return False
     shells = [1 / record["resolution_angstrom"] for record in state.history]
     if max(shells[-2:]) > 1.005 * max(shells[:-2]):
+        return False
+    if state.history[-1]["class_changes"] > SETTLED_CLASSES:
         return False
     moved = [record["angular_change_deg"] for record in state.history[-2:]]
     return moved[1] > 0.7 * moved[0] or moved[1] < 0.02 * settings.search.angular_step_deg

@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Literal
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def make_problem(
     symmetry: str,
     dimensions: int,
     n_classes: int,
-    independent_halves: bool,
+    matched_to: Literal["own", "other", "shared"],
     ctf: bool,
     intensity: bool,
     memory: int | None,
@@ -59,16 +60,14 @@ def make_problem(
     for note in particles.notes:
         progress.note(note)
     matrices = symmetry_matrices(symmetry).float().to(device)
-    fixed, per_image = memory_needed(particles.box, dimensions, n_classes, independent_halves=independent_halves)
-    batch = batch_size(
-        particles.box, dimensions=dimensions, n_classes=n_classes, independent_halves=independent_halves, memory=memory, device=device
-    )
+    fixed, per_image = memory_needed(particles.box, dimensions, n_classes)
+    batch = batch_size(particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
     progress.note(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} A) on {device}; "
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
     settings = ImageSettings(radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device)
-    return Problem(particles, settings, half, independent_halves, matrices, dimensions, n_classes, batch, intensity)
+    return Problem(particles, settings, half, matched_to, matrices, dimensions, n_classes, batch, intensity)
 
 
 def needs_normalising(particles: Particles, half: Int[Tensor, " N"], radius_px: float, progress: Progress) -> bool:
@@ -88,23 +87,23 @@ def needs_normalising(particles: Particles, half: Int[Tensor, " N"], radius_px: 
     return True
 
 
-def memory_needed(box: int, dimensions: int, n_classes: int, *, independent_halves: bool) -> tuple[int, int]:
+def memory_needed(box: int, dimensions: int, n_classes: int) -> tuple[int, int]:
     """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in the making, search tables."""
     grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
     sums = 2 * n_classes * grid * 12 * 2  # num and den of both halves, and as much again for their total and quotient
     references = n_classes * grid * 8
     transforms = 4 * (PADDING * box) ** dimensions * 8
-    density = 4 * n_classes * (2 if independent_halves else 1) * box**dimensions * 4
+    density = 8 * n_classes * box**dimensions * 4
     return sums + references + transforms + density + (2 << 30) // (1 if dimensions == 3 else 8), 200 * box * box
 
 
-def batch_size(box: int, *, dimensions: int, n_classes: int, independent_halves: bool, memory: int | None, device: torch.device) -> int:
+def batch_size(box: int, *, dimensions: int, n_classes: int, memory: int | None, device: torch.device) -> int:
     """Images per batch that `memory` (bytes; half of the machine's if None) allows. Needs no image: ask before they are read.
 
     Raises:
         InputError: not even one image fits.
     """
-    fixed, per_image = memory_needed(box, dimensions, n_classes, independent_halves=independent_halves)
+    fixed, per_image = memory_needed(box, dimensions, n_classes)
     budget = memory if memory is not None else _machine_memory(device) // 2
     if fixed + per_image > budget:
         raise InputError(f"--memory: a box of {box} with {n_classes} class(es) needs at least {_gb(fixed + per_image)}, got {_gb(budget)}")

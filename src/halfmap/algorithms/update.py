@@ -26,27 +26,27 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR, resolution and the next radius."""
     curves = half_curves(problem, settings, halves)
     fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
-    ssnr = trusted_ssnr(fsc, of_sum=not problem.independent_halves)
+    ssnr = trusted_ssnr(fsc, of_sum=problem.matched_to == "shared")
     resolutions = [resolution_at(c, settings.threshold) for c in curves]
     best = min(resolutions)
-    sets = halves
-    if problem.independent_halves:
-        sets = joined(halves, settings, best, problem.particles.pixel_size_angstrom)
-    else:
-        total, ssnr = reseed_empty(halves, ssnr, class_sizes(problem, poses))
-        sets = [total]
+    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
+    record: dict[str, Any] = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
+    if problem.n_classes > 1:
+        sizes = class_sizes(problem, poses)
+        halves, ssnr = reseed_empty(halves, ssnr, sizes)
+        record["empty_classes"] = len(empty_classes(sizes))
+    if problem.matched_to == "own":
+        halves = joined(halves, settings, best, pixel)
+    sets = [halves[0] + halves[1]] if problem.matched_to == "shared" else halves
     references = torch.stack([regularised(s, settings, state.noise_variance[:, : ssnr.shape[1]], ssnr) for s in sets])
     moved = None
     if problem.dimensions == 2:
-        moved = off_centre_px(references[0])
-        references = torch.stack([image.roll((int(y), int(x)), (-2, -1)) for image, (x, y) in zip(references[0], moved, strict=True)])[None]
+        moved = off_centre_px(references.mean(0))
+        for k, (x, y) in enumerate(moved.int().tolist()):
+            references[:, k] = references[:, k].roll((y, x), (-2, -1))
     references = references * settings.solvent_mask
-    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
     shell = max(2.0, box * pixel / best)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
-    record: dict[str, Any] = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
-    if problem.n_classes > 1:
-        record["empty_classes"] = len(empty_classes(class_sizes(problem, poses)))
     full = problem.plane.radius + 1
     return Update(references, torch.nn.functional.pad(fsc, (0, full - fsc.shape[1])).cpu(), radius, record, moved)
 
@@ -101,22 +101,22 @@ def empty_classes(sizes: Int[Tensor, " K"]) -> list[int]:
     return torch.nonzero(sizes < max(2, int(sizes.sum()) / len(sizes) / 50))[:, 0].tolist()
 
 
-def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]) -> tuple[Sums, Float[Tensor, "K S"]]:
-    """Sums over both halves of each class; a class that ran empty gets one half of the largest class, which keeps the other half.
+def reseed_empty(halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]) -> tuple[list[Sums], Float[Tensor, "K S"]]:
+    """The sums of both halves, in which a class that ran empty gets one half of the largest class, which keeps the other half.
 
-    Two halves of one class show the same view with different
-    noise: near enough to start from, different enough to part.
+    Two halves of one class show the same view with different noise: near enough to start from, different enough to part.
     """
-    total = halves[0] + halves[1]
     empty = empty_classes(sizes)
     full = [k for k in torch.argsort(sizes, descending=True, stable=True).tolist() if k not in empty]
-    ssnr = ssnr.clone()
+    if not empty:
+        return halves, ssnr
+    new, ssnr = [replace(h, num=h.num.clone(), den=h.den.clone()) for h in halves], ssnr.clone()
     for e, k in zip(empty, full, strict=False):  # one half of a class is given away once
-        for field in ("num", "den"):
-            grid = getattr(total, field)
-            grid[k], grid[e] = getattr(halves[0], field)[k], getattr(halves[1], field)[k]
+        for half in new:
+            half.num[e], half.den[e] = halves[0].num[k] / 2, halves[0].den[k] / 2
+            half.num[k], half.den[k] = halves[1].num[k] / 2, halves[1].den[k] / 2
         ssnr[e] = ssnr[k]
-    return total, ssnr
+    return new, ssnr
 
 
 def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:

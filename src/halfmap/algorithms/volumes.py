@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from halfmap.progress import Progress
 
 INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
 ANGULAR_STEP_DEG = 7.5
+THRESHOLD = 0.143  # correlation of half maps that sets the resolution
 LOCAL_RANGE_DEG = 5.0
 
 
@@ -83,11 +85,11 @@ def open_volumes(
     progress: Progress,
     *,
     classes: int,
-    independent_halves: bool,
-    threshold: float,
+    matched_to: Literal["own", "other"],
     device: torch.device,
 ) -> Opened:
-    """Read and check everything, cheap checks first; halves are independent in `refine` and share their references in `class3d`.
+    """Read and check everything, cheap checks first; each image meets its own half's references in `refine`, the
+    other half's in `class3d`.
 
     Raises:
         InputError: any bad input, in one line.
@@ -100,21 +102,21 @@ def open_volumes(
     if classes > 1:
         setup.check_classes(classes, len(data))
     solvent = inputs.solvent_mask(options.mask, data, radius_px, dimensions=3, device=device)
-    setup.batch_size(data.box, dimensions=3, n_classes=classes, independent_halves=independent_halves, memory=options.memory, device=device)
+    setup.batch_size(data.box, dimensions=3, n_classes=classes, memory=options.memory, device=device)
     half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, options.seed), job, progress)
     if classes > 1:
         setup.check_classes(classes, int((half >= 0).sum()))
     problem = setup.make_problem(
         data, half, device=device, radius_px=radius_px, symmetry=options.symmetry, dimensions=3, n_classes=classes,
-        independent_halves=independent_halves, ctf=options.ctf, intensity=options.method == ML, memory=options.memory, progress=progress,
+        matched_to=matched_to, ctf=options.ctf, intensity=options.method == ML, memory=options.memory, progress=progress,
     )  # fmt: skip
     search = setup.search_settings(
         problem, options.angular_step_deg or ANGULAR_STEP_DEG, options.shift_range_px, options.shift_step_px,
         local_range_deg=(options.local_range_deg or LOCAL_RANGE_DEG) if options.local else None,
     )  # fmt: skip
     anchor = inputs.poses_of(data) if options.local else None
-    settings = Settings(search, threshold, solvent, wiener_constant=options.wiener_constant, anchor=anchor)
-    settings = regularised(settings, options.method, "refine" if independent_halves else "class3d", options.tau_fudge)
+    settings = Settings(search, THRESHOLD, solvent, wiener_constant=options.wiener_constant, anchor=anchor)
+    settings = regularised(settings, options.method, options.tau_fudge)
     return Opened(problem, settings, start * solvent)
 
 

@@ -83,7 +83,7 @@ WienerConstant = Annotated[
     float | None, typer.Option(metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")
 ]
 TauFudge = Annotated[
-    float | None, typer.Option(metavar="T", help="T of the MAP update, RELION's. Default: 1 in refine, 2 in class2d, 4 in class3d.")
+    float | None, typer.Option(metavar="T", help="T of the MAP update: 1 is what the half maps tell; more keeps more noise. Default: 1.")
 ]
 Ctf = Annotated[bool, typer.Option("--ctf/--no-ctf", help="Correct for the CTF in the particle file, or take images as they are.")]
 DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for.")]

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -29,14 +29,15 @@ from halfmap.so3 import angular_distance_deg
 class Problem:
     """What stays the same over the iterations: the data, how images are prepared, the halves, the symmetry and the box.
 
-    `half` is 0 or 1 per particle, -1 for one set aside. With `independent_halves` (gold standard) each half has its own references.
+    `half` is 0 or 1 per particle, -1 for one set aside. `matched_to` tells which half's references an image meets: its "own" (gold
+    standard: the halves never meet), the "other" half's (classification: no image meets itself), or references that both "share".
     `intensity` tells whether the strength of signal and noise in each image is learnt (`engine.intensity`) or taken to be 1.
     """
 
     particles: Particles
     images: ImageSettings
     half: Int[Tensor, " N"]
-    independent_halves: bool
+    matched_to: Literal["own", "other", "shared"]
     symmetry: Float[Tensor, "G 3 3"]
     dimensions: int
     n_classes: int
@@ -118,8 +119,8 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     told = torch.zeros(0 if state.prior is None else state.prior.directions.numel() + 2, device=device)
     for half in range(2):
         with clock("references"):
-            shared = 0 if not problem.independent_halves else half
-            references = prepare_references(state.references[shared], state.radius)
+            met = {"own": half, "other": 1 - half, "shared": 0}[problem.matched_to]
+            references = prepare_references(state.references[met], state.radius)
             search = method.prepare(references, state)
         members = my_share(torch.nonzero(problem.half == half)[:, 0])
         for index in batches(members, problem.batch_size):
