@@ -44,7 +44,11 @@ def accuracy() -> Report:
             estimates[f"SNR {snr:g}"] = np.array(RESOLUTIONS)[known], np.array(told)[known]
         report.add(f"SNR {snr:g}: true error, 50th percentile, deg", " ".join(f"{e:.2f}" for e in errors))
         report.add(f"SNR {snr:g}: estimated, deg", " ".join(f"{t:.2f}" if np.isfinite(t) else "-" for t in told))
-        report.numbers[f"{snr:g}"] = {"resolutions": RESOLUTIONS, "error_deg": errors, "estimated_deg": told}
+        report.numbers[f"{snr:g}"] = {
+            "resolutions": RESOLUTIONS,
+            "error_deg": errors,
+            "estimated_deg": [t if np.isfinite(t) else None for t in told],
+        }
     report.add("at resolutions of, A", " ".join(f"{r:g}" for r in RESOLUTIONS))
     save_accuracy_plot(FIGURES / "benchmark_accuracy.png", curves, estimated=estimates, title="Angular accuracy, embedded phantom")
     report.pictures.append("benchmark_accuracy.png")
