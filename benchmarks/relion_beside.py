@@ -9,12 +9,12 @@ from classes2d import CLASSES, SAMPLING
 from common import HALFMAP, Cost, Report, Skip, events, job_folder, run, simulated
 from datasets import first_images
 
-MANY, FEW, ITERATIONS = 400, 100, 5
+MANY, FEW, ITERATIONS = 400, 100, 4
 
 
 def relion_beside() -> Report:
     """2D classes of the first images of `ribo_mix` by Debian's RELION 3.1 and by halfmap on the same machine, in the same run, one thread
-    each: K = 20, 5 iterations, the sampling of `ribo_mix_2d`. RELION 3.1 has no vectorised path; version 5's recorded cost on another
+    each: K = 20, 4 iterations, the sampling of `ribo_mix_2d`. RELION 3.1 has no vectorised path; version 5's recorded cost on another
     machine stands beside. Marginal: slope between 400 and 100 images. Few images and iterations: the spread of views says little here."""
     if not relion.version("relion_refine"):
         raise Skip("relion_refine is not installed")

@@ -11,7 +11,7 @@ HEAD = f"""# Benchmarks
 `make benchmarks` (or `python benchmarks/run.py NAME...`) runs all that follows and writes this file; the figures come from the newest
 record of each benchmark in `benchmarks/results`. Every section names the commands that it ran, in the repository's root, with
 `../shared` the folder of third-party data. Images are simulated by `../shared/tools/simulate_reference.py` (exact projections, no code
-in common with halfmap); errors are measured by `benchmarks/truth.py` (no code in common either), after the global frame is removed.
+in common with halfmap), those of the embedded phantom by `halfmap simulate`; errors are measured by `benchmarks/truth.py` (no code in common either), after the global frame is removed.
 
 **The peer.** RELION 5.0.1 (CPU build, gcc 12 -O3 -march=native, `--cpu`) ran on these very images and from this very start on 2 cores of
 another machine, an Intel Xeon with AVX-512 and AMX; what it took and reached was recorded there. Where a line says "{relion.RECORDED}"
@@ -24,7 +24,7 @@ or "across machines", read a ratio as an order of magnitude. Its refinements: `r
 --K 2 --tau2_fudge 4 --healpix_order 2 --firstiter_cc --sym C1`. CPU seconds of RELION are of one core (classes) or of three processes
 (refinement), user and system; halfmap's are of the whole process, user and system, start and imports included unless a line says
 "marginal". Goals stand as issue 3 asks for them. "Same run" is Debian's RELION 3.1, run beside halfmap on the same
-machine; it has no vectorised path and is slower than version 5.
+machine; it has no vectorised path.
 """
 
 # what eyes say about pictures; figures belong above
