@@ -11,7 +11,8 @@ HEAD = f"""# Benchmarks
 `make benchmarks` (or `python benchmarks/run.py NAME...`) runs all that follows and writes this file; the figures come from the newest
 record of each benchmark in `benchmarks/results`. Every section names the commands that it ran, in the repository's root, with
 `../shared` the folder of third-party data. Images are simulated by `../shared/tools/simulate_reference.py` (exact projections, no code
-in common with halfmap), those of the embedded phantom by `halfmap simulate`; errors are measured by `benchmarks/truth.py` (no code in common either), after the global frame is removed.
+in common with halfmap), those of the embedded phantom by `halfmap simulate`; errors are measured by
+`benchmarks/truth.py` (no code in common either), after the global frame is removed.
 
 **The peer.** RELION 5.0.1 (CPU build, gcc 12 -O3 -march=native, `--cpu`) ran on these very images and from this very start on 2 cores of
 another machine, an Intel Xeon with AVX-512 and AMX; what it took and reached was recorded there. Where a line says "{relion.RECORDED}"
