@@ -37,11 +37,11 @@ def ribo_mix_3d() -> Report:
 
 
 def phantom_mix_3d() -> Report:
-    """A second mixture: the embedded phantom's two states as seen without symmetry (C1, 64^2, 3.5 A, 2,000 images, SNR 0.05, shares 70 to
+    """A second mixture: the embedded phantom's two states as seen without symmetry (C1, 64^2, 3.5 A, 2,000 images, SNR 0.1, shares 70 to
     30): in the second the soluble domain is turned by 9 degrees and four helices are missing. `class3d` as for `ribo_mix`, from the first
     state low-passed to 40 A."""
     report = Report()
-    folder = phantom_particles("phantom_mix", n=2000, box=64, snr=0.05, seed=51, weights="70,30")
+    folder = phantom_particles("phantom_mix", n=2000, box=64, snr=0.1, seed=51, weights="70,30")
     index, _, _ = classify(report, "phantom_mix_3d", folder, phantom_map(64), diameter="170", lowpass="40")
     report.add(f"goal: index above {GOAL_INDEX}", "met" if index > GOAL_INDEX else "NOT met")
     return report
