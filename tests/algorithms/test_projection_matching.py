@@ -30,7 +30,7 @@ def problem(tmp_path_factory) -> Problem:
     out = tmp_path_factory.mktemp("pm") / "sim"
     halfmap.simulate("phantom", out, n=N, snr=1.0, box=BOX, pixel_size_angstrom=PIXEL, quiet=True)
     images = ImageSettings(13.0, True, False, torch.device("cpu"))
-    return Problem(load_particles(out / "particles.star"), images, torch.arange(N) % 2, True, C1, 3, 1, 64)
+    return Problem(load_particles(out / "particles.star"), images, torch.arange(N) % 2, "own", C1, 3, 1, 64)
 
 
 @pytest.fixture(scope="module")

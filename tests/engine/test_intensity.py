@@ -164,7 +164,7 @@ def _changed(folder: Path, out: Path, change: Change, *, intensity: bool) -> Pro
     (out / "particles.star").write_text(text)
     settings = ImageSettings(13.0, True, False, torch.device("cpu"))
     return Problem(
-        load_particles(out / "particles.star"), settings, torch.arange(N) % 2, False, symmetry_matrices("C4").float(), 3, 1, 48,
+        load_particles(out / "particles.star"), settings, torch.arange(N) % 2, "shared", symmetry_matrices("C4").float(), 3, 1, 48,
         intensity=intensity,
     )  # fmt: skip
 

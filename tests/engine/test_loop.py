@@ -49,7 +49,7 @@ def problem(folder: Path) -> Problem:
     half = torch.arange(N) % 2
     half[[5, 40]] = -1  # set aside
     images = ImageSettings(13.0, True, False, torch.device("cpu"))
-    return Problem(load_particles(folder / "particles.star"), images, half, True, C4, 3, 1, batch_size=48)
+    return Problem(load_particles(folder / "particles.star"), images, half, "own", C4, 3, 1, batch_size=48)
 
 
 @pytest.fixture(scope="module")

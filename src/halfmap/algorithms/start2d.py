@@ -10,9 +10,10 @@ from torch import Tensor
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import batches, load_batch
 from halfmap.engine.loop import Problem, sum_at_poses
-from halfmap.engine.search import coarse_scores, prepare_search
+from halfmap.engine.search import coarse_radius, coarse_scores, prepare_search
 from halfmap.engine.state import as_they_lie
-from halfmap.fourier import filter_shells
+from halfmap.fourier import filter_shells, half_plane
+from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import prepare_references
 from halfmap.reconstruct import constant_regulariser, wiener_update
 
@@ -39,6 +40,7 @@ def starting_classes(
         return _average(problem, settings, noise_variance, radius, problem.half, classes, problem.n_classes)
     wanted = max(_LEAST_CANDIDATES, _CANDIDATES_PER_CLASS * problem.n_classes)
     pool = torch.from_numpy(np.sort(rng.permutation(used)[:wanted]))
+    terms, norms = load_pool(problem, settings, noise_variance, radius, pool)
     distance = np.ones(len(pool))
     chosen: list[Tensor] = []
     for _ in range(problem.n_classes):
@@ -47,7 +49,7 @@ def starting_classes(
         alone[pool[pick]] = 0
         image = _average(problem, settings, noise_variance, radius, alone, torch.zeros_like(alone), 1)
         chosen.append(image)
-        similar = similarity(problem, settings, noise_variance, radius, image, pool)
+        similar = similarity(settings, radius, image, terms, norms)
         distance = np.minimum(distance, np.clip(1 - similar.double().numpy() ** 2, 0, 1))
         distance[pick] = 0
     return torch.cat(chosen)
@@ -71,24 +73,28 @@ def _average(
     return filter_shells(wiener_update(total, constant), (shells <= radius).float(), dimensions=2) * settings.solvent_mask
 
 
+def load_pool(
+    problem: Problem, settings: Settings, noise_variance: Float[Tensor, "G S"], radius: int, pool: Int[Tensor, " M"]
+) -> tuple[list[ImageTerms], Float[Tensor, " M"]]:
+    """The pool's images on the shells of the coarse search, read once for all classes, and `|X / sigma|` of each there."""
+    inner = half_plane(problem.particles.box, coarse_radius(settings.search, problem.particles.box, radius, 2), noise_variance.device)
+    terms, norms = [], []
+    for index in batches(pool, problem.batch_size):
+        zero = torch.zeros(len(index), 2, device=noise_variance.device)
+        batch = load_batch(problem.particles, index, inner, noise_variance, zero, problem.images)
+        power = squared_modulus(batch.transforms) / batch.sigma2[batch.group]
+        norms.append((inner.hermitian_weight[1:] * power[:, 1:]).sum(1).sqrt())
+        terms.append(batch.scored)
+    return terms, torch.cat(norms)
+
+
 def similarity(
-    problem: Problem,
-    settings: Settings,
-    noise_variance: Float[Tensor, "G S"],
-    radius: int,
-    image: Float[Tensor, "1 box box"],
-    pool: Int[Tensor, " M"],
+    settings: Settings, radius: int, image: Float[Tensor, "1 box box"], terms: list[ImageTerms], norms: Float[Tensor, " M"]
 ) -> Float[Tensor, " M"]:
     """Correlation coefficient of each image of the pool with one class image, at the best coarse rotation and shift."""
     search = prepare_search(prepare_references(image, radius), settings.search, radius)
-    plane, level = problem.plane, search.planes[0]
     found = []
-    for index in batches(pool, problem.batch_size):
-        zero = torch.zeros(len(index), 2, device=noise_variance.device)
-        batch = load_batch(problem.particles, index, plane, noise_variance, zero, problem.images)
-        score = torch.cat([s.amax(1) for s in coarse_scores(search, batch.scored, zero, plane)])
-        inner = batch.transforms[:, 1 : len(level)]
-        sigma2 = noise_variance[batch.group][:, level.shell[1:]]
-        norm = (level.hermitian_weight[1:] * (inner.real**2 + inner.imag**2) / sigma2).sum(1).sqrt()
-        found.append((score / norm.clamp(min=1e-20)).cpu())
-    return torch.cat(found)
+    for part in terms:
+        zero = torch.zeros(len(part), 2, device=norms.device)
+        found += [score.amax(1) for score in coarse_scores(search, part, zero, search.planes[0])]
+    return (torch.cat(found) / norms.clamp(min=1e-20)).cpu()

@@ -31,9 +31,9 @@ class SearchSettings:
     """What a search covers and how finely; angles in degrees, shifts in pixels around the present shift.
 
     `angular_step_deg` is the step of the finer of the two grids. Coarse cells that hold the share `significance` of an image's posterior
-    are subdivided: at least `kept_least`, at most `kept_share` of all (or `kept_least`). `n_refined` distinct candidates are then refined
-    continuously, held near their image's anchor if a `restraint` is given. With a `prior`, candidates get the weights of a posterior;
-    without, they are compared by their scores alone.
+    are subdivided; where they only start refinements, no more than `kept_share` of all (or `kept_least`). `n_refined` distinct
+    candidates are then refined continuously, held near their image's anchor if a `restraint` is given. With a `prior`, candidates get
+    the weights of a posterior; without, they are compared by their scores alone.
     """
 
     symmetry: Float[Tensor, "G 3 3"]

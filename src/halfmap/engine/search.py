@@ -2,13 +2,14 @@
 
 A grid of step delta is only as fine as resolution d ~ D delta (D the particle's diameter), so the coarse grid is scored on the few
 shells inside that resolution, where all orientations and shifts of an image cost one small matrix product. Of each image the cells that
-hold 99.9 % of its posterior are subdivided and scored on more shells: the sharper the posterior, the fewer. Where the finer grid resolves
-all that the references show, its scores are the posterior; else the best of its cells start refinements on shells up to the current
-radius (`modes`).
+hold 99.9 % of its posterior are subdivided and scored on more shells: the sharper the posterior, the fewer. The best of their children
+start refinements on shells up to the current radius (`modes`). Where the coarse grid resolves all that the references show, there is
+nothing to refine: all of its scores are the posterior.
 """
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -26,18 +27,17 @@ from halfmap.so3 import cell_fraction, children, grid_step_deg, in_plane_grid, o
 SCORES_PER_PASS = 2_000_000  # a tile of scores that stays in cache between the product and the pass over it
 SAMPLES_PER_PASS = 16_000_000  # of children's slices
 FINE_TABLE_BYTES = 1 << 30  # slices of all fine cells are cut once up to this size, else for each image's own cells
-RESOLVED = 0.7  # share of the finer grid's resolution below which its scores are a posterior by themselves
-MOST_ENTRIES = 1024  # poses of one image that a grid's posterior may keep
+FEWEST_CELLS = 4  # kept of every image: a coarse cell's centre may miss the peak in it
+MOST_ENTRIES = 256  # poses that stand for the posterior of one image on a grid
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Coarse orientations, for each its finer children, the HEALPix direction that it belongs to, and the share of all orientations (of
-    the asymmetric unit's mates together) that a child stands for."""
+    """Coarse orientations, for each its finer children, and the share of all orientations (of symmetry mates together) that a child stands
+    for."""
 
     coarse: Float[Tensor, "M 3 3"]
     children: Float[Tensor, "M c 3 3"]
-    directions: Int[Tensor, " M"]
     coarse_step_deg: float
     fine_step_deg: float
     child_fraction: float
@@ -53,14 +53,12 @@ def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
         step = 360 / n
         coarse = in_plane_grid(step)
         halves = torch.stack([coarse - step / 4, coarse + step / 4], -1)
-        direction = torch.zeros(len(coarse), dtype=torch.long)
-        return Grid(_about_view_axis(coarse), _about_view_axis(halves), direction, step, step / 2, 1 / (2 * n))
+        return Grid(_about_view_axis(coarse), _about_view_axis(halves), step, step / 2, 1 / (2 * n))
     order = fine_order(settings)
     coarse_grid = orientation_grid(order - 1, settings.symmetry)
     fine = rotations_of(children(coarse_grid.cell_id, order - 1), order)
-    directions = coarse_grid.cell_id // (6 * 2 ** (order - 1))
     fraction = len(settings.symmetry) * cell_fraction(order)
-    return Grid(coarse_grid.rotations, fine, directions, coarse_grid.step_deg, grid_step_deg(order), fraction)
+    return Grid(coarse_grid.rotations, fine, coarse_grid.step_deg, grid_step_deg(order), fraction)
 
 
 def fine_order(settings: SearchSettings) -> int:
@@ -77,6 +75,15 @@ def _about_view_axis(psi_deg: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
 def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
     """Shells that a grid of this step can resolve: half a step moves the particle's rim by half the resolution, times 1.6 for overlap."""
     return math.ceil(1.6 * box / (2 * particle_radius_px) / math.radians(step_deg))
+
+
+def _level(step_deg: float, settings: SearchSettings, box: int, radius: int) -> int:
+    return max(2, min(radius, radius_of_step(step_deg, box, settings.particle_radius_px)))
+
+
+def coarse_radius(settings: SearchSettings, box: int, radius: int, dimensions: int) -> int:
+    """The last shell that the coarse grid is scored on, for references known up to `radius`."""
+    return _level(search_grid(settings, dimensions).coarse_step_deg, settings, box, radius)
 
 
 def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Float[Tensor, "T 2"]:
@@ -109,24 +116,24 @@ class GlobalSearch:
 def prepare_search(references: FourierReferences, settings: SearchSettings, radius: int) -> GlobalSearch:
     """Choose both levels' resolution and shift steps, and cut the coarse slices."""
     device = references.grid.device
+    box, radius = references.box, min(radius, references.radius)
     grid = search_grid(settings, references.dimensions)
-    box = references.box
+    finest = radius_of_step(grid.coarse_step_deg, box, settings.particle_radius_px)
+    resolved = settings.prior is not None and settings.restraint is None and radius <= finest
     planes, shifts = [], []
     for step in (grid.coarse_step_deg, grid.fine_step_deg):
-        level = max(2, min(radius, references.radius, radius_of_step(step, box, settings.particle_radius_px)))
+        level = _level(step, settings, box, radius)
         planes.append(half_plane(box, level, device))
         # a quarter period of the outermost shell; the user's step where that is coarser
         shift_step = max(settings.shift_step_px, min(box / (4 * level), max(settings.shift_range_px, 1e-3)))
         shifts.append(shift_grid(settings.shift_range_px, shift_step, device=device))
-    finest = radius_of_step(grid.fine_step_deg, box, settings.particle_radius_px)
-    resolved = settings.prior is not None and settings.restraint is None and min(radius, references.radius) <= RESOLVED * finest
     n_classes, n_cells = len(references), len(grid.coarse)
     classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells)
     coarse = project(references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes)
     kept = min(n_cells * n_classes, max(settings.kept_least, math.ceil(settings.kept_share * n_cells * n_classes)))
     prior = torch.zeros(n_classes * n_cells, device=device)
     if settings.prior is not None:
-        prior = (settings.prior.classes[:, None] + settings.prior.directions[:, grid.directions.to(device)]).flatten()
+        prior = settings.prior.of_direction(grid.coarse.to(device).repeat(n_classes, 1, 1), classes)
     n_children = grid.children.shape[1]
     fine, fine_squared = None, None
     if 12 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
@@ -148,14 +155,14 @@ def search_globally(
     *,
     known: Candidates | None = None,
 ) -> Candidates:
-    """Poses of each image that matter: the finer grid's posterior where that is resolved, else poses refined on shells up to `radius`.
+    """Poses of each image that matter: the grid's posterior where that is resolved, else poses refined on shells up to `radius`.
 
     Shifts are searched around `centre_px`; `known` poses compete where poses are refined.
     """
+    if search.resolved:
+        return grid_posterior(search, terms, centre_px, plane)
     cells, counts = best_cells(search, terms, centre_px, plane)
     found = best_children(search, terms, centre_px, plane, cells, counts)
-    if search.resolved:
-        return found
     found = probable(found, within=IMPROBABLE)  # a cell's centre may miss its peak
     if known is not None:
         found = with_known(found, known, search.grid.fine_step_deg)
@@ -171,6 +178,18 @@ def _inside(terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
     return ImageTerms(terms.data[:, :n] * shift_phases(centre_px, level), terms.power[:, :n])
 
 
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """Matrix products of float32 in whatever way the machine is fastest at (bfloat16 inputs where it has units for them, sums in float32):
+    good enough to choose cells that are scored again."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def coarse_scores(
     search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
 ) -> Iterator[Float[Tensor, "b KM"]]:
@@ -181,15 +200,17 @@ def coarse_scores(
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
     for start in range(0, len(terms), size):
         part = inside.take(torch.arange(start, min(start + size, len(terms)), device=centre_px.device))
-        cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
-        yield search.settings.score(cross, slice_power(part, search.slices_squared, level))
+        with fast_products():
+            cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
+            power = slice_power(part, search.slices_squared, level)
+        yield search.settings.score(cross, power)
 
 
 def best_cells(
     search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
 ) -> tuple[Int[Tensor, "B kept"], Int[Tensor, " B"]]:
-    """The coarse cells of each image, best first, and how many of them hold the settings' share of its posterior (at least `kept_least`;
-    all, where more than `kept` would be needed)."""
+    """The coarse cells of each image, best first, and how many of them hold the settings' share of its posterior (at least
+    `FEWEST_CELLS`; all, where more than `kept` would be needed)."""
     settings, cells, counts = search.settings, [], []
     for score in coarse_scores(search, terms, centre_px, plane):
         log_weight = log_evidence(score, settings.score) + search.cell_prior
@@ -197,7 +218,7 @@ def best_cells(
         share = torch.softmax(log_weight, dim=1).gather(1, best.indices)
         needed = (torch.cumsum(share, dim=1) < settings.significance).sum(1) + 1
         cells.append(best.indices)
-        counts.append(needed.clamp(min=min(settings.kept_least, search.kept), max=search.kept))
+        counts.append(needed.clamp(min=min(FEWEST_CELLS, search.kept), max=search.kept))
     return torch.cat(cells), torch.cat(counts)
 
 
@@ -209,10 +230,9 @@ def best_children(
     cells: Int[Tensor, "B kept"],
     counts: Int[Tensor, " B"],
 ) -> Candidates:
-    """Subdivide the kept cells and score the children on the finer level's shells and shifts.
+    """Subdivide the kept cells, score the children on the finer level's shells and shifts, and keep the best distinct ones.
 
-    Returns the posterior over children and shifts where the finer grid is resolved, else the best distinct children. Images that kept
-    about as many cells go together, so that each costs what its own posterior asks for.
+    Images that kept about as many cells go together, so that each costs what its own posterior asks for.
     """
     level = search.planes[1]
     per_cell = search.grid.children.shape[1] * len(level)
@@ -243,29 +263,57 @@ def _children_of(
         slices = search.fine_slices.view(-1, n_children * len(level)).index_select(0, cells.flatten())
         squared = search.fine_squared.view(-1, n_children * len(level)).index_select(0, cells.flatten())
     slices, squared = slices.view(len(cells), -1, len(level)), squared.view(len(cells), -1, len(level))
-    cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
-    power = slice_power_own(inside, squared, level)
-    number = ((cells % n_cells)[..., None] * n_children + torch.arange(n_children, device=cells.device)).flatten(1)
+    with fast_products():
+        cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
+        power = slice_power_own(inside, squared, level)
     prior = search.cell_prior[cells].masked_fill(unused, -torch.inf).repeat_interleave(n_children, dim=1)
-    if not search.resolved:
-        cross, best_shift = cross.max(1)
-        score = settings.score(cross, power)
-        log_weight = log_evidence(score, settings.score) + prior
-        where = centre_px[:, None] + shifts[best_shift]
-        unknown = torch.full_like(where, torch.nan)
-        candidates = Candidates(rotations, where, classes, score, log_weight, torch.full_like(number, -1), unknown)
-        return distinct(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
-    assert settings.prior is not None
-    where = centre_px[:, None] + shifts
-    score = settings.score(cross, power[:, None])
-    area = shift_step(shifts) ** 2 * grid.child_fraction
-    log_weight = log_evidence(score, settings.score) + prior[:, None] + settings.prior.of_shift(where)[..., None] + math.log(area)
-    best = torch.topk(log_weight.flatten(1), min(MOST_ENTRIES, log_weight[0].numel()), dim=1)
-    t, c = best.indices // len(rotations[0]), best.indices % len(rotations[0])
-    row = torch.arange(len(cells), device=cells.device)[:, None]
-    score, centres = score.flatten(1)[row, best.indices], where[row, t]
-    unknown = torch.full_like(centres, torch.nan)
-    return Candidates(rotations[row, c], centres, classes[row, c], score, best.values, number[row, c], unknown)
+    cross, best_shift = cross.max(1)
+    score = settings.score(cross, power)
+    log_weight = log_evidence(score, settings.score) + prior
+    where = centre_px[:, None] + shifts[best_shift]
+    candidates = Candidates(rotations, where, classes, score, log_weight, torch.full_like(classes, -1), torch.full_like(where, torch.nan))
+    return distinct(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
+
+
+def grid_posterior(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane) -> Candidates:
+    """The posterior over all coarse cells and shifts, for a grid that resolves all that the references show.
+
+    Of each image the `MOST_ENTRIES` largest weights, where they hold the settings' share of it. Of a more diffuse posterior as many poses
+    are drawn, at even steps of its cumulative sum and of even weight: what is summed over images with them is right on average.
+    """
+    level, shifts, settings, prior = search.planes[0], search.shifts[0], search.settings, search.settings.prior
+    assert prior is not None
+    phases, inside, n_cells = shift_phases(shifts, level), _inside(terms, centre_px, plane, level), len(search.grid.coarse)
+    volume = math.log(shift_step(shifts) ** 2 * search.grid.child_fraction * search.grid.children.shape[1])
+    coarse, parts = search.grid.coarse.to(centre_px.device), []
+    size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
+    for start in range(0, len(terms), size):
+        rows = torch.arange(start, min(start + size, len(terms)), device=centre_px.device)
+        part = inside.take(rows)
+        where = centre_px[rows, None] + shifts
+        score = settings.score(cross_terms(part, phases, search.slices, level), slice_power(part, search.slices_squared, level)[:, None])
+        log_weight = log_evidence(score, settings.score) + search.cell_prior + prior.of_shift(where)[..., None] + volume
+        entry, weight = significant_entries(log_weight.flatten(1), settings.significance)
+        row, t, cell = torch.arange(len(rows), device=rows.device)[:, None], entry // len(search.slices), entry % len(search.slices)
+        centre, number = where[row, t], cell % n_cells
+        score = score.flatten(1)[row, entry]
+        parts.append(Candidates(coarse[number], centre, cell // n_cells, score, weight, number, torch.full_like(centre, torch.nan)))
+    return _stacked(parts, torch.arange(len(terms), device=centre_px.device))
+
+
+def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
+    """Which entries stand for each image's posterior, and with what log weights: see `grid_posterior`."""
+    best = torch.topk(log_weight, min(MOST_ENTRIES, log_weight.shape[1]), dim=1)
+    entry, weight = best.indices, best.values
+    total = torch.logsumexp(log_weight, dim=1, keepdim=True)
+    diffuse = torch.nonzero(torch.logsumexp(weight, dim=1) < total[:, 0] + math.log(significance))[:, 0]
+    if len(diffuse):
+        n = entry.shape[1]
+        rising = torch.cumsum(torch.softmax(log_weight[diffuse], dim=1), dim=1)
+        steps = (torch.arange(n, device=entry.device) + 0.5) / n * rising[:, -1:]
+        entry[diffuse] = torch.searchsorted(rising, steps).clamp(max=log_weight.shape[1] - 1)
+        weight[diffuse] = total[diffuse] - math.log(n)
+    return entry, weight
 
 
 def shift_step(shifts: Float[Tensor, "T 2"]) -> float:

@@ -81,6 +81,8 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
                     if iz + dz < first or iz + dz >= last:
                         continue
                     az = wz if dz else np.float32(1) - wz
+                    if az == 0:  # in 2D always for one of the two
+                        continue
                     for dy in range(2):
                         ay = az * (wy if dy else np.float32(1) - wy)
                         a0 = ay * (np.float32(1) - wx)
@@ -93,6 +95,19 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
                         den[k, iz + dz, iy + dy, ix + 1] += a1 * weight
 
 
+@numba.njit(fastmath=True, inline="always")
+def _phases(shift, box, reach, table):
+    """table[axis, reach + k] = exp(-2 pi i k shift[axis] / N), (re, im): the shift's phase factorises, and its powers are products."""
+    for axis in range(2):
+        angle = -2 * np.pi / box * shift[axis]
+        step_re, step_im = np.cos(angle), np.sin(angle)
+        re, im = 1.0, 0.0
+        for k in range(reach + 1):
+            table[axis, reach + k, 0], table[axis, reach + k, 1] = re, im
+            table[axis, reach - k, 0], table[axis, reach - k, 1] = re, -im
+            re, im = re * step_re - im * step_im, re * step_im + im * step_re
+
+
 @_jit()
 def gather(data, power, images, shifts, entry_weights, starts, kx, ky, box, values, weights):
     """values[r] = sum over entries e in starts[r]:starts[r + 1] of `w_e S_t^-1 data[images[e]]`, weights[r] the same of `w_e power`."""
@@ -103,14 +118,7 @@ def gather(data, power, images, shifts, entry_weights, starts, kx, ky, box, valu
         weights[r] = 0
         for e in range(starts[r], starts[r + 1]):
             i, weight = images[e], entry_weights[e]
-            for axis in range(2):  # exp(-2 pi i k t / N) factorises, and its powers are products
-                angle = -2 * np.pi / box * shifts[e, axis]
-                step_re, step_im = np.cos(angle), np.sin(angle)
-                re, im = 1.0, 0.0
-                for k in range(reach + 1):
-                    phase[axis, reach + k, 0], phase[axis, reach + k, 1] = re, im
-                    phase[axis, reach - k, 0], phase[axis, reach - k, 1] = re, -im
-                    re, im = re * step_re - im * step_im, re * step_im + im * step_re
+            _phases(shifts[e], box, reach, phase)
             for j in range(values.shape[1]):
                 x, y = int(kx[j]) + reach, int(ky[j]) + reach
                 re = weight * (phase[0, x, 0] * phase[1, y, 0] - phase[0, x, 1] * phase[1, y, 1])
@@ -128,6 +136,7 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
     """For each pose, the sums that a Gauss-Newton step needs (see `reference.pose_equations`); out has 27 columns."""
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2
     row, plane = 2 * grid.shape[3], 2 * grid.shape[3] * grid.shape[2]
+    planar = grid.shape[1] == 2
     reach = box // 2
     turn = np.float32(2 * np.pi / box)
     padding = np.float32(padding)
@@ -135,15 +144,11 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
         volume = grid[classes[m]].reshape(-1)
         r = rotations[m]
         i = images[m]
-        # exp(-2 pi i k t / N) factorises: one table for each axis
         phase = np.empty((2, 2 * reach + 1, 2), np.float32)
-        for axis in range(2):
-            for k in range(-reach, reach + 1):
-                angle = -turn * k * shifts[m, axis]
-                phase[axis, k + reach, 0], phase[axis, k + reach, 1] = np.cos(angle), np.sin(angle)
+        _phases(shifts[m], box, reach, phase)
         sums = np.zeros(27, np.float32)
         # columns of `re`, `im`: the slice, its five derivatives, the centred data; `p`: the weights
-        re, im = np.empty((7, _BLOCK), np.float32), np.empty((7, _BLOCK), np.float32)
+        re, im = np.zeros((7, _BLOCK), np.float32), np.zeros((7, _BLOCK), np.float32)
         p = np.empty(_BLOCK, np.float32)
         for start in range(0, n_samples, _BLOCK):
             n = min(_BLOCK, n_samples - start)
@@ -151,10 +156,31 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                 j = start + s
                 qx, qy = kx[j], ky[j]
                 x, y, z, sign = _locate(r, qx, qy, padding)
+                sr = sign * padding
                 fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
                 wx, wy, wz = x - fx, y - fy, z - fz
                 c = (int(fz) + cz) * plane + (int(fy) + cy) * row + 2 * int(fx)
                 cy1, cz1, czy = c + row, c + plane, c + plane + row
+                ax, bx = phase[0, int(qx) + reach, 0], phase[0, int(qx) + reach, 1]
+                ay, by = phase[1, int(qy) + reach, 0], phase[1, int(qy) + reach, 1]
+                ca, sa = ax * ay - bx * by, ax * by + bx * ay
+                w = weight[j]
+                re[6, s], im[6, s] = w * (data[i, j, 0] * ca - data[i, j, 1] * sa), w * (data[i, j, 0] * sa + data[i, j, 1] * ca)
+                p[s] = w * power[i, j]
+                if planar:  # a class image: nothing changes along z, and the view turns about z alone
+                    dr0, di0 = volume[c + 2] - volume[c], volume[c + 3] - volume[c + 1]
+                    dr1, di1 = volume[cy1 + 2] - volume[cy1], volume[cy1 + 3] - volume[cy1 + 1]
+                    r0, i0 = volume[c] + wx * dr0, volume[c + 1] + wx * di0
+                    r1, i1 = volume[cy1] + wx * dr1, volume[cy1 + 1] + wx * di1
+                    gxr, gxi, gyr, gyi = dr0 + wy * (dr1 - dr0), di0 + wy * (di1 - di0), r1 - r0, i1 - i0
+                    value_re, value_im = r0 + wy * gyr, sign * (i0 + wy * gyi)
+                    vxr, vxi = sr * (r[0, 0] * gxr + r[0, 1] * gyr), padding * (r[0, 0] * gxi + r[0, 1] * gyi)
+                    vyr, vyi = sr * (r[1, 0] * gxr + r[1, 1] * gyr), padding * (r[1, 0] * gxi + r[1, 1] * gyi)
+                    re[0, s], im[0, s] = value_re, value_im
+                    re[3, s], im[3, s] = qy * vxr - qx * vyr, qy * vxi - qx * vyi
+                    re[4, s], im[4, s] = -turn * qx * value_im, turn * qx * value_re
+                    re[5, s], im[5, s] = -turn * qy * value_im, turn * qy * value_re
+                    continue
                 dr00, di00 = volume[c + 2] - volume[c], volume[c + 3] - volume[c + 1]
                 dr01, di01 = volume[cy1 + 2] - volume[cy1], volume[cy1 + 3] - volume[cy1 + 1]
                 dr10, di10 = volume[cz1 + 2] - volume[cz1], volume[cz1 + 3] - volume[cz1 + 1]
@@ -176,7 +202,6 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                 )
                 gxr, gxi = er0 + wz * (er1 - er0), ei0 + wz * (ei1 - ei0)
                 # along the view's axes, per unpadded Fourier pixel; where the conjugate was read (sign -1), d/dk of the real part flips
-                sr = sign * padding
                 vxr, vxi = sr * (r[0, 0] * gxr + r[0, 1] * gyr + r[0, 2] * gzr), padding * (r[0, 0] * gxi + r[0, 1] * gyi + r[0, 2] * gzi)
                 vyr, vyi = sr * (r[1, 0] * gxr + r[1, 1] * gyr + r[1, 2] * gzr), padding * (r[1, 0] * gxi + r[1, 1] * gyi + r[1, 2] * gzi)
                 vzr, vzi = sr * (r[2, 0] * gxr + r[2, 1] * gyr + r[2, 2] * gzr), padding * (r[2, 0] * gxi + r[2, 1] * gyi + r[2, 2] * gzi)
@@ -186,13 +211,9 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                 re[3, s], im[3, s] = qy * vxr - qx * vyr, qy * vxi - qx * vyi
                 re[4, s], im[4, s] = -turn * qx * value_im, turn * qx * value_re
                 re[5, s], im[5, s] = -turn * qy * value_im, turn * qy * value_re
-                ax, bx = phase[0, int(qx) + reach, 0], phase[0, int(qx) + reach, 1]
-                ay, by = phase[1, int(qy) + reach, 0], phase[1, int(qy) + reach, 1]
-                ca, sa = ax * ay - bx * by, ax * by + bx * ay
-                w = weight[j]
-                re[6, s], im[6, s] = w * (data[i, j, 0] * ca - data[i, j, 1] * sa), w * (data[i, j, 0] * sa + data[i, j, 1] * ca)
-                p[s] = w * power[i, j]
             for a in range(6):
+                if planar and (a == 1 or a == 2):
+                    continue
                 total = np.float32(0)
                 for s in range(n):
                     total += re[6, s] * re[a, s] + im[6, s] * im[a, s]
@@ -200,6 +221,9 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
             column = 12
             for a in range(6):
                 for b in range(a, 6):
+                    if planar and (a == 1 or a == 2 or b == 1 or b == 2):
+                        column += a > 0
+                        continue
                     total = np.float32(0)
                     for s in range(n):
                         total += p[s] * (re[a, s] * re[b, s] + im[a, s] * im[b, s])

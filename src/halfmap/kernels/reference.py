@@ -95,6 +95,8 @@ def pose_equations(
     derivative = torch.stack(
         [-ky * view[..., 2], kx * view[..., 2], ky * view[..., 0] - kx * view[..., 1], 1j * turn * kx * value, 1j * turn * ky * value], 1
     )
+    if grid.shape[1] == 2:  # a class image does not turn out of its plane
+        derivative[:, :2] = 0
     angle = -turn * (shifts[:, :1] * kx + shifts[:, 1:] * ky)
     centred = weight * data * torch.polar(torch.ones_like(angle), angle)
     weighted = weight * power
