@@ -35,14 +35,15 @@ def _refined(scene, references, candidates: Candidates, settings: SearchSettings
 
 
 def test_laplaces_integral_is_the_integral_of_the_likelihood(view, scene_of):
-    """In 2D, angle and shift on a fine grid around the optimum: `ln sum exp(a - b / 2) p(phi) d phi` to a quarter: a Gaussian is not quite its shape."""
-    scene = scene_of(view, 6, snr=0.3)
+    """In 2D, angle and shift on a fine grid around the optimum: `ln sum exp(a - b / 2) p(phi) d phi` to a quarter: the peak is not
+    quite a Gaussian."""
+    scene = scene_of(view, 6, snr=1.0)
     references, prior = prepare_references(view, 12), _uniform(2)
     start = as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes))
     mode = _refined(scene, references, start, _settings(prior=prior))
     inner = scene.plane.size(12)
-    angles = torch.linspace(-0.5, 0.5, 201)
-    offsets = torch.linspace(-2.5, 2.5, 41)
+    angles = torch.linspace(-0.4, 0.4, 321)
+    offsets = torch.linspace(-2, 2, 61)
     moves = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), -1).view(-1, 2)
     weight = scene.plane.hermitian_weight[:inner]
     for i in range(6):

@@ -209,7 +209,8 @@ def _candidates(n: int, spread_deg: float, classes: int = 1) -> Candidates:
     vector = torch.randn(3, n, 3, generator=generator) * math.radians(spread_deg)
     shift_px, score = torch.randn(3, n, 2, generator=generator), torch.randn(3, n, generator=generator)
     numbers = torch.arange(n).expand(3, n)
-    return Candidates(rotation_vector_to_matrix(vector), shift_px, numbers % classes, score, score, numbers, torch.full_like(shift_px, torch.nan))
+    unknown = torch.full_like(shift_px, torch.nan)
+    return Candidates(rotation_vector_to_matrix(vector), shift_px, numbers % classes, score, score, numbers, unknown)
 
 
 def test_distinct_candidates_lie_apart_and_start_with_the_best():
