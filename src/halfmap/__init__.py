@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # public name -> module that defines it; resolved lazily so that `import halfmap` stays light
 _PUBLIC = {
     "InputError": "halfmap.errors",
+    "abinitio": "halfmap.algorithms.abinitio",
     "refine": "halfmap.algorithms.refine3d",
     "class3d": "halfmap.algorithms.class3d",
     "class2d": "halfmap.algorithms.class2d",

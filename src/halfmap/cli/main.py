@@ -8,6 +8,7 @@ import typer
 import typer.main
 
 from halfmap import __version__
+from halfmap.cli.abinitio import abinitio
 from halfmap.cli.class2d import class2d
 from halfmap.cli.class3d import class3d
 from halfmap.cli.convert import convert
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 _PANELS = {
     "Start here": (demo, info),
-    "From particles to maps": (class2d, refine, class3d, reconstruct, restore),
+    "From particles to maps": (class2d, abinitio, refine, class3d, reconstruct, restore),
     "Around them": (simulate, project, fsc, select, convert, resume),
 }
 for _panel, _commands in _PANELS.items():

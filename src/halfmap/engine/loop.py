@@ -78,13 +78,16 @@ class Method:
     """A method is four choices. `prepare` makes, for one set of references and the present state, the search of a batch around its poses;
     `assign` turns candidates into Gamma; `update` turns the state before, the new poses and the sums of both halves into the next
     references, curves, radius and record; `finished` tells when to stop. `start` adds to a first state what the method keeps
-    beside poses."""
+    beside poses. `members` picks the particles of an iteration: the halves (`Problem.half`) with -1 for those that sit it out;
+    `plane` tells how far its sums and noise reach beyond the radius that it scores."""
 
     prepare: Callable[[FourierReferences, State], Search]
     assign: Callable[[Candidates], Gamma]
     update: Callable[[State, Poses, list[Sums]], "Update"]
     finished: Callable[[State], bool]
     start: Callable[[State], State] = lambda state: state
+    members: Callable[[State, Tensor], Tensor] = lambda state, half: half
+    plane: Callable[[Problem, int], HalfPlane] = Problem.plane_for
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ Posed = TypeVar("Posed", Poses, Candidates)
 
 def iterate(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> tuple[State, dict[str, float]]:
     """The pure function from one iteration's state to the next; also the seconds spent by stage (not part of the state)."""
-    plane, device = problem.plane_for(state.radius), problem.images.device
+    plane, device = method.plane(problem, state.radius), problem.images.device
+    half_of = method.members(state, problem.half)
     scored = half_plane(plane.box, state.radius, device)
     clock = _Clock()
     sums = [_empty(problem, plane) for _ in range(2)]
@@ -117,12 +121,12 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     found: list[tuple[Tensor, Poses]] = []
     modes: list[tuple[Tensor, Candidates]] = []
     told = torch.zeros(0 if state.prior is None else state.prior.directions.numel() + 2, device=device)
-    for half in range(2):
+    for half in torch.unique(half_of[half_of >= 0]).tolist():
         with clock("references"):
             met = {"own": half, "other": 1 - half, "shared": 0}[problem.matched_to]
             references = prepare_references(state.references[met], state.radius)
             search = method.prepare(references, state)
-        members = my_share(torch.nonzero(problem.half == half)[:, 0])
+        members = my_share(torch.nonzero(half_of == half)[:, 0])
         for index in batches(members, problem.batch_size):
             with clock("images"):
                 before = state.poses.take(index).to(device)
@@ -149,18 +153,18 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
                 noise += left.noise
                 fits[:, index] = torch.stack([left.cross, left.power, left.misfit]).cpu()
             advance(len(index))
-    poses = gathered(state.poses, found, problem.half >= 0)
+    poses = gathered(state.poses, found, half_of >= 0)
     with clock("update"):
         update = method.update(state, poses, [_reduced(s) for s in sums])
-    record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses)}
+    record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses, half_of >= 0)}
     noise_variance, norm, scale = noise_from_sums(all_sum(noise)), state.norm, state.scale
     if problem.intensity:
-        used, (cross, power, misfit) = problem.half >= 0, all_sum(fits)
+        used, (cross, power, misfit) = half_of >= 0, all_sum(fits)
         norm, level = next_norm(norm, misfit, problem.noise_group, used)
         noise_variance = noise_variance * level.to(device)[:, None]
         scale = next_scale(scale, cross, power, problem.scale_group, used, first=state.iteration == 0)
         record |= intensity_record(norm, scale, problem.scale_group, used)
-    kept = None if state.modes is None else gathered(state.modes, modes, problem.half >= 0)
+    kept = None if state.modes is None else gathered(state.modes, modes, half_of >= 0)
     if update.moved_px is not None:
         poses, kept = following(poses, update.moved_px), None if kept is None else following(kept, update.moved_px)
     new = State(
@@ -197,10 +201,10 @@ def following(poses: Posed, moved_px: Float[Tensor, "K 2"]) -> Posed:
     return replace(poses, shift_px=poses.shift_px + step)
 
 
-def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
+def movement(problem: Problem, state: State, poses: Poses, among: Bool[Tensor, " N"]) -> dict[str, float]:
     """How far the particles in use moved in this iteration: medians of angle and shift, share that changed class; their mean score; and how
     sure they are: means of the largest weight, the number of significant poses and the log likelihood, median accuracies."""
-    used = torch.nonzero(problem.half >= 0)[:, 0]
+    used = torch.nonzero(among)[:, 0]
     old, new = state.poses.take(used), poses.take(used)
     angle = angular_distance_deg(old.rotations, new.rotations, symmetry=problem.symmetry)
     pixel = problem.particles.pixel_size_angstrom

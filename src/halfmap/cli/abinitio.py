@@ -1,0 +1,57 @@
+"""`halfmap abinitio`: particles in, starting maps out, without any reference."""
+
+from typing import Annotated
+
+import typer
+
+from halfmap.cli import options
+from halfmap.cli.report import say_done
+
+
+def abinitio(
+    particles: options.ParticlesFile,
+    out: options.OutFolder,
+    classes: Annotated[int, typer.Option(metavar="K", min=1, help="Number of maps.")] = 1,
+    symmetry: options.Symmetry = "C1",
+    runs: Annotated[int, typer.Option(metavar="R", min=1, help="Runs from different random starts; the likeliest is kept.")] = 1,
+    flip_hand: Annotated[bool, typer.Option("--flip-hand", help="Write the mirror image: both hands fit the images equally.")] = False,
+    iterations: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Iterations on mini-batches; two with all particles follow. Default: 60.")
+    ] = None,
+    diameter: options.Diameter = None,
+    shift_range: Annotated[float | None, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels. Default: 25 A.")] = None,
+    ctf: options.Ctf = True,
+    data_dir: options.DataDir = None,
+    seed: options.Seed = 1,
+    device: options.DeviceOption = options.Device.auto,
+    threads: options.Threads = None,
+    memory: options.Memory = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Make maps from random starts, at a resolution to start refine or class3d from.
+
+    Example: halfmap abinitio --particles p.star --diameter 170 --symmetry C4 --out initial
+    """
+    from halfmap.algorithms.abinitio import abinitio as job
+
+    result = job(
+        particles,
+        out,
+        classes=classes,
+        symmetry=symmetry,
+        runs=runs,
+        flip_hand=flip_hand,
+        iterations=iterations,
+        diameter_angstrom=diameter,
+        shift_range_px=shift_range,
+        ctf=ctf,
+        data_dir=data_dir,
+        seed=seed,
+        device=device.value,
+        threads=threads,
+        memory=memory,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    say_done("abinitio", result, out)
