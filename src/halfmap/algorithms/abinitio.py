@@ -10,9 +10,9 @@ import torch
 from halfmap.algorithms import inputs, setup
 from halfmap.algorithms.results import run_iterations, show_volumes, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
-from halfmap.algorithms.stochastic_gradient import STEPS_DEG, Ascent, random_maps, stochastic_gradient
+from halfmap.algorithms.stochastic_gradient import Ascent, random_maps, stochastic_gradient
 from halfmap.algorithms.update import class_sizes
-from halfmap.algorithms.volumes import THRESHOLD, first_state
+from halfmap.algorithms.volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import State
 from halfmap.fourier import largest_radius
@@ -137,7 +137,7 @@ def _open(
         intensity=False, memory=memory, progress=progress,
     )  # fmt: skip
     reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
-    search = setup.search_settings(problem, STEPS_DEG[-1], reach, 1.0, local_range_deg=None)
+    search = setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None)
     return problem, Settings(search, THRESHOLD, inputs.solvent_mask(None, data, radius_px, dimensions=3, device=device))
 
 

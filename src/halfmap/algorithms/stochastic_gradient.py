@@ -25,7 +25,7 @@ from halfmap.engine.assignment import assign_sample
 from halfmap.engine.images import Batch
 from halfmap.engine.loop import Method, Problem, Search, Update, sum_at_poses
 from halfmap.engine.prior import uniform_prior
-from halfmap.engine.search import RESOLVED, fine_order, prepare_search, radius_of_step, search_globally
+from halfmap.engine.search import fine_order, prepare_search, search_globally
 from halfmap.engine.state import Candidates, Poses, State, known_poses
 from halfmap.fourier import half_plane
 from halfmap.likelihood import log_likelihood_score
@@ -33,7 +33,6 @@ from halfmap.projection import FourierReferences, Sums
 from halfmap.reconstruct import shell_weight, wiener_update
 from halfmap.so3 import random_rotations
 
-STEPS_DEG = (15.0, 7.5)  # of the search grids; the coarser as long as it resolves the posterior
 _SEED_OF_BATCHES, _SEED_OF_START = 2, 3
 
 
@@ -100,10 +99,8 @@ def _drawn(half: Int[Tensor, " N"], n: int, seed: list[int]) -> Int[Tensor, " N"
 
 
 def _prepare(problem: Problem, settings: Settings, references: FourierReferences, state: State) -> Search:
-    """A global search on the coarsest grid that resolves the radius, every class and direction as probable as every other."""
-    plane, reach = problem.plane, settings.search.particle_radius_px
-    resolving = [step for step in STEPS_DEG if state.radius <= RESOLVED * radius_of_step(step, plane.box, reach)]
-    search = replace(settings.search, angular_step_deg=(resolving or STEPS_DEG[-1:])[0], score=log_likelihood_score)
+    """A global search of every image, in which every class and direction is as probable as every other."""
+    plane, search = problem.plane, replace(settings.search, score=log_likelihood_score)
     sigma = max(search.shift_range_px / 2, search.shift_step_px)
     prior = uniform_prior(problem.n_classes, 3, order=fine_order(search) - 1, shift_sigma_px=sigma, device=plane.kx.device)
     plan = prepare_search(references, replace(search, prior=prior), state.radius)

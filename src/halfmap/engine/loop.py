@@ -156,7 +156,12 @@ def iterate(problem: Problem, method: Method, state: State, *, advance: Advance 
     poses = gathered(state.poses, found, half_of >= 0)
     with clock("update"):
         update = method.update(state, poses, [_reduced(s) for s in sums])
-    record = {"iteration": state.iteration + 1, "radius": state.radius, **update.record, **movement(problem, state, poses, half_of >= 0)}
+    record = {
+        "iteration": state.iteration + 1,
+        "radius": state.radius,
+        **update.record,
+        **movement(replace(problem, half=half_of), state, poses),
+    }
     noise_variance, norm, scale = noise_from_sums(all_sum(noise)), state.norm, state.scale
     if problem.intensity:
         used, (cross, power, misfit) = half_of >= 0, all_sum(fits)
@@ -201,10 +206,10 @@ def following(poses: Posed, moved_px: Float[Tensor, "K 2"]) -> Posed:
     return replace(poses, shift_px=poses.shift_px + step)
 
 
-def movement(problem: Problem, state: State, poses: Poses, among: Bool[Tensor, " N"]) -> dict[str, float]:
+def movement(problem: Problem, state: State, poses: Poses) -> dict[str, float]:
     """How far the particles in use moved in this iteration: medians of angle and shift, share that changed class; their mean score; and how
     sure they are: means of the largest weight, the number of significant poses and the log likelihood, median accuracies."""
-    used = torch.nonzero(among)[:, 0]
+    used = torch.nonzero(problem.half >= 0)[:, 0]
     old, new = state.poses.take(used), poses.take(used)
     angle = angular_distance_deg(old.rotations, new.rotations, symmetry=problem.symmetry)
     pixel = problem.particles.pixel_size_angstrom
