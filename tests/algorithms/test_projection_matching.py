@@ -152,12 +152,14 @@ def test_an_empty_class_gets_a_half_of_the_largest(volume):
         return Sums(torch.cat([s.num, 0 * s.num]), torch.cat([s.den, 0 * s.den]), s.box, s.radius, 3)
 
     ssnr = torch.rand(2, 16)
-    total, given = reseed_empty([two(a), two(b)], ssnr, torch.tensor([12, 0]))
-    assert torch.equal(total.num[0], a.num[0])
-    assert torch.equal(total.num[1], b.num[0])
+    (first, second), given = reseed_empty([two(a), two(b)], ssnr, torch.tensor([12, 0]))
+    for total in (first + second, first + first):  # both halves meet the same two averages
+        assert torch.equal(total.num[0], b.num[0])
+        assert torch.equal(total.num[1], a.num[0])
     assert torch.equal(given[1], ssnr[0])
-    kept, same = reseed_empty([two(a), two(b)], ssnr, torch.tensor([7, 5]))
-    torch.testing.assert_close(kept.num[0], a.num[0] + b.num[0])
+    (kept, other), same = reseed_empty([two(a), two(b)], ssnr, torch.tensor([7, 5]))
+    assert torch.equal(kept.num[0], a.num[0])
+    assert torch.equal(other.num[0], b.num[0])
     assert torch.equal(same, ssnr)
 
 
@@ -166,7 +168,8 @@ def test_an_empty_class_gets_a_half_of_the_largest(volume):
 
 def _history(resolutions: list[float], moved: list[float]) -> tuple[dict, ...]:
     return tuple(
-        {"resolution_angstrom": r, "angular_change_deg": m, "shift_change_angstrom": m} for r, m in zip(resolutions, moved, strict=True)
+        {"resolution_angstrom": r, "angular_change_deg": m, "shift_change_angstrom": m, "class_changes": 0.0}
+        for r, m in zip(resolutions, moved, strict=True)
     )
 
 
@@ -191,6 +194,12 @@ def test_poses_are_settled_once_they_move_less_than_a_quarter_step():
 def test_the_method_stops_when_neither_resolution_nor_poses_improve(problem, resolutions, moved, stops):
     method = projection_matching(problem, _settings())
     assert method.finished(_state(len(moved), _history([float(r) for r in resolutions], moved))) is stops
+
+
+def test_the_method_does_not_stop_while_classes_change(problem):
+    history = _history([20.0, 12.0, 12.0, 12.0], [40.0, 5.0, 3.0, 0.1])
+    method = projection_matching(problem, _settings())
+    assert not method.finished(_state(4, (*history[:-1], {**history[-1], "class_changes": 0.05})))
 
 
 def test_local_refinement_never_searches(problem, volume, monkeypatch):

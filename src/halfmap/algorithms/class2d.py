@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.methods import IN_2D, ML, check_method, make_method, regularised
+from halfmap.algorithms.methods import IN_2D, ML, check_method, make_method
 from halfmap.algorithms.results import run_iterations, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.shown import draw_class_history, keep_classes
@@ -114,8 +114,7 @@ def class2d(
             shift_step_px=shift_step_px, n_refined=4,
         )  # fmt: skip
         circle = inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
-        settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant)
-        settings = regularised(settings, method, tau_fudge)
+        settings = Settings(search, RESOLUTION_AT, circle, wiener_constant=wiener_constant, tau_fudge=tau_fudge or 1.0)
 
         def show(state: State) -> None:
             keep_classes(job, state)

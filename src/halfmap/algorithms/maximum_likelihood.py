@@ -30,8 +30,6 @@ from halfmap.engine.state import State, as_candidates
 from halfmap.likelihood import correlation_score, log_likelihood_score
 from halfmap.projection import FourierReferences
 
-JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
-
 
 def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
     """The method as the engine runs it: log likelihood, posterior, MAP update."""

@@ -1,8 +1,6 @@
 """The methods that a user can name."""
 
-from dataclasses import replace
-
-from halfmap.algorithms.maximum_likelihood import JOIN_HALVES_ANGSTROM, maximum_likelihood
+from halfmap.algorithms.maximum_likelihood import maximum_likelihood
 from halfmap.algorithms.projection_matching import projection_matching
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.loop import Method, Problem
@@ -25,13 +23,6 @@ def check_method(name: str, known: tuple[str, ...], *, tau_fudge: float | None, 
         raise InputError(f"--wiener-constant {wiener_constant:g}: is for --method {known[1]}; maximum likelihood takes --tau-fudge")
     if name != ML and tau_fudge is not None:
         raise InputError(f"--tau-fudge {tau_fudge:g}: is for --method {ML}; {name} takes --wiener-constant")
-
-
-def regularised(settings: Settings, name: str, tau_fudge: float | None) -> Settings:
-    """The settings with what maximum likelihood adds to them."""
-    if name != ML:
-        return settings
-    return replace(settings, tau_fudge=tau_fudge or 1.0, join_halves_angstrom=JOIN_HALVES_ANGSTROM)
 
 
 def make_method(name: str, problem: Problem, settings: Settings) -> Method:

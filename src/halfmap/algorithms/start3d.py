@@ -11,8 +11,8 @@ with d = S^-1 C X / sigma^2, p = C^2 / sigma^2 and R the slices: probabilistic p
 Tipping and Bishop, J. R. Stat. Soc. B 61, 611 (1999); for cryo-EM Tagare et al., J. Struct. Biol. 191, 245 (2015).
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.update import wiener
-from halfmap.engine.images import Batch, batches, load_batch
+from halfmap.engine.images import batches, load_batch
+from halfmap.engine.intensity import of_images
 from halfmap.engine.loop import Method, Problem, iterate, sum_at_poses
-from halfmap.engine.state import Poses, State
+from halfmap.engine.state import State
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.progress import Progress
 from halfmap.projection import empty_sums, hermitian_mates, insert_slices, prepare_references, project
@@ -32,6 +33,7 @@ from halfmap.reconstruct import shell_weight, wiener_update
 POSE_ITERATIONS = 4
 COMPONENT_ITERATIONS = 60
 SETTLED = 0.9995  # cosine between the coordinates of two iterations
+REMEMBERED_BYTES = 1 << 30  # of particles from which components are found
 _WIENER = 0.1  # share of a shell's mean weight that regularises a component
 
 
@@ -83,73 +85,81 @@ def cluster(coordinates: Float[Tensor, "N q"], k: int, seed: int) -> Int[Tensor,
 
 
 def principal_coordinates(problem: Problem, settings: Settings, state: State, n_components: int, seed: int) -> Float[Tensor, "N q"]:
-    """Coordinates of each particle along the strongest `n_components` directions of variation, on shells up to the state's radius."""
+    """Coordinates of each particle along the strongest `n_components` directions of variation, on shells up to the state's radius.
+
+    Components are found on as many particles, drawn at random, as `REMEMBERED_BYTES` hold; coordinates along them are given to all.
+    """
     inner = half_plane(problem.particles.box, state.radius, problem.images.device)
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    some = used[: REMEMBERED_BYTES // (12 * len(inner))]
+    if len(some) < len(used):
+        chosen = np.random.default_rng([seed, 6]).choice(len(used), len(some), replace=False)
+        some = used[torch.from_numpy(np.sort(chosen))]
     generator = torch.Generator().manual_seed(seed)
-    mean = state.references.mean(0)
-    found: list[Tensor] = []
+    volumes = [state.references.mean(0)]
     coordinates: list[Tensor] = []
     for _ in range(n_components):
+        rest = list(_residuals(problem, state, volumes, coordinates, inner, some))
         z, variance = torch.randn(len(problem.half), generator=generator), torch.ones(len(problem.half))
-        component = mean
         for _ in range(COMPONENT_ITERATIONS):
             before = z
-            component = _component(problem, settings, state, [mean, *found], coordinates, z, variance, inner)
-            z, variance = _coordinates(problem, state, [mean, *found], coordinates, component, inner)
-            if float(torch.nn.functional.cosine_similarity(before, z, dim=0)) > SETTLED:
+            component = _component(problem, settings, rest, z, variance, inner)
+            z, variance = _coordinates(rest, component, inner, len(problem.half))
+            if float(torch.nn.functional.cosine_similarity(before[some], z[some], dim=0)) > SETTLED:
                 break
-        found.append(component)
+        if len(some) < len(used):
+            z, _ = _coordinates(_residuals(problem, state, volumes, coordinates, inner, used), component, inner, len(problem.half))
+        volumes.append(component)
         coordinates.append(z)
     return torch.stack(coordinates, 1)
 
 
+@dataclass(frozen=True)
+class _Rest:
+    """What the known volumes leave over of some particles: `d_i - p_i (R_0 + sum_c z_ic R_c)`, centred, and their weights p_i."""
+
+    index: Int[Tensor, " B"]
+    rotations: Float[Tensor, "B 3 3"]
+    data: Complex[Tensor, "B J"]
+    power: Float[Tensor, "B J"]
+
+
 def _component(
-    problem: Problem,
-    settings: Settings,
-    state: State,
-    known: list[Tensor],
-    coordinates: list[Tensor],
-    z: Float[Tensor, " N"],
-    variance: Float[Tensor, " N"],
-    inner: HalfPlane,
+    problem: Problem, settings: Settings, rest: Iterable[_Rest], z: Float[Tensor, " N"], variance: Float[Tensor, " N"], inner: HalfPlane
 ) -> Float[Tensor, "1 box box box"]:
     """M-step: the volume that, times z_i, best explains what the known volumes leave over."""
     sums = empty_sums(1, problem.particles.box, inner.radius, 3, device=problem.images.device)
-    for batch, poses, residual in _residuals(problem, state, known, coordinates, inner):
-        here, spread = z[batch.index.cpu()].to(residual.device)[:, None], variance[batch.index.cpu()].to(residual.device)[:, None]
-        power = batch.whole.power[:, : len(inner)]
-        insert_slices(sums, here * residual, (here**2 + spread) * power, poses.rotations, inner, symmetry=problem.symmetry)
+    for part in rest:
+        here, spread = (values[part.index].to(part.data.device)[:, None] for values in (z, variance))
+        insert_slices(sums, here * part.data, (here**2 + spread) * part.power, part.rotations, inner, symmetry=problem.symmetry)
     total = hermitian_mates(sums)
     return wiener_update(total, _WIENER * shell_weight(total)) * settings.solvent_mask
 
 
-def _coordinates(
-    problem: Problem, state: State, known: list[Tensor], coordinates: list[Tensor], component: Tensor, inner: HalfPlane
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """E-step: posterior mean and variance of each particle's coordinate."""
-    n = len(problem.half)
+def _coordinates(rest: Iterable[_Rest], component: Tensor, inner: HalfPlane, n: int) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """E-step: posterior mean and variance of each particle's coordinate; 0 and 1 for those that are not among them."""
     z, variance = torch.zeros(n), torch.ones(n)
     references = prepare_references(component, inner.radius)
     weight = inner.hermitian_weight
-    for batch, poses, residual in _residuals(problem, state, known, coordinates, inner):
-        slices = project(references, poses.rotations, inner)
-        g = (weight * (residual.conj() * slices).real).sum(1)
-        h = (weight * batch.whole.power[:, : len(inner)] * (slices.real**2 + slices.imag**2)).sum(1)
-        z[batch.index.cpu()], variance[batch.index.cpu()] = (g / (h + 1)).cpu(), (1 / (h + 1)).cpu()
+    for part in rest:
+        slices = project(references, part.rotations, inner)
+        g = (weight * (part.data.conj() * slices).real).sum(1)
+        h = (weight * part.power * (slices.real**2 + slices.imag**2)).sum(1)
+        z[part.index], variance[part.index] = (g / (h + 1)).cpu(), (1 / (h + 1)).cpu()
     return z, variance
 
 
 def _residuals(
-    problem: Problem, state: State, known: list[Tensor], coordinates: list[Tensor], inner: HalfPlane
-) -> Iterator[tuple[Batch, Poses, Complex[Tensor, "B J"]]]:
-    """Batches, their poses, and `d_i - p_i (R_0 + sum_c z_ic R_c)`: what the known volumes leave over, centred, on the inner shells."""
-    references = [prepare_references(volume, inner.radius) for volume in known]
-    used = torch.nonzero(problem.half >= 0)[:, 0]  # every process needs every coordinate
-    for index in batches(used, problem.batch_size):
-        poses = state.poses.take(index).to(problem.images.device)
-        batch: Batch = load_batch(problem.particles, index, problem.plane, state.noise_variance, poses.shift_px, problem.images)
+    problem: Problem, state: State, volumes: list[Tensor], coordinates: list[Tensor], inner: HalfPlane, index: Int[Tensor, " M"]
+) -> Iterator[_Rest]:
+    """What the mean volume and the components found so far leave over, batch by batch."""
+    references = [prepare_references(volume, inner.radius) for volume in volumes]
+    for piece in batches(index, problem.batch_size):  # every process needs every coordinate
+        poses = state.poses.take(piece).to(problem.images.device)
+        norm, scale = of_images(state.norm, state.scale, problem.scale_group, piece)
+        batch = load_batch(problem.particles, piece, inner, state.noise_variance, poses.shift_px, problem.images, norm=norm, scale=scale)
         model: Complex[Tensor, "B J"] = project(references[0], poses.rotations, inner)
         for volume, z in zip(references[1:], coordinates, strict=True):
-            model = model + z[index].to(model.device)[:, None] * project(volume, poses.rotations, inner)
-        n = len(inner)
-        yield batch, poses, batch.scored.data[:, :n] * shift_phases(poses.shift_px, inner) - batch.scored.power[:, :n] * model
+            model = model + z[piece].to(model.device)[:, None] * project(volume, poses.rotations, inner)
+        left = batch.scored.data * shift_phases(poses.shift_px, inner) - batch.scored.power * model
+        yield _Rest(piece, poses.rotations, left, batch.scored.power)

@@ -35,7 +35,7 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
         sizes = class_sizes(problem, poses)
         halves, ssnr = reseed_empty(halves, ssnr, sizes)
         record["empty_classes"] = len(empty_classes(sizes))
-    if problem.matched_to == "own":
+    if problem.matched_to != "shared":
         halves = joined(halves, settings, best, pixel)
     sets = [halves[0] + halves[1]] if problem.matched_to == "shared" else halves
     references = torch.stack([regularised(s, settings, state.noise_variance[:, : ssnr.shape[1]], ssnr) for s in sets])
@@ -52,7 +52,8 @@ def wiener(problem: Problem, settings: Settings, state: State, poses: Poses, hal
 
 
 def joined(halves: list[Sums], settings: Settings, resolution_angstrom: float, pixel_size_angstrom: float) -> list[Sums]:
-    """The halves with their mean on the shells below `join_halves_angstrom`, so that both keep one orientation and hand (RELION).
+    """The halves with their mean on the shells below `join_halves_angstrom`, so that both keep one orientation and hand (RELION); matched
+    to each other, they would else change places in every iteration.
 
     Only once they agree beyond that resolution by themselves: joined halves agree on what is joined, whatever the images hold.
     """

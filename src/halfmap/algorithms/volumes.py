@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.methods import IN_3D, ML, check_method, regularised
+from halfmap.algorithms.methods import IN_3D, ML, check_method
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.images import initial_noise
 from halfmap.engine.loop import Problem
@@ -23,6 +23,7 @@ from halfmap.progress import Progress
 
 INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
 ANGULAR_STEP_DEG = 7.5
+JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
 THRESHOLD = 0.143  # correlation of half maps that sets the resolution
 LOCAL_RANGE_DEG = 5.0
 
@@ -115,8 +116,11 @@ def open_volumes(
         local_range_deg=(options.local_range_deg or LOCAL_RANGE_DEG) if options.local else None,
     )  # fmt: skip
     anchor = inputs.poses_of(data) if options.local else None
-    settings = Settings(search, THRESHOLD, solvent, wiener_constant=options.wiener_constant, anchor=anchor)
-    settings = regularised(settings, options.method, options.tau_fudge)
+    join = JOIN_HALVES_ANGSTROM if matched_to == "other" or options.method == ML else None
+    settings = Settings(
+        search, THRESHOLD, solvent, wiener_constant=options.wiener_constant, tau_fudge=options.tau_fudge or 1.0, anchor=anchor,
+        join_halves_angstrom=join,
+    )  # fmt: skip
     return Opened(problem, settings, start * solvent)
 
 
