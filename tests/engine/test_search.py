@@ -6,16 +6,9 @@ import pytest
 import torch
 
 from halfmap.engine import search as searching
+from halfmap.engine.grid import radius_of_step, search_grid, shift_grid
 from halfmap.engine.modes import SearchSettings, distinct
-from halfmap.engine.search import (
-    best_cells,
-    best_children,
-    prepare_search,
-    radius_of_step,
-    search_globally,
-    search_grid,
-    shift_grid,
-)
+from halfmap.engine.search import best_cells, best_children, prepare_search, search_globally
 from halfmap.engine.state import Candidates
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import ImageTerms, correlation_score, cross_terms, log_likelihood_score, slice_power

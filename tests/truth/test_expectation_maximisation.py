@@ -20,6 +20,7 @@ import torch
 from halfmap.ctf import CTFParameters, ctf
 from halfmap.engine import assignment, search
 from halfmap.engine.accumulate import accumulate, slice_terms
+from halfmap.engine.grid import shift_step
 from halfmap.engine.modes import SearchSettings
 from halfmap.engine.prior import uniform_prior
 from halfmap.engine.state import Gamma
@@ -329,7 +330,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
 
     candidates = search.search_globally(plan, model.terms, torch.zeros(20, 2), model.plane, model.plane.radius)
     # the prior is a density over square pixels: its sum over the grid is not quite 1 there
-    outside = math.log(len(model.shifts) * search.shift_step(model.shifts) ** 2 / (2 * math.pi * sigma**2))
+    outside = math.log(len(model.shifts) * shift_step(model.shifts) ** 2 / (2 * math.pi * sigma**2))
     total = float(candidates.log_weight.double().logsumexp(1).sum()) - 20 * outside
     assert total == pytest.approx(expected.log_likelihood, rel=1e-4)
     gamma = assignment.assign_posterior(candidates)

@@ -22,10 +22,10 @@ from halfmap.algorithms.schedule import finished, prepare
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.update import wiener
 from halfmap.engine.assignment import assign_posterior
+from halfmap.engine.grid import fine_order
 from halfmap.engine.loop import Method, Problem, Search
 from halfmap.engine.modes import MODES
 from halfmap.engine.prior import uniform_prior
-from halfmap.engine.search import fine_order
 from halfmap.engine.state import State, as_candidates
 from halfmap.likelihood import correlation_score, log_likelihood_score
 from halfmap.projection import FourierReferences

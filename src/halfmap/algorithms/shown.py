@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
+from halfmap.engine.grid import radius_of_step, shift_grid
 from halfmap.engine.images import load_batch
 from halfmap.engine.loop import Problem
 from halfmap.engine.posterior import direction_posterior
-from halfmap.engine.search import radius_of_step, shift_grid
 from halfmap.engine.state import State
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.jobs import Job

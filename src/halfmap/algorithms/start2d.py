@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
+from halfmap.engine.grid import coarse_radius
 from halfmap.engine.images import batches, load_batch
 from halfmap.engine.loop import Problem, sum_at_poses
-from halfmap.engine.search import coarse_radius, coarse_scores, prepare_search
+from halfmap.engine.search import coarse_scores, prepare_search
 from halfmap.engine.state import as_they_lie
 from halfmap.fourier import filter_shells, half_plane
 from halfmap.likelihood import ImageTerms, squared_modulus

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
 from halfmap.engine.assignment import assign_sample
+from halfmap.engine.grid import fine_order
 from halfmap.engine.images import Batch
 from halfmap.engine.loop import Method, Problem, Search, Update, sum_at_poses
 from halfmap.engine.prior import uniform_prior
-from halfmap.engine.search import fine_order, prepare_search, search_globally
+from halfmap.engine.search import prepare_search, search_globally
 from halfmap.engine.state import Candidates, Poses, State, known_poses
 from halfmap.fourier import half_plane
 from halfmap.likelihood import log_likelihood_score

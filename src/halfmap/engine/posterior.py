@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.search import shift_grid
+from halfmap.engine.grid import shift_grid
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, log_likelihood_score, slice_power, squared_modulus

@@ -16,83 +16,19 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from halfmap.engine.grid import Grid, level_radius, radius_of_step, search_grid, shift_grid, shift_step
 from halfmap.engine.local import log_evidence
 from halfmap.engine.modes import IMPROBABLE, SearchSettings, distinct, probable, refine_candidates, with_known
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, cross_terms_own, slice_power, slice_power_own, squared_modulus
 from halfmap.projection import FourierReferences, project
-from halfmap.so3 import cell_fraction, children, grid_step_deg, in_plane_grid, orientation_grid, rotation_vector_to_matrix, rotations_of
 
 SCORES_PER_PASS = 2_000_000  # a tile of scores that stays in cache between the product and the pass over it
 SAMPLES_PER_PASS = 16_000_000  # of children's slices
 FINE_TABLE_BYTES = 1 << 30  # slices of all fine cells are cut once up to this size, else for each image's own cells
 FEWEST_CELLS = 4  # kept of every image: a coarse cell's centre may miss the peak in it
 MOST_ENTRIES = 256  # poses that stand for the posterior of one image on a grid
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Coarse orientations, for each its finer children, and the share of all orientations (of symmetry mates together) that a child stands
-    for."""
-
-    coarse: Float[Tensor, "M 3 3"]
-    children: Float[Tensor, "M c 3 3"]
-    coarse_step_deg: float
-    fine_step_deg: float
-    child_fraction: float
-
-
-def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
-    """HEALPix directions x in-plane angles in 3D (symmetry-reduced), in-plane angles alone in 2D; the coarse step is twice the fine step.
-
-    In 3D the steps are HEALPix's: the coarsest order whose step (60 / 2^order) is not above `angular_step_deg`.
-    """
-    if dimensions == 2:
-        n = max(3, math.ceil(360 / (2 * settings.angular_step_deg)))
-        step = 360 / n
-        coarse = in_plane_grid(step)
-        halves = torch.stack([coarse - step / 4, coarse + step / 4], -1)
-        return Grid(_about_view_axis(coarse), _about_view_axis(halves), step, step / 2, 1 / (2 * n))
-    order = fine_order(settings)
-    coarse_grid = orientation_grid(order - 1, settings.symmetry)
-    fine = rotations_of(children(coarse_grid.cell_id, order - 1), order)
-    fraction = len(settings.symmetry) * cell_fraction(order)
-    return Grid(coarse_grid.rotations, fine, coarse_grid.step_deg, grid_step_deg(order), fraction)
-
-
-def fine_order(settings: SearchSettings) -> int:
-    """HEALPix order of the finer grid."""
-    return max(1, math.ceil(math.log2(60 / settings.angular_step_deg) - 1e-6))
-
-
-def _about_view_axis(psi_deg: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
-    vector = torch.zeros(*psi_deg.shape, 3)
-    vector[..., 2] = -torch.deg2rad(psi_deg)
-    return rotation_vector_to_matrix(vector)
-
-
-def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
-    """Shells that a grid of this step can resolve: half a step moves the particle's rim by half the resolution, times 1.6 for overlap."""
-    return math.ceil(1.6 * box / (2 * particle_radius_px) / math.radians(step_deg))
-
-
-def _level(step_deg: float, settings: SearchSettings, box: int, radius: int) -> int:
-    return max(2, min(radius, radius_of_step(step_deg, box, settings.particle_radius_px)))
-
-
-def coarse_radius(settings: SearchSettings, box: int, radius: int, dimensions: int) -> int:
-    """The last shell that the coarse grid is scored on, for references known up to `radius`."""
-    return _level(search_grid(settings, dimensions).coarse_step_deg, settings, box, radius)
-
-
-def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Float[Tensor, "T 2"]:
-    """Square grid of shifts inside a circle."""
-    n = math.floor(range_px / step_px + 1e-6)
-    axis = torch.arange(-n, n + 1, device=device) * step_px
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    shifts = torch.stack([x.reshape(-1), y.reshape(-1)], -1)
-    return shifts[shifts.norm(dim=1) <= range_px + 1e-6].float()
 
 
 @dataclass(frozen=True)
@@ -122,7 +58,7 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     resolved = settings.prior is not None and settings.restraint is None and radius <= finest
     planes, shifts = [], []
     for step in (grid.coarse_step_deg, grid.fine_step_deg):
-        level = _level(step, settings, box, radius)
+        level = level_radius(step, settings, box, radius)
         planes.append(half_plane(box, level, device))
         # a quarter period of the outermost shell; the user's step where that is coarser
         shift_step = max(settings.shift_step_px, min(box / (4 * level), max(settings.shift_range_px, 1e-3)))
@@ -314,12 +250,6 @@ def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -
         entry[diffuse] = torch.searchsorted(rising, steps).clamp(max=log_weight.shape[1] - 1)
         weight[diffuse] = total[diffuse] - math.log(n)
     return entry, weight
-
-
-def shift_step(shifts: Float[Tensor, "T 2"]) -> float:
-    """Distance of neighbours in a `shift_grid`; 1 for a single shift."""
-    away = shifts.norm(dim=1)
-    return float(away[away > 0].min()) if bool((away > 0).any()) else 1.0
 
 
 def _stacked(parts: list[Candidates], order: Int[Tensor, " B"]) -> Candidates:
