@@ -146,7 +146,6 @@ def test_purity_of_classes() -> None:
 
 def test_marginal_cost_leaves_out_what_two_jobs_share() -> None:
     import iterations
-
     from common import Cost
 
     def job(n: int, done: int) -> tuple[Cost, int, int]:

@@ -66,6 +66,9 @@ def make_problem(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} A) on {device}; "
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
+    if intensity and bool(particles.ctf_premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()):
+        intensity = False  # what their makers weighted by dose and tilt, scales would weight again
+        progress.note("CTF-premultiplied images: norm corrections and group scales are not learnt")
     settings = ImageSettings(radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device)
     return Problem(particles, settings, half, matched_to, matrices, dimensions, n_classes, batch, intensity)
 
