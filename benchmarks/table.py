@@ -24,7 +24,7 @@ or "across machines", read a ratio as an order of magnitude. Its refinements: `r
 --offset_step 2 --norm --scale --cpu --pool 30 --random_seed 1`; its 3D classes: the same with `--ref (true map at 40 A) --ini_high 60
 --K 2 --tau2_fudge 4 --healpix_order 2 --firstiter_cc --sym C1`. CPU seconds of RELION are of one core (classes) or of three processes
 (refinement), user and system; halfmap's are of the whole process, user and system, start and imports included unless a line says
-"marginal". Goals stand as issue 3 asks for them. "Same run" is Debian's RELION 3.1, run beside halfmap on the same
+"marginal". Goals are those set before the work began. "Same run" is Debian's RELION 3.1, run beside halfmap on the same
 machine; it has no vectorised path.
 """
 
