@@ -141,6 +141,18 @@ def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept(monkeypatch):
     assert float(drawn) == pytest.approx(float(exact), abs=1 / 64)
 
 
+def test_the_best_pose_of_a_diffuse_posterior_is_a_likely_one(monkeypatch):
+    """Drawn entries weigh the same; the image's pose is the likeliest of them, not the first of the grid."""
+    monkeypatch.setattr(searching, "MOST_ENTRIES", 64)
+    log_weight = torch.randn(8, 5000, generator=torch.Generator().manual_seed(6))
+    entry, weight = significant_entries(log_weight, 0.999)
+    found = _candidates(weight)
+    best = entry.gather(1, found.best(1).log_weight.new_zeros(8, 1).long())
+    assert torch.equal(log_weight.gather(1, best), log_weight.gather(1, entry).amax(1, keepdim=True))
+    assert torch.equal(found.best(1).rotations[:, 0], found.rotations[:, 0])  # of equal weights the first
+    assert float(best.float().mean()) == pytest.approx(2500, abs=1500)
+
+
 def test_the_prior_is_what_posteriors_amount_to():
     prior = uniform_prior(2, 3, order=0, shift_sigma_px=5.0, device=torch.device("cpu"))
     counts = torch.zeros(2, 12)
@@ -148,7 +160,8 @@ def test_the_prior_is_what_posteriors_amount_to():
     sums = torch.cat([counts.flatten(), torch.tensor([209.0, 2 * 4.0 * 209])])
     new = next_prior(prior, sums)
     assert new.shift_sigma_px == pytest.approx(2.0)
-    assert new.classes.exp().tolist() == pytest.approx([90 / 211, 121 / 211])
+    fewest = 209 / 2 / 50
+    assert new.classes.exp().tolist() == pytest.approx([(89 + fewest) / (209 + 2 * fewest), (120 + fewest) / (209 + 2 * fewest)])
     torch.testing.assert_close(new.directions.exp().mean(1), torch.ones(2))
     assert float(new.directions[0, 3].exp()) == pytest.approx(12 * 90 / 101)
     torch.testing.assert_close(new.directions[1].exp(), torch.ones(12))

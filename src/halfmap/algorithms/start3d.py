@@ -51,7 +51,7 @@ def split_start(problem: Problem, one: Problem, method: Method, settings: Settin
     classes = torch.zeros(len(problem.half), dtype=torch.long)
     classes[used] = cluster(coordinates[used], problem.n_classes, seed)
     poses = replace(state.poses, classes=classes)
-    update = wiener(problem, settings, state, poses, sum_at_poses(problem, poses, state.noise_variance))
+    update = wiener(problem, settings, state, poses, sum_at_poses(problem, poses, state.noise_variance, norm=state.norm, scale=state.scale))
     return replace(
         state,
         iteration=0,

@@ -69,6 +69,8 @@ def next_scale(
         return scale
     before, group = scale[group[used]], group[used]
     sums = scale.new_zeros(2, len(scale)).index_add_(1, group, torch.stack([cross[used] / before, power[used] / before**2]))
+    if not bool(sums[0].sum() > 0):  # nothing of the references is in the images
+        return scale
     common = (sums[0].sum() / sums[1].sum().clamp(min=1e-20)).clamp(min=1e-20)
     prior = 1 / SCALE_SPREAD**2
     new = ((sums[0] / common + prior) / (sums[1] + prior)).clamp(*SCALE_LIMITS)

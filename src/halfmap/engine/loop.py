@@ -235,9 +235,12 @@ def run(
         yield state, seconds
 
 
-def sum_at_poses(problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, advance: Advance = lambda n: None) -> list[Sums]:
+def sum_at_poses(
+    problem: Problem, poses: Poses, noise_variance: Float[Tensor, "G S"], *, norm: Float[Tensor, " N"] | None = None,
+    scale: Float[Tensor, " Q"] | None = None, advance: Advance = lambda n: None,
+) -> list[Sums]:  # fmt: skip
     """The two sums of each half with every particle at its given pose: reconstruction without a search."""
-    return _sum_at(problem, as_candidates(poses), assign_hard, noise_variance, None, None, advance)
+    return _sum_at(problem, as_candidates(poses), assign_hard, noise_variance, norm, scale, advance)
 
 
 def sum_at_modes(problem: Problem, method: Method, state: State, *, advance: Advance = lambda n: None) -> list[Sums]:

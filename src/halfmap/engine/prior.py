@@ -44,11 +44,12 @@ def uniform_prior(n_classes: int, dimensions: int, *, order: int, shift_sigma_px
 def next_prior(prior: Prior, sums: Float[Tensor, " P"]) -> Prior:
     """The prior that the last iteration's posteriors amount to (RELION's pdf_class, pdf_direction and sigma_offset).
 
-    `p(k) = N_k / N`, `p(d | k) = (N_kd + 1) / (N_k + D)`, `s^2 = <|t|^2> / 2`.
+    `p(k) = (N_k + N / 50 K) / (1.02 N)`, `p(d | k) = (N_kd + 1) / (N_k + D)`, `s^2 = <|t|^2> / 2`.
     """
     counts = sums[:-2].view_as(prior.directions) + 0.0
     total, n_directions = counts.sum(1), counts.shape[1]
-    classes = ((total + _PSEUDO_COUNT) / (total + _PSEUDO_COUNT).sum()).log()
+    fewest = total.sum() / len(total) / 50  # a class counts as empty below a fiftieth of an equal share: seeded anew, it must be enterable
+    classes = ((total + fewest) / (total + fewest).sum()).log()
     directions = ((counts + _PSEUDO_COUNT) / (total[:, None] + _PSEUDO_COUNT * n_directions) * n_directions).log()
     sigma = math.sqrt(float(sums[-1]) / max(float(sums[-2]), 1e-20) / 2)
     return Prior(classes, directions, prior.order, max(SHIFT_SIGMA_LEAST_PX, sigma))

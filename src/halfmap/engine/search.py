@@ -247,7 +247,9 @@ def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -
         n = entry.shape[1]
         rising = torch.cumsum(torch.softmax(log_weight[diffuse], dim=1), dim=1)
         steps = (torch.arange(n, device=entry.device) + 0.5) / n * rising[:, -1:]
-        entry[diffuse] = torch.searchsorted(rising, steps).clamp(max=log_weight.shape[1] - 1)
+        drawn = torch.searchsorted(rising, steps).clamp(max=log_weight.shape[1] - 1)
+        order = log_weight[diffuse].gather(1, drawn).argsort(dim=1, descending=True)  # the likeliest first: it is the image's best pose
+        entry[diffuse] = drawn.gather(1, order)
         weight[diffuse] = total[diffuse] - math.log(n)
     return entry, weight
 

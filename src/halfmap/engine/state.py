@@ -85,8 +85,8 @@ class Candidates:
         return Candidates(*(f[index] for f in self.fields()))
 
     def best(self, n: int) -> "Candidates":
-        """The n with the largest weights, in their order."""
-        return self.take(torch.topk(self.log_weight, min(n, self.score.shape[1]), dim=1).indices)
+        """The n with the largest weights, in their order; of equal weights the first."""
+        return self.take(self.log_weight.sort(dim=1, descending=True, stable=True).indices[:, :n])
 
     def padded(self, n: int) -> "Candidates":
         """The same with empty places up to n per image."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_SAMPLES_AT_ONCE = 16_000_000  # of entries: they take about 40 bytes each on the way
+
 
 def _corners(grid: Tensor, rotations: Tensor, kx: Tensor, ky: Tensor, padding: float) -> tuple[Tensor, Tensor, Tensor]:
     """Flat index (M, J) of the lower corner, its three trilinear fractions (M, J, 3), and where x was negative (M, J)."""
@@ -55,12 +57,15 @@ def gather(
 ) -> tuple[Tensor, Tensor]:
     """Values (R, J) `sum_e w_e S_t^-1 data[images[e]]` and weights (R, J) `sum_e w_e power[images[e]]` over the entries e of each r, which
     are starts[r]:starts[r + 1]; `S_t^-1` multiplies by `exp(-2 pi i k.t / N)`."""
-    angle = shifts @ torch.stack([kx, ky]) * (-2 * torch.pi / box)
-    moved = torch.polar(entry_weights[:, None].expand_as(angle), angle) * data[images]
-    weighted = entry_weights[:, None] * power[images]
     target = torch.repeat_interleave(torch.arange(len(starts) - 1, device=data.device), starts.diff())
-    values = data.new_zeros(len(starts) - 1, data.shape[1]).index_add_(0, target, moved)
-    return values, power.new_zeros(len(starts) - 1, power.shape[1]).index_add_(0, target, weighted)
+    values = data.new_zeros(len(starts) - 1, data.shape[1])
+    weights = power.new_zeros(len(starts) - 1, power.shape[1])
+    for part in torch.arange(len(images), device=data.device).split(max(1, _SAMPLES_AT_ONCE // len(kx))):
+        weight, own = entry_weights[part, None], images[part]
+        angle = shifts[part] @ torch.stack([kx, ky]) * (-2 * torch.pi / box)
+        values.index_add_(0, target[part], torch.polar(weight.expand_as(angle), angle) * data[own])
+        weights.index_add_(0, target[part], weight * power[own])
+    return values, weights
 
 
 def pose_equations(
