@@ -65,6 +65,8 @@ def finished(settings: Settings, state: State) -> bool:
     shells = [1 / record["resolution_angstrom"] for record in state.history]
     if max(shells[-2:]) > 1.005 * max(shells[:-2]):
         return False
+    if state.references.shape[1] > 1 and state.iteration % GLOBAL_CHECK_EVERY:
+        return False  # around known poses few classes compete: only a search of all tells whether they are settled
     if state.history[-1]["class_changes"] > SETTLED_CLASSES:
         return False
     moved = [record["angular_change_deg"] for record in state.history[-2:]]
