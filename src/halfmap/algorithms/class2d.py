@@ -1,8 +1,9 @@
-"""The job `halfmap class2d`: K class averages from particle images, by template matching (lecture part 2).
+"""The job `halfmap class2d`: K class averages from particle images, by maximum likelihood (lecture part 3) or template matching (part 2).
 
-Given estimates A_1 ... A_K, each image takes the class, rotation and shift of the highest correlation coefficient; each class then becomes
+Given estimates A_1 ... A_K, each image weighs class, rotation and shift by their probability Gamma_i, or takes the one of the highest
+correlation coefficient (Gamma_i is 1 there); each class then becomes
 
-    A_k = sum_{i: k_i = k} P^T C_i X_i / (1/SSNR + sum_{i: k_i = k} P^T C_i^2).
+    A_k = sum_i Gamma_i P^T C_i X_i / (1/SSNR + sum_i Gamma_i P^T C_i^2).
 
 The same engine and the same four choices as in 3D; only the grid of rotations is one of in-plane angles.
 """

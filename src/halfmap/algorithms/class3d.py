@@ -1,7 +1,8 @@
-"""The job `halfmap class3d`: K maps from particles of K kinds, by projection matching with K references (lecture part 2).
+"""The job `halfmap class3d`: K maps from particles of K kinds, by maximum likelihood (lecture part 3) or projection matching (part 2).
 
-Each image takes the class and pose whose projection `R_ik = C_i P_phi V_k` has the highest correlation coefficient; each volume is then
-updated from its own images.
+Each image weighs class and pose by their probability given the K references, or takes those whose projection `R_ik = C_i P_phi V_k` has the
+highest correlation coefficient; each volume is then updated from its images. An image meets the references that the other half of the data
+made, never its own share in them.
 """
 
 from collections.abc import Sequence
@@ -65,7 +66,8 @@ def class3d(
         reference: one map for all classes, or K maps. With one, poses are first found against it alone, and the classes start where the
             particles differ most (`start3d`). classes: K. Others as in `refine`.
 
-    The halves of a class share its reference, so that the resolutions told are optimistic; `refine` a class's particles for an honest one.
+    The halves of a class are matched to each other's references, so that the resolutions told are optimistic; `refine` a class's particles
+    for an honest one.
 
     Raises:
         InputError: any bad input, in one line.

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from halfmap.algorithms.settings import Settings
-from halfmap.engine.grid import radius_of_step, shift_grid
+from halfmap.engine.grid import radius_of_step, searched_step_px, shift_grid
 from halfmap.engine.images import load_batch
+from halfmap.engine.intensity import of_images
 from halfmap.engine.loop import Problem
 from halfmap.engine.posterior import direction_posterior
 from halfmap.engine.state import State
@@ -51,13 +52,12 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
     radius = shown_radius(problem, state)
     plane = half_plane(box, radius, device)
     centre = state.poses.shift_px[index].to(device)
-    norm = None if state.norm is None else state.norm[index]
-    scale = None if state.scale is None else state.scale[problem.scale_group[index]]
+    norm, scale = of_images(state.norm, state.scale, problem.scale_group, index)
     terms = load_batch(problem.particles, index, plane, state.noise_variance, centre, problem.images, norm=norm, scale=scale).scored
     met = 1 if problem.matched_to == "other" else 0  # the references that the first half meets
     references = prepare_references(state.references[met], radius)
     reach = settings.search.shift_range_px
-    step = max(settings.search.shift_step_px, min(box / (4 * radius), max(reach, 1e-3)))  # a quarter period of the outermost shell
+    step = searched_step_px(settings.search, box, radius)
     if state.iteration == 0:
         phases = shift_phases(shift_grid(reach, step, device=device), plane)
         factor = grey_scale(references, ImageTerms(terms.data * shift_phases(centre, plane), terms.power), phases, plane, problem.symmetry)

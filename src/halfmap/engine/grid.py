@@ -58,6 +58,7 @@ def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
 
 
 def level_radius(step_deg: float, settings: SearchSettings, box: int, radius: int) -> int:
+    """Shells that a level of this step is scored on: what it can resolve, no more than are known."""
     return max(2, min(radius, radius_of_step(step_deg, box, settings.particle_radius_px)))
 
 
@@ -73,6 +74,12 @@ def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Floa
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     shifts = torch.stack([x.reshape(-1), y.reshape(-1)], -1)
     return shifts[shifts.norm(dim=1) <= range_px + 1e-6].float()
+
+
+def searched_step_px(settings: SearchSettings, box: int, radius: int) -> float:
+    """Distance of the shifts that a search on shells up to `radius` scores: a quarter period of the outermost, or the settings' step where
+    that is coarser."""
+    return max(settings.shift_step_px, min(box / (4 * radius), max(settings.shift_range_px, 1e-3)))
 
 
 def shift_step(shifts: Float[Tensor, "T 2"]) -> float:

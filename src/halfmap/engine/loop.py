@@ -258,9 +258,9 @@ def _sum_at(
         for index in batches(my_share(torch.nonzero(problem.half == half)[:, 0]), problem.batch_size):
             gamma = assign(modes.of_images(index).to(problem.images.device))
             nowhere = torch.zeros(len(index), 2, device=problem.images.device)  # the mask is for scores alone
-            strength = dict(zip(("norm", "scale"), of_images(norm, scale, problem.scale_group, index), strict=True))
+            nu, s = of_images(norm, scale, problem.scale_group, index)
             batch = load_batch(
-                problem.particles, index, problem.plane, noise_variance, nowhere, problem.images, scored_radius=1, **strength
+                problem.particles, index, problem.plane, noise_variance, nowhere, problem.images, scored_radius=1, norm=nu, scale=s
             )
             accumulate(sums[half], slice_terms(batch.whole, gamma, problem.plane), gamma, problem.plane, problem.symmetry)
             advance(len(index))

@@ -71,10 +71,10 @@ def distinct(candidates: Candidates, n: int, separation_deg: float) -> Candidate
     return replace(candidates.take(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1))
 
 
-def probable(candidates: Candidates, *, within: float = IMPROBABLE) -> Candidates:
+def probable(candidates: Candidates) -> Candidates:
     """The same, places emptied whose weight is negligible beside their image's best."""
     best = candidates.log_weight.amax(1, keepdim=True)
-    return replace(candidates, log_weight=candidates.log_weight.masked_fill(candidates.log_weight < best - within, -torch.inf))
+    return replace(candidates, log_weight=candidates.log_weight.masked_fill(candidates.log_weight < best - IMPROBABLE, -torch.inf))
 
 
 def with_known(found: Candidates, known: Candidates, separation_deg: float) -> Candidates:

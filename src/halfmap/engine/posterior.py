@@ -9,7 +9,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, log_likelihood_score, slice_power, squared_modulus
 from halfmap.projection import FourierReferences, project
-from halfmap.so3 import cell_of, compose, grid_step_deg, orientation_grid, rotations_of
+from halfmap.so3 import compose, direction_pixels, grid_step_deg, orientation_grid, rotations_of
 
 SLICES_PER_TILE = 8_000_000  # samples of slices at a time, 64 MB
 SCORES_PER_TILE = 8_000_000  # scores at a time, 32 MB
@@ -87,7 +87,7 @@ def _mates(pixels: Int[Tensor, " d"], symmetry: Float[Tensor, "G 3 3"], order: i
     n_psi = _in_plane_count(order)
     sphere = torch.arange(12 * 4**order)
     centres = rotations_of(sphere * n_psi, order)
-    mates = torch.stack([cell_of(compose(centres, s), order) // n_psi for s in symmetry.to(centres)])  # the identity first
+    mates = torch.stack([direction_pixels(compose(centres, s), order) for s in symmetry.to(centres)])  # the identity first
     place = torch.full_like(sphere, -1)
     place[pixels] = torch.arange(len(pixels))
     return place[mates.gather(0, (place[mates] >= 0).int().argmax(0, keepdim=True))[0]]

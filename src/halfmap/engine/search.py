@@ -11,14 +11,15 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-from halfmap.engine.grid import Grid, level_radius, radius_of_step, search_grid, shift_grid, shift_step
+from halfmap.engine.grid import Grid, level_radius, radius_of_step, search_grid, searched_step_px, shift_grid, shift_step
 from halfmap.engine.local import log_evidence
-from halfmap.engine.modes import IMPROBABLE, SearchSettings, distinct, probable, refine_candidates, with_known
+from halfmap.engine.modes import SearchSettings, distinct, probable, refine_candidates, with_known
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, cross_terms_own, slice_power, slice_power_own, squared_modulus
@@ -33,7 +34,8 @@ MOST_ENTRIES = 256  # poses that stand for the posterior of one image on a grid
 
 @dataclass(frozen=True)
 class GlobalSearch:
-    """A search prepared for one set of references: both levels' planes and shifts, the coarse slices, and the fine ones if they fit."""
+    """A search prepared for one set of references: both levels' planes and shifts, the coarse slices, and the fine ones if they fit and
+    are asked for."""
 
     references: FourierReferences
     settings: SearchSettings
@@ -42,11 +44,21 @@ class GlobalSearch:
     shifts: tuple[Float[Tensor, "T0 2"], Float[Tensor, "T1 2"]]
     slices: Complex[Tensor, "KM J0"]
     slices_squared: Float[Tensor, "J0 KM"]
-    fine_slices: Complex[Tensor, "KMc J1"] | None
-    fine_squared: Float[Tensor, "KMc J1"] | None
     cell_prior: Float[Tensor, " KM"]
     kept: int
     resolved: bool
+
+    @cached_property
+    def fine_table(self) -> tuple[Complex[Tensor, "KMc J1"], Float[Tensor, "KMc J1"]] | None:
+        """Slices of all children, and their squares; None where they would take too much memory."""
+        level, device = self.planes[1], self.references.grid.device
+        n_classes, (n_cells, n_children) = len(self.references), self.grid.children.shape[:2]
+        if 12 * n_classes * n_cells * n_children * len(level) > FINE_TABLE_BYTES:
+            return None
+        rotations = self.grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
+        classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells * n_children)
+        slices = project(self.references, rotations, level, classes=classes)
+        return slices, squared_modulus(slices)
 
 
 def prepare_search(references: FourierReferences, settings: SearchSettings, radius: int) -> GlobalSearch:
@@ -60,9 +72,7 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     for step in (grid.coarse_step_deg, grid.fine_step_deg):
         level = level_radius(step, settings, box, radius)
         planes.append(half_plane(box, level, device))
-        # a quarter period of the outermost shell; the user's step where that is coarser
-        shift_step = max(settings.shift_step_px, min(box / (4 * level), max(settings.shift_range_px, 1e-3)))
-        shifts.append(shift_grid(settings.shift_range_px, shift_step, device=device))
+        shifts.append(shift_grid(settings.shift_range_px, searched_step_px(settings, box, level), device=device))
     n_classes, n_cells = len(references), len(grid.coarse)
     classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells)
     coarse = project(references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes)
@@ -70,15 +80,9 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     prior = torch.zeros(n_classes * n_cells, device=device)
     if settings.prior is not None:
         prior = settings.prior.of_direction(grid.coarse.to(device).repeat(n_classes, 1, 1), classes)
-    n_children = grid.children.shape[1]
-    fine, fine_squared = None, None
-    if 12 * n_classes * n_cells * n_children * len(planes[1]) <= FINE_TABLE_BYTES:
-        rotations = grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
-        fine = project(references, rotations, planes[1], classes=classes.repeat_interleave(n_children))
-        fine_squared = squared_modulus(fine)
     return GlobalSearch(
-        references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared_modulus(coarse).T.contiguous(), fine,
-        fine_squared, prior, kept, resolved,
+        references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared_modulus(coarse).T.contiguous(), prior,
+        kept, resolved,
     )  # fmt: skip
 
 
@@ -99,7 +103,7 @@ def search_globally(
         return grid_posterior(search, terms, centre_px, plane)
     cells, counts = best_cells(search, terms, centre_px, plane)
     found = best_children(search, terms, centre_px, plane, cells, counts)
-    found = probable(found, within=IMPROBABLE)  # a cell's centre may miss its peak
+    found = probable(found)
     if known is not None:
         found = with_known(found, known, search.grid.fine_step_deg)
     return refine_candidates(
@@ -192,12 +196,11 @@ def _children_of(
     n_cells, n_children = grid.children.shape[:2]
     rotations = grid.children.to(cells.device)[cells % n_cells].flatten(1, 2)
     classes = (cells // n_cells).repeat_interleave(n_children, dim=1)
-    if search.fine_slices is None or search.fine_squared is None:
+    if search.fine_table is None:
         slices = project(search.references, rotations.flatten(0, 1), level, classes=classes.flatten())
         squared = squared_modulus(slices)
     else:  # rows of parents: their children lie side by side
-        slices = search.fine_slices.view(-1, n_children * len(level)).index_select(0, cells.flatten())
-        squared = search.fine_squared.view(-1, n_children * len(level)).index_select(0, cells.flatten())
+        slices, squared = (table.view(-1, n_children * len(level)).index_select(0, cells.flatten()) for table in search.fine_table)
     slices, squared = slices.view(len(cells), -1, len(level)), squared.view(len(cells), -1, len(level))
     with fast_products():
         cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
