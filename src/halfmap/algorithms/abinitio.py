@@ -4,11 +4,12 @@ import math
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from halfmap.algorithms import inputs, setup
-from halfmap.algorithms.results import run_iterations, show_volumes, write_particles, write_pictures
+from halfmap.algorithms.results import map_name, run_iterations, show_volumes, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.stochastic_gradient import Ascent, random_maps, stochastic_gradient
 from halfmap.algorithms.update import class_sizes
@@ -83,20 +84,7 @@ def abinitio(
         Progress("abinitio", iterations=limit, quiet=quiet) as progress,
     ):
         if runs > 1:
-            folders = [job.path(f"run{r + 1:03d}/job.json").parent for r in range(runs)]
-            done = []
-            for r, folder in enumerate(folders):
-                progress.note(f"run {r + 1} of {runs}")
-                again = (folder / "job.json").exists()
-                single = {**parameters, "runs": 1, "seed": seed + r}
-                done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
-            likelihoods = tuple(run.log_likelihoods[0] for run in done)
-            best = max(range(runs), key=lambda r: likelihoods[r])
-            for path in [*sorted(folders[best].glob("*.mrc")), folders[best] / "particles.star"]:
-                shutil.copyfile(path, job.path(path.name))
-            progress.note(f"best of {runs} runs: {best + 1}")
-            job.update(best_run=best + 1, log_likelihoods=likelihoods, sizes=done[best].sizes)
-            return AbInitio(Path(out), done[best].sizes, likelihoods)
+            return _best_of(runs, parameters, job, progress)
         problem, settings = _open(
             particles, job, progress, classes=classes, symmetry=symmetry, diameter_angstrom=diameter_angstrom,
             shift_range_px=shift_range_px, ctf=ctf, data_dir=data_dir, memory=memory, seed=seed, device=where,
@@ -110,7 +98,7 @@ def abinitio(
             state = mirrored(state)
         pixel, sizes = problem.particles.pixel_size_angstrom, tuple(class_sizes(problem, state.poses).tolist())
         for k, volume in enumerate(state.references[0].cpu().numpy()):
-            name = "map" if classes == 1 else f"class{k + 1:03d}"
+            name = map_name(k, classes)
             write_map(job.path(f"{name}.mrc"), volume, pixel)
             save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=f"{name}, {sizes[k]} particles")
             if classes > 1:
@@ -123,18 +111,33 @@ def abinitio(
     return AbInitio(Path(out), sizes, (likelihood,))
 
 
+def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress) -> AbInitio:
+    """Each run in a folder of its own inside the job's, with a seed of its own; the maps and particles of the likeliest are the job's."""
+    folders = [job.path(f"run{r + 1:03d}/job.json").parent for r in range(runs)]
+    done = []
+    for r, folder in enumerate(folders):
+        progress.note(f"run {r + 1} of {runs}")
+        again = (folder / "job.json").exists()
+        single = {**parameters, "runs": 1, "seed": parameters["seed"] + r}
+        done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
+    likelihoods = tuple(run.log_likelihoods[0] for run in done)
+    best = max(range(runs), key=lambda r: likelihoods[r])
+    for path in [*sorted(folders[best].glob("*.mrc")), folders[best] / "particles.star"]:
+        shutil.copyfile(path, job.path(path.name))
+    progress.note(f"best of {runs} runs: {best + 1}")
+    job.update(best_run=best + 1, log_likelihoods=likelihoods, sizes=done[best].sizes)
+    return AbInitio(job.folder, done[best].sizes, likelihoods)
+
+
 def _open(
     particles: str | Path, job: Job, progress: Progress, *, classes: int, symmetry: str, diameter_angstrom: float | None,
     shift_range_px: float | None, ctf: bool, data_dir: str | Path | None, memory: int | None, seed: int, device: torch.device,
 ) -> tuple[Problem, Settings]:  # fmt: skip
     data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
     radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
-    setup.check_classes(classes, len(data))
-    half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
-    setup.check_classes(classes, int((half >= 0).sum()))
-    problem = setup.make_problem(
-        data, half, device=device, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, matched_to="shared", ctf=ctf,
-        intensity=False, memory=memory, progress=progress,
+    problem = setup.open_problem(
+        data, job, progress, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, matched_to="shared", ctf=ctf,
+        intensity=False, memory=memory, seed=seed, device=device,
     )  # fmt: skip
     reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
     search = setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None)

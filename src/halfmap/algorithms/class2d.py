@@ -102,13 +102,9 @@ def class2d(
     ):
         data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
         radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
-        setup.check_classes(classes, len(data))
-        setup.batch_size(data.box, dimensions=2, n_classes=classes, memory=memory, device=where)
-        half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, seed), job, progress)
-        setup.check_classes(classes, int((half >= 0).sum()))
-        problem = setup.make_problem(
-            data, half, device=where, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, matched_to="shared",
-            ctf=ctf, intensity=method == ML, memory=memory, progress=progress,
+        problem = setup.open_problem(
+            data, job, progress, radius_px=radius_px, symmetry="C1", dimensions=2, n_classes=classes, matched_to="shared", ctf=ctf,
+            intensity=method == ML, memory=memory, seed=seed, device=where,
         )  # fmt: skip
         search = SearchSettings(
             problem.symmetry, radius_px, angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG, shift_range_px=shift_range_px,

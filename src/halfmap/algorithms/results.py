@@ -67,11 +67,16 @@ def run_iterations(
     return state
 
 
+def map_name(k: int, n_classes: int) -> str:
+    """What the files of map k are called: `map`, or with several classes `class001` ..."""
+    return "map" if n_classes == 1 else f"class{k + 1:03d}"
+
+
 def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """The present references as pictures `map.png` (`class001.png` ...), replaced by the final maps' at the end; Gamma of maximum
     likelihood is kept for its picture."""
     for k, volume in enumerate(state.references.mean(0).cpu()):
-        name = "map" if problem.n_classes == 1 else f"class{k + 1:03d}"
+        name = map_name(k, problem.n_classes)
         title = f"{name} after iteration {state.iteration}" if state.iteration else f"{name} at the start"
         save_map_picture(job.path(f"pictures/{name}.png"), volume.numpy(), problem.particles.pixel_size_angstrom, title=title)
     if state.modes is not None:

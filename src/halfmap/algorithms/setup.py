@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from halfmap.algorithms import inputs
 from halfmap.engine.images import ImageSettings, background
 from halfmap.engine.local import Restraint
 from halfmap.engine.loop import Problem
 from halfmap.engine.modes import SearchSettings
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
+from halfmap.jobs import Job
 from halfmap.machine import use_threads
 from halfmap.particles import Particles
 from halfmap.progress import Progress
@@ -39,6 +41,39 @@ def use_device(name: str, threads: int | None) -> torch.device:
             f"--device {name}: expected one that this machine has ({', '.join(k for k, ok in available.items() if ok)}), or auto"
         )
     return torch.device(name)
+
+
+def open_problem(
+    particles: Particles,
+    job: Job,
+    progress: Progress,
+    *,
+    radius_px: float,
+    symmetry: str,
+    dimensions: Literal[2, 3],
+    n_classes: int,
+    matched_to: Literal["own", "other", "shared"],
+    ctf: bool,
+    intensity: bool,
+    memory: int | None,
+    seed: int,
+    device: torch.device,
+) -> Problem:
+    """The engine's problem of a job: what needs no image is checked first, then bad images are set aside and halves made.
+
+    Raises:
+        InputError: more classes than half the images, too little memory, or no usable image in one of the halves.
+    """
+    if n_classes > 1:
+        check_classes(n_classes, len(particles))
+    batch_size(particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
+    half = inputs.set_aside_bad_images(particles, inputs.divide_into_halves(particles, seed), job, progress)
+    if n_classes > 1:
+        check_classes(n_classes, int((half >= 0).sum()))
+    return make_problem(
+        particles, half, device=device, radius_px=radius_px, symmetry=symmetry, dimensions=dimensions, n_classes=n_classes,
+        matched_to=matched_to, ctf=ctf, intensity=intensity, memory=memory, progress=progress,
+    )  # fmt: skip
 
 
 def make_problem(

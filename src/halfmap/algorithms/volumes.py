@@ -100,16 +100,10 @@ def open_volumes(
         raise InputError(f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, rlnAngleTilt, rlnAnglePsi")
     start = inputs.read_references(maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device)
     radius_px = inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
-    if classes > 1:
-        setup.check_classes(classes, len(data))
     solvent = inputs.solvent_mask(options.mask, data, radius_px, dimensions=3, device=device)
-    setup.batch_size(data.box, dimensions=3, n_classes=classes, memory=options.memory, device=device)
-    half = inputs.set_aside_bad_images(data, inputs.divide_into_halves(data, options.seed), job, progress)
-    if classes > 1:
-        setup.check_classes(classes, int((half >= 0).sum()))
-    problem = setup.make_problem(
-        data, half, device=device, radius_px=radius_px, symmetry=options.symmetry, dimensions=3, n_classes=classes,
-        matched_to=matched_to, ctf=options.ctf, intensity=options.method == ML, memory=options.memory, progress=progress,
+    problem = setup.open_problem(
+        data, job, progress, radius_px=radius_px, symmetry=options.symmetry, dimensions=3, n_classes=classes, matched_to=matched_to,
+        ctf=options.ctf, intensity=options.method == ML, memory=options.memory, seed=options.seed, device=device,
     )  # fmt: skip
     search = setup.search_settings(
         problem, options.angular_step_deg or ANGULAR_STEP_DEG, options.shift_range_px, options.shift_step_px,

@@ -1,6 +1,7 @@
 """What one iteration hands to the next, and the currency of the parts: candidates and Gamma."""
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,9 +10,25 @@ from torch import Tensor
 
 from halfmap.engine.prior import Prior
 
+Own = TypeVar("Own", bound="_PerImage")
+
+
+class _PerImage:
+    """Tensors whose first axis counts images."""
+
+    def fields(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+    def of_images(self: Own, index: Int[Tensor, " M"]) -> Own:
+        """Those of the chosen images."""
+        return type(self)(*(f[index] for f in self.fields()))
+
+    def to(self: Own, device: torch.device | str) -> Own:
+        return type(self)(*(f.to(device) for f in self.fields()))
+
 
 @dataclass(frozen=True)
-class Poses:
+class Poses(_PerImage):
     """One pose per particle, the best one: rotation A (object to view), the shift that centres the image, class (from 0), and score;
     with how sure it is: the largest weight of its posterior, the number of weights worth keeping, the logarithm of their sum, and the
     standard deviations of rotation (degrees) and shift (pixels) around it."""
@@ -29,7 +46,7 @@ class Poses:
         return len(self.rotations)
 
     def take(self, index: Int[Tensor, " M"]) -> "Poses":
-        return Poses(*(f[index] for f in self.fields()))
+        return self.of_images(index)
 
     def put(self, index: Int[Tensor, " M"], new: "Poses") -> "Poses":
         """A copy in which the poses at `index` are `new`."""
@@ -44,12 +61,6 @@ class Poses:
         """The same poses, all of class 0."""
         return replace(self, classes=torch.zeros_like(self.classes))
 
-    def fields(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
-
-    def to(self, device: torch.device | str) -> "Poses":
-        return Poses(*(f.to(device) for f in self.fields()))
-
 
 def known_poses(rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"], classes: Int[Tensor, " N"]) -> Poses:
     """Poses that somebody else found: each is certain, and none has been scored yet."""
@@ -59,7 +70,7 @@ def known_poses(rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(_PerImage):
     """Up to n poses for each of B images; what a search returns and an assignment weighs.
 
     `score` is what the method compares, `log_weight` the logarithm of the weight of a pose in its image's posterior, up to a constant per
@@ -80,10 +91,6 @@ class Candidates:
         row = torch.arange(len(columns), device=columns.device)[:, None]
         return Candidates(*(f[row, columns] for f in self.fields()))
 
-    def of_images(self, index: Int[Tensor, " M"]) -> "Candidates":
-        """The candidates of the chosen images."""
-        return Candidates(*(f[index] for f in self.fields()))
-
     def best(self, n: int) -> "Candidates":
         """The n with the largest weights, in their order; of equal weights the first."""
         return self.take(self.log_weight.sort(dim=1, descending=True, stable=True).indices[:, :n])
@@ -98,12 +105,6 @@ class Candidates:
 
     def append(self, other: "Candidates") -> "Candidates":
         return Candidates(*(torch.cat([a, b], dim=1) for a, b in zip(self.fields(), other.fields(), strict=True)))
-
-    def fields(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
-
-    def to(self, device: torch.device | str) -> "Candidates":
-        return Candidates(*(f.to(device) for f in self.fields()))
 
 
 def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
