@@ -173,10 +173,10 @@ def _shift_errors(estimated: Poses, truth: Poses, *, along_z: bool) -> tuple[np.
 
 
 def into_frame_of_truth(volume: np.ndarray, errors: PoseErrors, pixel_size_angstrom: float) -> np.ndarray:
-    """The refined map turned and moved into the truth's frame by a spline of order 5: what the truth has at x, it has at G^T x - t."""
+    """The refined map turned and moved into the truth's frame by a spline of order 5: what the truth has at x, it has at G^T x + t."""
     centre = np.full(3, volume.shape[0] // 2, float)
     turn = errors.frame.T[::-1, ::-1]  # x-y-z to z-y-x
-    move = -errors.frame_shift_angstrom[::-1] / pixel_size_angstrom
+    move = errors.frame_shift_angstrom[::-1] / pixel_size_angstrom
     return affine_transform(volume, turn, offset=centre - turn @ centre + move, order=5)
 
 

@@ -66,8 +66,8 @@ def test_a_map_in_another_frame_is_brought_back() -> None:
 
     frame, offset = truth.rotation_from_vector(np.array([20.0, -35.0, 50.0])), np.array([2.0, -1.0, 3.0])
     true = blobs(points)
-    # A_est = A_true G: the point y of the moved map is the truth's point G (y + t)
-    refined = blobs((points + offset / pixel) @ frame.T)
+    # A_est = A_true G: the point y of the moved map is the truth's point G (y - t)
+    refined = blobs((points - offset / pixel) @ frame.T)
     poses = some_poses(200)
     estimated, _ = moved(poses, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None])
     errors = truth.pose_errors(estimated, poses)
