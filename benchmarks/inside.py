@@ -66,9 +66,10 @@ def open_job(
     """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to the first iteration; `truth.star` lies
     beside the STAR, whose rows are its first."""
     options = VolumeOptions(
-        method="ml", symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=lowpass_angstrom, mask=None,
-        iterations=None, angular_step_deg=step_deg, shift_range_px=5.0, shift_step_px=1.0, local=False, local_range_deg=None,
-        wiener_constant=None, tau_fudge=None, ctf=True, data_dir=None, seed=1, memory=None,
+        method="ml", search="adaptive", symmetry=symmetry, diameter_angstrom=diameter_angstrom,
+        initial_lowpass_angstrom=lowpass_angstrom, mask=None, iterations=None, angular_step_deg=step_deg, shift_range_px=5.0,
+        shift_step_px=1.0, local=False, local_range_deg=None, wiener_constant=None, tau_fudge=None, ctf=True, data_dir=None, seed=1,
+        memory=None,
     )  # fmt: skip
     device = setup.use_device("cpu", threads)
     job = Job.create("refine", {}, job_folder("inside"), seed=1, overwrite=True)

@@ -120,7 +120,7 @@ def trpv1_real() -> Report:
     for resolution in (30.0, 20.0, 15.0):
         rotations, origins = pose_search.search_once(known, reference, resolution)
         relative = np.einsum("nji,njk->nik", deposited.rotations, rotations)
-        angles = truth.angle_of(np.einsum("gji,njk->ngik", truth.cyclic_group("C4"), relative)).min(1)
+        angles = truth.angle_of(np.einsum("gji,njk->ngik", truth.point_group("C4"), relative)).min(1)
         shifts = np.linalg.norm(origins - deposited.origins_angstrom, axis=1)
         right = angles < 15
         report.add(

@@ -88,10 +88,11 @@ def _about_y(angle_deg: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.array([[c, zero, -s], [zero, one, zero], [s, zero, c]]), (0, 1), (-2, -1))
 
 
-def cyclic_group(symmetry: str) -> np.ndarray:
-    """The n rotations of Cn about z."""
-    n = int(symmetry.upper().removeprefix("C"))
-    return _about_z(np.arange(n) * 360 / n)
+def point_group(symmetry: str) -> np.ndarray:
+    """The n rotations of Cn about z; for Dn also those by 180 degrees about n axes in the plane, the first of them x."""
+    n = int(symmetry.upper()[1:])
+    turns = _about_z(np.arange(n) * 360 / n)
+    return turns if symmetry.upper().startswith("C") else np.concatenate([turns, turns @ np.diag([1.0, -1.0, -1.0])])
 
 
 def angle_of(rotations: np.ndarray) -> np.ndarray:
@@ -117,31 +118,33 @@ def rotation_from_vector(vector_deg: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
 
 
-def pose_errors(estimated: Poses, truth: Poses, *, symmetry: str = "C1") -> PoseErrors:
+def pose_errors(estimated: Poses, truth: Poses, *, symmetry: str = "C1", any_frame: bool = False) -> PoseErrors:
     """Angle and shift errors modulo symmetry, after the global frame is removed.
 
     G starts as the best, by median error, of the identity and the frames that 50 single images suggest; it is then moved by the mean of
     what all images within three times the median error still ask for, until it stands still. Under Cn both maps have their axis along z, so
-    G turns about z only, and t lies along z. Images that are in `truth` alone (set aside by the program) are left out.
+    G turns about z only, and t lies along z; with `any_frame` G and t are free, for a map that was made without its symmetry or may stand
+    on its head. Images that are in `truth` alone (set aside by the program) are left out.
     """
     truth = truth.only(estimated.numbers)
-    group = cyclic_group(symmetry)
+    group = point_group(symmetry)
     relative = np.einsum("nji,njk->nik", truth.rotations, estimated.rotations)  # S G for a perfect pose
     mates = np.einsum("gji,njk->ngik", group, relative)
     suggested = relative[:: max(1, len(relative) // 50)]
-    starts = [np.eye(3), *(suggested if len(group) == 1 else map(_turn_about_z, suggested))]
+    along_z = len(group) > 1 and not any_frame
+    starts = [np.eye(3), *(map(_turn_about_z, suggested) if along_z else suggested)]
     frame = min(starts, key=lambda start: np.median(_errors(mates, start)[0]))
     for _ in range(50):
         angle, best = _errors(mates, frame)
         vectors = rotation_vector(np.einsum("ji,njk->nik", frame, best))
         step = vectors[angle <= 3 * np.median(angle)].mean(0)
-        if len(group) > 1:
+        if along_z:
             step[:2] = 0
         frame = frame @ rotation_from_vector(step)
         if np.linalg.norm(step) < 1e-5:
             break
     angle = _errors(mates, frame)[0]
-    offset, shift = _shift_errors(estimated, truth, along_z=len(group) > 1)
+    offset, shift = _shift_errors(estimated, truth, along_z=along_z)
     size = min(float(angle_of(mate.T @ frame)) for mate in group)
     return PoseErrors(angle, shift, frame, size, offset)
 

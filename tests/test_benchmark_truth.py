@@ -43,7 +43,7 @@ def moved(poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: f
 )
 def test_known_errors_come_back_whatever_the_frame(symmetry, turn_deg, offset) -> None:
     true = some_poses(400)
-    group, frame = truth.cyclic_group(symmetry), truth.rotation_from_vector(np.array(turn_deg, float))
+    group, frame = truth.point_group(symmetry), truth.rotation_from_vector(np.array(turn_deg, float))
     estimated, wrong = moved(true, frame=frame, offset=np.array(offset), error_deg=2.0, wrong_share=0.2, group=group)
     errors = truth.pose_errors(estimated, true, symmetry=symmetry)
     assert np.median(errors.angle_deg) == pytest.approx(2.0, abs=0.1)

@@ -65,7 +65,7 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
 
     deposited = truth.read_poses(star)
     relative = np.einsum("nji,njk->nik", deposited.rotations, found.rotations[:, 0].double().numpy())
-    angles = truth.angle_of(np.einsum("gji,njk->ngik", truth.cyclic_group("C4"), relative)).min(1)
+    angles = truth.angle_of(np.einsum("gji,njk->ngik", truth.point_group("C4"), relative)).min(1)
     shifts = np.linalg.norm(found.shift_px[:, 0].numpy() * data.pixel_size_angstrom - deposited.origins_angstrom, axis=1)
     right = angles < 15
     assert right.sum() >= 3, np.sort(angles)

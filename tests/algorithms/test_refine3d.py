@@ -95,6 +95,15 @@ def test_poses_are_the_true_ones(refined, data):
     assert shift.median() < 0.2 * PIXEL
 
 
+def test_branch_and_bound_finds_the_same_poses_and_says_the_same_twice(method, data, tmp_path):
+    first, again = (_refine(data, tmp_path / name, method=method, search="branch-and-bound") for name in ("first", "again"))
+    angle, shift = _errors(first.folder / "particles.star", data)
+    assert angle.median() < 2
+    assert (angle < 6).float().mean() > 0.9
+    assert shift.median() < 0.2 * PIXEL
+    assert _bytes(first.folder) == _bytes(again.folder)
+
+
 def test_the_map_is_the_true_one_to_the_resolution_told(refined, data):
     truth, mask = _volume(data / "truth_1.mrc"), soft_sphere(BOX, radius_px=13, edge_px=2)
     curve = fourier_shell_correlation(_volume(refined.folder / "map.mrc"), truth, pixel_size_angstrom=PIXEL, mask=mask)
@@ -333,6 +342,8 @@ def test_particles_without_ctf_are_refused_unless_told(data, tmp_path):
         ({"threads": 0}, "--threads 0"),
         ({"memory": 1000}, "--memory"),
         ({"local": True}, "--local.*no rlnAngleRot"),
+        ({"search": "guess"}, "--search guess: expected one of adaptive, branch-and-bound"),
+        ({"search": "branch-and-bound", "local": True}, "--search branch-and-bound.*--local"),
     ],
     ids=lambda value: "-".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )

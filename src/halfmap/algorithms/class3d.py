@@ -38,6 +38,7 @@ def class3d(
     *,
     classes: int,
     method: str = "ml",
+    search: str = "adaptive",
     symmetry: str = "C1",
     diameter_angstrom: float | None = None,
     initial_lowpass_angstrom: float | None = None,
@@ -75,7 +76,8 @@ def class3d(
     parameters = {name: value for name, value in locals().items() if name not in ("out", "resume", "overwrite")}
     maps = [reference] if isinstance(reference, str | Path) else list(reference)
     options = VolumeOptions(
-        method=method, symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
+        method=method, search=search, symmetry=symmetry, diameter_angstrom=diameter_angstrom,
+        initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
         iterations=iterations, angular_step_deg=angular_step_deg, shift_range_px=shift_range_px, shift_step_px=shift_step_px, local=local,
         local_range_deg=local_range_deg, wiener_constant=wiener_constant, tau_fudge=tau_fudge, ctf=ctf, data_dir=data_dir, seed=seed,
         memory=memory,

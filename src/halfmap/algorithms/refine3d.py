@@ -26,6 +26,7 @@ def refine(
     out: str | Path,
     *,
     method: str = "ml",
+    search: str = "adaptive",
     symmetry: str = "C1",
     diameter_angstrom: float | None = None,
     initial_lowpass_angstrom: float | None = None,
@@ -53,6 +54,8 @@ def refine(
     Args:
         particles: STAR or .cs file. reference: map (MRC) of the images' box and pixel size. out: job folder.
         method: "ml" (maximum likelihood, lecture part 3; RELION) or "projection-matching" (lecture part 2; FREALIGN).
+        search: of all orientations, "adaptive" (coarse to fine, the best cells) or "branch-and-bound" (all cells that a bound cannot
+            exclude: slower, and an image's best pose is missed with a stated probability only).
         symmetry: point group in RELION's orientation.
         diameter_angstrom: of the particle mask; from the reference if None. mask: solvent mask (MRC) instead of a soft sphere.
         initial_lowpass_angstrom: resolution to which the reference is filtered first, 60 if None.
@@ -69,7 +72,8 @@ def refine(
     """
     parameters = {name: value for name, value in locals().items() if name not in ("out", "resume", "overwrite")}
     options = VolumeOptions(
-        method=method, symmetry=symmetry, diameter_angstrom=diameter_angstrom, initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
+        method=method, search=search, symmetry=symmetry, diameter_angstrom=diameter_angstrom,
+        initial_lowpass_angstrom=initial_lowpass_angstrom, mask=mask,
         iterations=iterations, angular_step_deg=angular_step_deg, shift_range_px=shift_range_px, shift_step_px=shift_step_px, local=local,
         local_range_deg=local_range_deg, wiener_constant=wiener_constant, tau_fudge=tau_fudge, ctf=ctf, data_dir=data_dir, seed=seed,
         memory=memory,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from halfmap.algorithms.settings import Settings
+from halfmap.engine.branch_and_bound import prepare_bounded, search_bounded
 from halfmap.engine.images import Batch
 from halfmap.engine.loop import Problem, Search
 from halfmap.engine.modes import refine_candidates
@@ -34,10 +35,14 @@ def prepare(problem: Problem, settings: Settings, references: FourierReferences,
 
     if settings.anchor is not None or (is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY):
         return local
-    plan = prepare_search(references, replace(settings.search, shift_range_px=shift_reach_px(problem, settings, state)), radius)
+    search = replace(settings.search, shift_range_px=shift_reach_px(problem, settings, state))
+    plan = prepare_search(references, search, radius)
+    bounded = prepare_bounded(references, search, radius) if settings.branch_and_bound and not plan.resolved else None
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
         known = None if state.iteration == 0 else before(batch, poses)  # no pose to keep in the first
+        if bounded is not None:
+            return search_bounded(bounded, batch.scored, poses.shift_px, plane, radius, known=known)
         return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
 
     return everywhere

@@ -15,7 +15,8 @@ class Settings:
 
     `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5 where both halves were aligned to one
     reference, whose noise they then share. `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share
-    what lies below `join_halves_angstrom`, once they agree beyond it.
+    what lies below `join_halves_angstrom`, once they agree beyond it. Orientations are searched by branch and bound, or on the adaptive
+    grid.
     """
 
     search: SearchSettings
@@ -25,3 +26,4 @@ class Settings:
     anchor: Poses | None = None
     tau_fudge: float = 1.0
     join_halves_angstrom: float | None = None
+    branch_and_bound: bool = False

@@ -26,6 +26,7 @@ ANGULAR_STEP_DEG = 7.5
 JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
 THRESHOLD = 0.143  # correlation of half maps that sets the resolution
 LOCAL_RANGE_DEG = 5.0
+SEARCHES = ("adaptive", "branch-and-bound")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class VolumeOptions:
     """The user's options, as `halfmap.refine` documents them; None takes the default."""
 
     method: str
+    search: str
     symmetry: str
     diameter_angstrom: float | None
     initial_lowpass_angstrom: float | None
@@ -60,6 +62,10 @@ class VolumeOptions:
         Raises:
             InputError: naming the option.
         """
+        if self.search not in SEARCHES:
+            raise InputError(f"--search {self.search}: expected one of {', '.join(SEARCHES)}")
+        if self.local and self.search != SEARCHES[0]:
+            raise InputError(f"--search {self.search}: is for all orientations; --local looks around the given ones only")
         check_method(self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant)
         setup.check_positive(
             initial_lowpass=self.initial_lowpass_angstrom, angular_step=self.angular_step_deg, iterations=self.iterations,
@@ -113,7 +119,7 @@ def open_volumes(
     join = JOIN_HALVES_ANGSTROM if matched_to == "other" or options.method == ML else None
     settings = Settings(
         search, THRESHOLD, solvent, wiener_constant=options.wiener_constant, tau_fudge=options.tau_fudge or 1.0, anchor=anchor,
-        join_halves_angstrom=join,
+        join_halves_angstrom=join, branch_and_bound=options.search == SEARCHES[1],
     )  # fmt: skip
     return Opened(problem, settings, start * solvent)
 

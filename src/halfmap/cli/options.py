@@ -23,6 +23,13 @@ class Method3D(StrEnum):
     projection_matching = "projection-matching"
 
 
+class Search(StrEnum):
+    """Ways to search all orientations."""
+
+    adaptive = "adaptive"
+    branch_and_bound = "branch-and-bound"
+
+
 class Method2D(StrEnum):
     """Ways to classify in 2D."""
 
@@ -73,6 +80,13 @@ AngularStep = Annotated[
 ]
 ShiftRange = Annotated[float, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels.")]
 ShiftStep = Annotated[float, typer.Option(metavar="PX", help="Step of the shift search, pixels.")]
+SearchOption = Annotated[
+    Search,
+    typer.Option(
+        "--search",
+        help="How all orientations are searched: the best cells, or every cell that a bound cannot exclude (slower).",
+    ),
+]
 Local = Annotated[bool, typer.Option("--local", help="Search only around the poses in the particle file.")]
 LocalRange = Annotated[float | None, typer.Option(metavar="DEG", help="Range of a local search, degrees.")]
 StackPixelSize = Annotated[

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.modes import SearchSettings
@@ -13,9 +13,10 @@ from halfmap.so3 import cell_fraction, children, grid_step_deg, in_plane_grid, o
 
 @dataclass(frozen=True)
 class Grid:
-    """Coarse orientations, for each its finer children, and the share of all orientations (of symmetry mates together) that a child stands
-    for."""
+    """Coarse orientations with their numbers in the grid of their order, for each its finer children, and the share of all orientations (of
+    symmetry mates together) that a child stands for."""
 
+    cell_id: Int[Tensor, " M"]
     coarse: Float[Tensor, "M 3 3"]
     children: Float[Tensor, "M c 3 3"]
     coarse_step_deg: float
@@ -33,12 +34,12 @@ def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
         step = 360 / n
         coarse = in_plane_grid(step)
         halves = torch.stack([coarse - step / 4, coarse + step / 4], -1)
-        return Grid(_about_view_axis(coarse), _about_view_axis(halves), step, step / 2, 1 / (2 * n))
+        return Grid(torch.arange(n), _about_view_axis(coarse), _about_view_axis(halves), step, step / 2, 1 / (2 * n))
     order = fine_order(settings)
     coarse_grid = orientation_grid(order - 1, settings.symmetry)
     fine = rotations_of(children(coarse_grid.cell_id, order - 1), order)
     fraction = len(settings.symmetry) * cell_fraction(order)
-    return Grid(coarse_grid.rotations, fine, coarse_grid.step_deg, grid_step_deg(order), fraction)
+    return Grid(coarse_grid.cell_id, coarse_grid.rotations, fine, coarse_grid.step_deg, grid_step_deg(order), fraction)
 
 
 def fine_order(settings: SearchSettings) -> int:

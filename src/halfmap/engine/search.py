@@ -112,7 +112,7 @@ def search_globally(
     )  # fmt: skip
 
 
-def _inside(terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, level: HalfPlane) -> ImageTerms:
+def inside_level(terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane, level: HalfPlane) -> ImageTerms:
     """Terms on a level's shells (a prefix of the plane), each image centred by its present shift."""
     n = len(level)
     return ImageTerms(terms.data[:, :n] * shift_phases(centre_px, level), terms.power[:, :n])
@@ -130,19 +130,27 @@ def fast_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def coarse_scores(
+def coarse_terms(
     search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
-) -> Iterator[Float[Tensor, "b KM"]]:
-    """Scores of consecutive images at their best shift in every coarse (class, orientation) cell: a matrix product and a pass over it."""
+) -> Iterator[tuple[Float[Tensor, "b KM"], Float[Tensor, "b KM"]]]:
+    """a, at the best shift, and b of consecutive images in every coarse (class, orientation) cell: a matrix product and a pass over it."""
     level = search.planes[0]
     phases = shift_phases(search.shifts[0], level)
-    inside = _inside(terms, centre_px, plane, level)
+    inside = inside_level(terms, centre_px, plane, level)
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
     for start in range(0, len(terms), size):
         part = inside.take(torch.arange(start, min(start + size, len(terms)), device=centre_px.device))
         with fast_products():
             cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
             power = slice_power(part, search.slices_squared, level)
+        yield cross, power
+
+
+def coarse_scores(
+    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
+) -> Iterator[Float[Tensor, "b KM"]]:
+    """Scores of consecutive images at their best shift in every coarse cell."""
+    for cross, power in coarse_terms(search, terms, centre_px, plane):
         yield search.settings.score(cross, power)
 
 
@@ -174,19 +182,24 @@ def best_children(
 
     Images that kept about as many cells go together, so that each costs what its own posterior asks for.
     """
-    level = search.planes[1]
-    per_cell = search.grid.children.shape[1] * len(level)
+    level, found = search.planes[1], []
     order = torch.argsort(counts, stable=True)
-    found, start = [], 0
-    while start < len(order):
-        work = counts[order[start:]] * torch.arange(1, len(order) - start + 1, device=order.device) * per_cell  # ascends
-        rows = order[start : start + max(1, int((work <= SAMPLES_PER_PASS).sum()))]
+    for rows in in_groups(order, counts, SAMPLES_PER_PASS // (search.grid.children.shape[1] * len(level))):
         kept = int(counts[rows[-1]])
         unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
-        inside = _inside(terms.take(rows), centre_px[rows], plane, level)
+        inside = inside_level(terms.take(rows), centre_px[rows], plane, level)
         found.append(_children_of(search, inside, centre_px[rows], cells[rows, :kept], unused))
+    return stacked(found, torch.argsort(order))
+
+
+def in_groups(order: Int[Tensor, " n"], counts: Int[Tensor, " B"], most: float) -> Iterator[Int[Tensor, " b"]]:
+    """Images, in an order in which their counts ascend, in groups that take up at most `most` places when all are as wide as the widest."""
+    start = 0
+    while start < len(order):
+        places = counts[order[start:]] * torch.arange(1, len(order) - start + 1, device=order.device)  # ascends
+        rows = order[start : start + max(1, int((places <= most).sum()))]
+        yield rows
         start += len(rows)
-    return _stacked(found, torch.argsort(order))
 
 
 def _children_of(
@@ -222,7 +235,7 @@ def grid_posterior(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Ten
     """
     level, shifts, settings, prior = search.planes[0], search.shifts[0], search.settings, search.settings.prior
     assert prior is not None
-    phases, inside, n_cells = shift_phases(shifts, level), _inside(terms, centre_px, plane, level), len(search.grid.coarse)
+    phases, inside, n_cells = shift_phases(shifts, level), inside_level(terms, centre_px, plane, level), len(search.grid.coarse)
     volume = math.log(shift_step(shifts) ** 2 * search.grid.child_fraction * search.grid.children.shape[1])
     coarse, parts = search.grid.coarse.to(centre_px.device), []
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
@@ -237,7 +250,7 @@ def grid_posterior(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Ten
         centre, number = where[row, t], cell % n_cells
         score = score.flatten(1)[row, entry]
         parts.append(Candidates(coarse[number], centre, cell // n_cells, score, weight, number, torch.full_like(centre, torch.nan)))
-    return _stacked(parts, torch.arange(len(terms), device=centre_px.device))
+    return stacked(parts, torch.arange(len(terms), device=centre_px.device))
 
 
 def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
@@ -257,7 +270,7 @@ def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -
     return entry, weight
 
 
-def _stacked(parts: list[Candidates], order: Int[Tensor, " B"]) -> Candidates:
+def stacked(parts: list[Candidates], order: Int[Tensor, " B"]) -> Candidates:
     """Parts one below the other, their rows put in order; places that a part lacks are empty."""
     width = max(part.score.shape[1] for part in parts)
     return Candidates(*(torch.cat(fields)[order] for fields in zip(*(part.padded(width).fields() for part in parts), strict=True)))
