@@ -10,7 +10,7 @@ LAYERS = """
 cli | web
 algorithms
 engine
-restore simulate phantom atoms postprocess reproject selection describe
+restore simulate phantom atoms postprocess reproject alignment selection describe
 jobs replaced pictures posterior_pictures distributed progress machine
 likelihood | reconstruct
 resolution
