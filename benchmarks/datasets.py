@@ -43,28 +43,32 @@ def phantom_map(box: int, *, symmetry: str = "C1", state: int = 0) -> Path:
     return path
 
 
-def two_molecules(n: int) -> Path:
-    """Folder of n images, half of them ribosomes and half TRPV1, 64^2 at 5 A, SNR 0.1; both maps of equal variance, so that the strength of
-    an image does not tell which it shows.
+def molecules(n: int, *, kinds: int) -> tuple[Path, list[Path]]:
+    """Folder of n images, 64^2 at 5 A, SNR 0.1, equal shares of two or three `kinds`: ribosome, TRPV1, beta-galactosidase; and their maps,
+    of equal variance, so that the strength of an image does not tell which it shows.
 
-    TRPV1's 96^3 at 2.5 A are cut in Fourier space to 48^3 at 5 A and framed to 64^3.
+    TRPV1's 96^3 at 2.5 A are cut in Fourier space to 48^3 at 5 A and framed to 64^3; beta-galactosidase's 100^3 at 3.54 A to 70^3 at
+    5.06 A, taken for 5 A, and cropped.
 
     Raises:
         Skip: the simulator or its maps are not there.
     """
-    folder, simulator = DATA / f"two_molecules_{n}", SHARED / "tools" / "simulate_reference.py"
-    if (folder / "truth.star").exists():
-        return folder
+    folder, simulator = DATA / f"{('two', 'three')[kinds - 2]}_molecules_{n}", SHARED / "tools" / "simulate_reference.py"
+    labels = ("ribosome", "trpv1", "bgal")[:kinds]
+    paths = [DATA / "maps" / f"{label}_64_5A_equal.mrc" for label in labels]
+    if (folder / "truth.star").exists() and all(path.exists() for path in paths):
+        return folder, paths
     if not simulator.exists():
         raise Skip(f"{folder} does not exist, and no simulator at {simulator}")
-    ribosome = truth.read_volume(third_party("maps", "ribosome70S_64_5A.mrc"))[0]
-    channel = np.pad(fourier_cut(truth.read_volume(third_party("maps", "trpv1_96_2.5A.mrc"))[0], 48), 8)
-    paths = []
-    for label, volume in (("ribosome", ribosome), ("trpv1", channel)):
-        paths.append(DATA / "maps" / f"{label}_64_5A_equal.mrc")
-        save_map(paths[-1], volume / volume.std(), 5.0)
+    volumes = [
+        truth.read_volume(third_party("maps", "ribosome70S_64_5A.mrc"))[0],
+        np.pad(fourier_cut(truth.read_volume(third_party("maps", "trpv1_96_2.5A.mrc"))[0], 48), 8),
+        fourier_cut(truth.read_volume(third_party("maps", "bgal_100_3.54A.mrc"))[0], 70)[3:-3, 3:-3, 3:-3],
+    ]
+    for path, volume in zip(paths, volumes, strict=False):
+        save_map(path, volume / volume.std(), 5.0)
     simulate_mixture(simulator, paths, folder, ["--n", str(n), "--snr", "0.1", "--seed", "41", "--colour", "0.5"])
-    return folder
+    return folder, paths
 
 
 def simulate_mixture(simulator: Path, maps: Sequence[Path], folder: Path, options: Sequence[str]) -> None:

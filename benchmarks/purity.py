@@ -6,7 +6,7 @@ import iterations
 import relion
 import truth
 from common import HALFMAP, THREADS, Report, events, job_folder, keep_picture, run
-from datasets import two_molecules
+from datasets import molecules
 
 IMAGES, CLASSES, ITERATIONS, DIAMETER = 600, 10, 10, "280"
 
@@ -17,7 +17,7 @@ def mixture_purity_2d() -> Report:
     maximum likelihood (three seeds; the start decides much) stand template matching and, on the same images in the same run, Debian's
     RELION with the sampling of `ribo_mix_2d`. Spread: of the ribosomes' true views inside a class, median."""
     report = Report()
-    folder = two_molecules(IMAGES)
+    folder, _ = molecules(IMAGES, kinds=2)
     true = truth.read_poses(folder / "truth.star")
     for method, seeds in (("ml", (1, 2, 3)), ("template", (1,))):
         for seed in seeds:

@@ -34,6 +34,9 @@ REFINEMENT = {
 }
 CLASS2D_CPU_S, CLASS2D_MS, CLASS2D_SPREAD_DEG = 716, 15.9, 34  # ribo_mix, K = 20, 15 iterations, one core
 CLASS3D_CPU_S, CLASS3D_RAND_INDEX, CLASS3D_ERROR_DEG = 3421, 0.0, 4.8  # ribo_mix, K = 2, 15 iterations, one core
+# ribo, `--iter 100 --grad --denovo_3dref --K 1 --healpix_order 1 --offset_range 6 --offset_step 2 --auto_sampling --tau2_fudge 4`, one core
+# stopped at iteration 35 of 100; the map of iteration 30 against the truth, at 0.5 and at 0.143
+INITIAL_CPU_S, INITIAL_STOPPED_AT, INITIAL_ITERATIONS, INITIAL_ANGSTROM = 2697, 35, 100, (57, 24)
 REAL_RIBOSOME = {"halves": 28.6, "half1": 37.5, "all": 29.6}  # relion_reconstruct of RELION 5: A at 0.143 and at 0.5
 
 

@@ -37,6 +37,10 @@ class Poses:
         rows = np.searchsorted(self.numbers, numbers)
         return Poses(self.rotations[rows], self.origins_angstrom[rows], self.classes[rows], self.numbers[rows])
 
+    def other_hand(self) -> "Poses":
+        """Poses that show the same projections of the mirror image: turned by 180 degrees in the plane."""
+        return Poses(np.diag([-1.0, -1.0, 1.0]) @ self.rotations, self.origins_angstrom, self.classes, self.numbers)
+
 
 @dataclass(frozen=True)
 class PoseErrors:
@@ -181,6 +185,34 @@ def into_frame_of_truth(volume: np.ndarray, errors: PoseErrors, pixel_size_angst
     turn = errors.frame.T[::-1, ::-1]  # x-y-z to z-y-x
     move = errors.frame_shift_angstrom[::-1] / pixel_size_angstrom
     return affine_transform(volume, turn, offset=centre - turn @ centre + move, order=5)
+
+
+def mirror(volume: np.ndarray) -> np.ndarray:
+    """The other hand, V(-x); the centre N // 2 stays where it is."""
+    inverted = volume[::-1, ::-1, ::-1]
+    return np.roll(inverted, 1, (0, 1, 2)) if len(volume) % 2 == 0 else inverted
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A map laid onto the truth: which hand it was, its FSC to the truth inside the mask, and the errors of its poses."""
+
+    mirrored: bool
+    curve: np.ndarray
+    errors: PoseErrors
+
+
+def laid_onto_truth(
+    volume: np.ndarray, poses: Poses, true_volume: np.ndarray, true_poses: Poses, *, symmetry: str, radius_px: float, pixel: float
+) -> Laid:
+    """A map made from nothing, of either hand and in any frame, laid onto the truth by its poses; the hand whose FSC is 0.5 farther out."""
+    found = []
+    for mirrored in (False, True):
+        own, map_ = (poses.other_hand(), mirror(volume)) if mirrored else (poses, volume)
+        errors = pose_errors(own, true_poses, symmetry=symmetry, any_frame=True)
+        laid = into_frame_of_truth(map_, errors, pixel)
+        found.append(Laid(mirrored, fsc(laid, true_volume, soft_sphere(len(volume), radius_px)), errors))
+    return min(found, key=lambda one: resolution_at(one.curve, 0.5, len(volume), pixel))
 
 
 def soft_sphere(box: int, radius_px: float, edge_px: float = 5.0) -> np.ndarray:

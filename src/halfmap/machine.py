@@ -66,8 +66,8 @@ def use_threads(threads: int | None) -> None:
     import numba
     import torch
 
+    numba.set_num_threads(threads)  # starts numba's threads, which sets OpenMP's count anew: before torch's
     torch.set_num_threads(threads)
-    numba.set_num_threads(threads)
 
 
 def lock_folder(folder: Path) -> int | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmap.errors import InputError
+from halfmap.io.star import read_star
 from halfmap.particles import load_particles
 
 
@@ -49,3 +50,25 @@ def select_classes(source: str | Path, classes: str | list[int], out: str | Path
     kept = np.isin(particles.class_number, wanted)
     particles.take(kept).write_star(out)
     return int(kept.sum()), len(particles)
+
+
+def best_resolved_classes(folder: str | Path, *, within: float = 1.5) -> list[int]:
+    """Numbers of the classes in `classes.star` of a 2D classification whose estimated resolution is at most `within` times that of the
+    class in which the median particle is: classes that stay blurred hold junk, or too few particles.
+
+    Raises:
+        InputError: no such table, or `within` is less than 1.
+    """
+    if not within >= 1:
+        raise InputError(f"--resolved-within {within:g}: expected 1 or more, times the median particle's resolution")
+    path = Path(folder) / "classes.star"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; --resolved-within wants the folder of a finished class2d")
+    blocks = read_star(path).blocks
+    if "model_classes" not in blocks:
+        raise InputError(f"{path}: expected a table data_model_classes, found {', '.join(blocks) or 'none'}")
+    table = blocks["model_classes"]
+    resolution, size = table.floats("rlnEstimatedResolution"), table.floats("halfmapClassSize")
+    order = np.argsort(resolution, kind="stable")
+    median = resolution[order][np.searchsorted(np.cumsum(size[order]), size.sum() / 2)]
+    return [int(k) + 1 for k in np.flatnonzero((resolution <= within * median) & (size > 0))]

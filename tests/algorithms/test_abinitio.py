@@ -1,27 +1,28 @@
-"""halfmap abinitio on particles whose truth is known: the molecule from nothing, either hand; same bytes, resumed, best of runs."""
+"""halfmap abinitio on particles whose truth is known: the molecule from nothing, either hand; axes found late; resumed; runs laid
+onto the best and compared; classes told apart from junk."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import halfmap
 from halfmap import jobs
 from halfmap.algorithms import results
-from halfmap.algorithms.abinitio import mirrored
-from halfmap.engine.state import State, known_poses
+from halfmap.algorithms.abinitio import FREE_SHARE
+from halfmap.alignment import mirror, mirror_poses, symmetrised
 from halfmap.errors import InputError
-from halfmap.fourier import half_plane
-from halfmap.io.mrc import read_map
-from halfmap.jobs import JobStopped, read_events
+from halfmap.io.mrc import read_map, write_stack
+from halfmap.io.star import read_star
+from halfmap.jobs import JobStopped, read_events, read_job
 from halfmap.particles import load_particles
-from halfmap.projection import prepare_references, project
-from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix, random_rotations
+from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 N, BOX, PIXEL, ITERATIONS = 300, 32, 6.0, 20
 HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
-QUICK = {"symmetry": "C4", "diameter_angstrom": 150.0, "device": "cpu", "quiet": True}
+QUICK = {"symmetry": "C4", "symmetry_from_start": True, "diameter_angstrom": 150.0, "device": "cpu", "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,14 @@ def data(tmp_path_factory) -> Path:
     return halfmap.simulate(
         "phantom", out, n=N, snr=0.5, box=BOX, pixel_size_angstrom=PIXEL, symmetry="C4", shift_rms_px=1.0, seed=7, quiet=True
     )
+
+
+@pytest.fixture(scope="module")
+def few(data: Path) -> Path:
+    """The first images alone: enough to see that options do what they say."""
+    star = data / "few.star"
+    load_particles(data / "particles.star").take(np.arange(48)).write_star(star)
+    return star
 
 
 @pytest.fixture(scope="module")
@@ -61,54 +70,107 @@ def test_the_map_is_one(found):
     assert density.shape == (BOX,) * 3
     assert density.min() >= 0
     assert found.sizes == (N,)
-    assert [e["iteration"] for e in read_events(found.folder)] == list(range(1, ITERATIONS + 3))
+    assert not found.junk[0]
+    iterations = [e["iteration"] for e in read_events(found.folder)]
+    assert iterations == list(range(1, len(iterations) + 1))
+    assert ITERATIONS + 2 <= len(iterations) <= ITERATIONS + 8
 
 
-def _bytes(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in ("map.mrc", "particles.star")]
+def _bytes(folder: Path, maps: tuple[str, ...] = ("map.mrc",)) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in (*maps, "particles.star")]
 
 
-def test_a_job_stopped_and_resumed_gives_the_same_bytes(data, tmp_path, monkeypatch):
-    whole = halfmap.abinitio(data / "particles.star", tmp_path / "whole", iterations=2, **QUICK)
+def _stopped_and_resumed(few: Path, out: Path, monkeypatch, *, after: int, **options) -> Path:
     plain, calls = results.Job.save_checkpoint, []
 
-    def stopped(*arguments, **options):
-        plain(*arguments, **options)
+    def stopped(*arguments, **keywords):
+        plain(*arguments, **keywords)
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == after:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(results.Job, "save_checkpoint", stopped)
         with pytest.raises(JobStopped, match="halfmap resume"):
-            halfmap.abinitio(data / "particles.star", tmp_path / "job", iterations=2, **QUICK)
-    jobs.resume(tmp_path / "job", quiet=True)
-    assert _bytes(tmp_path / "job") == _bytes(whole.folder)
+            halfmap.abinitio(few, out, **{**QUICK, **options})
+    jobs.resume(out, quiet=True)
+    return out
 
 
-def test_the_likeliest_run_is_kept(data, tmp_path):
-    best = halfmap.abinitio(data / "particles.star", tmp_path / "job", iterations=1, runs=2, seed=4, **QUICK)
+def test_a_job_stopped_and_resumed_gives_the_same_bytes(few, tmp_path, monkeypatch):
+    whole = halfmap.abinitio(few, tmp_path / "whole", iterations=2, **QUICK)
+    again = _stopped_and_resumed(few, tmp_path / "job", monkeypatch, after=2, iterations=2)
+    assert _bytes(again) == _bytes(whole.folder)
+
+
+def test_symmetry_found_late_is_there_and_so_it_is_after_a_stop_between(few, tmp_path, monkeypatch):
+    options = {"iterations": 10, "symmetry_from_start": False}
+    whole = halfmap.abinitio(few, tmp_path / "whole", **{**QUICK, **options})
+    density = torch.from_numpy(read_map(whole.folder / "map.mrc")[0])
+    mates = symmetrised(density, symmetry_matrices("C4"))
+    assert float(torch.corrcoef(torch.stack([density.flatten(), mates.flatten()]))[0, 1]) > 0.99
+    assert len(read_job(whole.folder)["results"]["correlation_with_mates"]) == 1
+    again = _stopped_and_resumed(few, tmp_path / "job", monkeypatch, after=round(FREE_SHARE * 10), **options)
+    assert _bytes(again) == _bytes(whole.folder)
+
+
+def test_the_likeliest_run_is_kept_and_the_others_laid_onto_it(few, tmp_path):
+    best = halfmap.abinitio(few, tmp_path / "job", iterations=6, runs=2, seed=4, **QUICK)
     told = best.log_likelihoods
     r = max((0, 1), key=lambda i: told[i])
     assert _bytes(tmp_path / "job") == _bytes(tmp_path / "job" / f"run00{r + 1}")
+    at_half, at_0143 = best.agreement_angstrom[1 - r]
+    assert 2 * PIXEL <= at_0143 <= at_half
+    assert read_map(tmp_path / "job" / f"run00{2 - r}.mrc")[0].shape == (BOX,) * 3
+    assert (tmp_path / "job" / "pictures" / "runs_fsc.png").exists()
 
 
-def test_mirror_images_have_the_same_projections():
-    generator = torch.Generator().manual_seed(1)
-    volume = torch.rand(1, 1, 16, 16, 16, generator=generator)
-    volume[..., 0, :, :] = volume[..., :, 0, :] = volume[..., :, :, 0] = 0  # no voxel without a mate
-    poses = known_poses(random_rotations(5, generator), torch.zeros(5, 2), torch.zeros(5, dtype=torch.long))
-    state = State(0, volume, poses, torch.ones(1, 8), 5, torch.zeros(1, 8))
-    other = mirrored(state)
-    plane = half_plane(16, 5)
-    a, b = (project(prepare_references(s.references[0], 5), s.poses.rotations, plane) for s in (state, other))
-    assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
-    assert not torch.allclose(state.references, other.references)
-    assert torch.equal(mirrored(other).references, volume)
+def test_the_other_hand_is_the_mirror_image(few, tmp_path):
+    one, other = (
+        halfmap.abinitio(few, tmp_path / name, iterations=2, flip_hand=flip, **QUICK).folder
+        for name, flip in (("one", False), ("other", True))
+    )
+    a, b = (torch.from_numpy(read_map(folder / "map.mrc")[0]) for folder in (one, other))
+    assert torch.equal(mirror(a), b)
+    poses = [euler_to_matrix(torch.from_numpy(load_particles(folder / "particles.star").rotations_deg)).float() for folder in (one, other)]
+    torch.testing.assert_close(mirror_poses(poses[0]), poses[1], atol=1e-3, rtol=0)
 
 
-def test_bad_options_are_refused_in_one_line(data, tmp_path):
-    with pytest.raises(InputError, match="--runs"):
-        halfmap.abinitio(data / "particles.star", tmp_path / "job", runs=0, **QUICK)
-    with pytest.raises(InputError, match="--classes"):
-        halfmap.abinitio(data / "particles.star", tmp_path / "job", classes=300, **QUICK)
+def test_negative_density_is_kept_where_it_is_asked_for(few, tmp_path):
+    job = halfmap.abinitio(few, tmp_path / "job", iterations=2, allow_negative=True, **QUICK)
+    assert read_map(job.folder / "map.mrc")[0].min() < 0
+
+
+def test_resolutions_asked_for_are_those_scored(few, tmp_path):
+    job = halfmap.abinitio(few, tmp_path / "job", iterations=3, initial_resolution_angstrom=48, final_resolution_angstrom=24, **QUICK)
+    told = [event["resolution_angstrom"] for event in read_events(job.folder)]
+    assert told[0] == 48
+    assert told[2] == told[-1] == 24
+
+
+def test_a_bare_stack_needs_no_star(few, tmp_path):
+    stack = tmp_path / "stack.mrcs"
+    write_stack(stack, load_particles(few).images(np.arange(48)), PIXEL)
+    job = halfmap.abinitio(stack, tmp_path / "job", iterations=1, ctf=False, pixel_size_angstrom=PIXEL, **QUICK)
+    assert len(load_particles(job.folder / "particles.star")) == 48
+
+
+def test_classes_come_by_size_with_a_table_of_what_each_holds(few, tmp_path):
+    job = halfmap.abinitio(few, tmp_path / "job", classes=2, iterations=3, **{**QUICK, "symmetry": "C1"})
+    table = read_star(job.folder / "classes.star").blocks["model_classes"]
+    sizes = np.bincount(load_particles(job.folder / "particles.star").class_number, minlength=3)[1:]
+    assert tuple(sizes) == job.sizes == tuple(table.ints("halfmapClassSize"))
+    assert sizes[0] >= sizes[1]
+    assert (job.folder / "class002.mrc").exists()
+
+
+def test_bad_options_are_refused_in_one_line(few, tmp_path):
+    for options, told in (
+        ({"runs": 0}, "--runs"),
+        ({"classes": 30}, "--classes"),
+        ({"initial_resolution_angstrom": 20, "final_resolution_angstrom": 30}, "--final-resolution 30"),
+        ({"initial_resolution_angstrom": -1}, "--initial-resolution"),
+        ({"pixel_size_angstrom": 2.0}, "--pixel-size"),
+    ):
+        with pytest.raises(InputError, match=told):
+            halfmap.abinitio(few, tmp_path / "job", **{**QUICK, **options})

@@ -6,37 +6,52 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from halfmap.algorithms import inputs, setup
+from halfmap.algorithms.frames import agreement, onto_axes, onto_one_another
 from halfmap.algorithms.results import map_name, run_iterations, show_volumes, write_particles, write_pictures
 from halfmap.algorithms.settings import Settings
 from halfmap.algorithms.stochastic_gradient import Ascent, random_maps, stochastic_gradient
 from halfmap.algorithms.update import class_sizes
 from halfmap.algorithms.volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
+from halfmap.alignment import mirror, mirror_poses
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import State
+from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
-from halfmap.io.mrc import write_map
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
 from halfmap.jobs import Job
-from halfmap.pictures import save_map_picture
+from halfmap.pictures import save_fsc_plot, save_map_picture
 from halfmap.progress import Progress
 
 ITERATIONS = 60
-FULL_ITERATIONS = 2
+FULL_ITERATIONS = 8
+FREE_SHARE = 0.6  # of the mini-batches, that know of no symmetry
 SHELLS_PER_DIAMETER = (6.0, 9.5)  # resolution of the first and the last mini-batch: a sixth of the diameter, and 1 / 9.5
 SHIFT_RANGE_ANGSTROM = 25.0
+ALIKE = 0.5  # correlation of a map with its symmetry mates below which the symmetry is doubted
+JUNK_SHARE = 0.5  # of the best class's log likelihood a particle, below which a class is taken for junk
 _SHOWN_EVERY = 10
 
 
 @dataclass(frozen=True)
 class AbInitio:
-    """Where the maps are, how many particles each class has, and the mean log likelihood of each run's particles (the best run's maps are
-    the job's)."""
+    """Where the maps are; of each class, the largest first, how many particles it has, their mean log likelihood (0: as likely to be noise)
+    and whether it is likely to hold junk; the resolution up to which images were scored; the mean log likelihood of each run's particles
+    (the best run's maps are the job's), and where the FSC of the best run's map with each run's falls below 0.5 and 0.143, the lowest of
+    the classes (none for a single run)."""
 
     folder: Path
     sizes: tuple[int, ...]
+    class_log_likelihoods: tuple[float, ...]
+    junk: tuple[bool, ...]
+    scored_to_angstrom: float
     log_likelihoods: tuple[float, ...]
+    agreement_angstrom: tuple[tuple[float, float], ...] = ()
 
 
 def abinitio(
@@ -45,12 +60,18 @@ def abinitio(
     *,
     classes: int = 1,
     symmetry: str = "C1",
+    symmetry_from_start: bool = False,
     runs: int = 1,
     flip_hand: bool = False,
     iterations: int | None = None,
+    initial_resolution_angstrom: float | None = None,
+    final_resolution_angstrom: float | None = None,
     diameter_angstrom: float | None = None,
+    mask: str | Path | None = None,
+    allow_negative: bool = False,
     shift_range_px: float | None = None,
     ctf: bool = True,
+    pixel_size_angstrom: float | None = None,
     data_dir: str | Path | None = None,
     seed: int = 1,
     device: str = "auto",
@@ -63,19 +84,27 @@ def abinitio(
     """Make `map.mrc` (`class001.mrc` ...) from particles without any reference, at a resolution to start `refine` or `class3d` from.
 
     Args:
-        particles: STAR or .cs file. out: job folder. classes: K maps.
-        symmetry: point group in RELION's orientation, applied from the start.
-        runs: from different random starts, each in a folder `run001` ... of its own; that of the highest likelihood is the job's result.
+        particles: STAR, .cs or bare stack. out: job folder. classes: K maps, the largest class first.
+        symmetry: point group in RELION's orientation. The first 0.6 of the mini-batches know of none; then the map's axes are found and
+            laid where the group has them, unless it is to be applied `symmetry_from_start`: faster, and more often wrong.
+        runs: from different random starts, each in a folder `run001` ... of its own; that of the highest likelihood is the job's result,
+            the others are laid onto it (`run001.mrc` ...) and compared by FSC.
         flip_hand: write the mirror images. Projections do not tell the hands apart: each run finds either by chance.
-        iterations: on mini-batches, 60 if None; two with all particles follow.
-        diameter_angstrom: of the particle, 0.9 of the box if None; sets the mask, and the resolutions of first and last iterations.
-        shift_range_px: largest shift searched; 25 A if None. Others as in `refine`.
+        iterations: on mini-batches, 60 if None; those with all particles follow, until the likelihood settles, 8 at most.
+        initial_resolution_angstrom, final_resolution_angstrom: of the first and the last mini-batch; 1 / 6 and 1 / 9.5 of the diameter.
+        diameter_angstrom: of the particle, 0.9 of the box if None; sets the mask, and the resolutions.
+        mask: a map, nothing is outside it; a soft sphere of that diameter if None. allow_negative: density may be below the solvent's.
+        shift_range_px: largest shift searched; 25 A if None. pixel_size_angstrom: for a bare stack whose header has none.
+        Others as in `refine`.
 
     Raises:
         InputError: any bad input, in one line.
     """
     parameters = {name: value for name, value in locals().items() if name not in ("out", "resume", "overwrite")}
-    setup.check_positive(classes=classes, runs=runs, iterations=iterations, diameter=diameter_angstrom)
+    setup.check_positive(
+        classes=classes, runs=runs, iterations=iterations, diameter=diameter_angstrom, pixel_size=pixel_size_angstrom,
+        initial_resolution=initial_resolution_angstrom, final_resolution=final_resolution_angstrom,
+    )  # fmt: skip
     setup.check_search(None, shift_range_px or 0.0, seed, symmetry=symmetry)
     where = setup.use_device(device, threads)
     limit = (iterations or ITERATIONS) + FULL_ITERATIONS
@@ -85,36 +114,96 @@ def abinitio(
     ):
         if runs > 1:
             return _best_of(runs, parameters, job, progress)
-        problem, settings = _open(
-            particles, job, progress, classes=classes, symmetry=symmetry, diameter_angstrom=diameter_angstrom,
-            shift_range_px=shift_range_px, ctf=ctf, data_dir=data_dir, memory=memory, seed=seed, device=where,
+        data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom)
+        radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
+        solvent = inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        problem = setup.open_problem(
+            data, job, progress, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, matched_to="shared", ctf=ctf,
+            intensity=False, memory=memory, seed=seed, device=where,
         )  # fmt: skip
-        ascent = Ascent(limit - FULL_ITERATIONS, FULL_ITERATIONS, seed, _radii(problem))
-        state = run_iterations(
-            job, progress, problem, stochastic_gradient(problem, settings, ascent), lambda: _first(problem, settings, ascent),
-            iterations=limit, show=lambda new: _show(job, problem, settings, new),
+        reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
+        settings = Settings(setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None), THRESHOLD, solvent)
+        radii = _radii(problem, initial_resolution_angstrom, final_resolution_angstrom)
+        ascent = Ascent(limit - FULL_ITERATIONS, FULL_ITERATIONS, seed, radii, non_negative=not allow_negative)
+        state = _ascended(job, progress, problem, settings, ascent, from_start=symmetry_from_start or len(problem.symmetry) == 1)
+        return _finish(job, progress, problem, settings, _presented(problem, state, flip_hand=flip_hand))
+
+
+def _ascended(job: Job, progress: Progress, problem: Problem, settings: Settings, ascent: Ascent, *, from_start: bool) -> State:
+    """The last state. Unless symmetry is there `from_start`, the first mini-batches know of none; the maps are then laid on its axes."""
+
+    def leg(problem: Problem, settings: Settings, iterations: int, start: State | None = None) -> State:
+        return run_iterations(
+            job, progress, problem, stochastic_gradient(problem, settings, ascent), start or (lambda: _first(problem, settings, ascent)),
+            iterations=iterations, show=lambda new: _show(job, problem, settings, new),
         )  # fmt: skip
-        if flip_hand:
-            state = mirrored(state)
-        pixel, sizes = problem.particles.pixel_size_angstrom, tuple(class_sizes(problem, state.poses).tolist())
-        for k, volume in enumerate(state.references[0].cpu().numpy()):
-            name = map_name(k, classes)
-            write_map(job.path(f"{name}.mrc"), volume, pixel)
-            save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=f"{name}, {sizes[k]} particles")
-            if classes > 1:
-                progress.note(f"{name}: {sizes[k]} particles")
-        write_particles(job, problem, state)
-        write_pictures(job, problem, settings, state)
-        likelihood = state.history[-1]["mean_log_likelihood"]
-        progress.note("both hands are equally right; --flip-hand writes the other")
-        job.update(sizes=sizes, mean_log_likelihood=likelihood, iterations=state.iteration)
-    return AbInitio(Path(out), sizes, (likelihood,))
+
+    limit = ascent.iterations + ascent.full
+    if from_start:
+        return leg(problem, settings, limit)
+    free, c1 = max(1, round(FREE_SHARE * ascent.iterations)), problem.symmetry[:1]
+    state = leg(replace(problem, symmetry=c1), replace(settings, search=replace(settings.search, symmetry=c1)), free)
+    if state.iteration == free:
+        state, alike = onto_axes(problem, state)
+        for k, correlation in enumerate(alike):
+            doubt = "" if correlation > ALIKE else ": it does not look like a map of this symmetry"
+            progress.note(f"{map_name(k, problem.n_classes)}: axes found, correlation with its symmetry mates {correlation:.2f}{doubt}")
+        job.update(correlation_with_mates=alike)
+    return leg(problem, settings, limit, state)
+
+
+def _presented(problem: Problem, state: State, *, flip_hand: bool) -> State:
+    """Classes by size; without symmetry, whose axes they would leave, laid onto the first, the largest; the other hand if asked for."""
+    order = torch.argsort(class_sizes(problem, state.poses), descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    references = state.references[:, order.to(state.references.device)]
+    state = replace(state, references=references, poses=replace(state.poses, classes=rank[state.poses.classes]))
+    if len(problem.symmetry) == 1:
+        state = onto_one_another(problem, state)
+    if flip_hand:
+        poses = replace(state.poses, rotations=mirror_poses(state.poses.rotations))
+        state = replace(state, references=mirror(state.references), poses=poses)
+    return state
+
+
+def _finish(job: Job, progress: Progress, problem: Problem, settings: Settings, state: State) -> AbInitio:
+    """Maps, particles, the table of classes and pictures; what each class holds is told."""
+    pixel, classes = problem.particles.pixel_size_angstrom, problem.n_classes
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    found = state.poses.take(used)
+    sizes = class_sizes(problem, state.poses).tolist()
+    likelihoods = [float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
+    weights = [float(found.largest_weight[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
+    junk = [likelihood < JUNK_SHARE * max(likelihoods) for likelihood in likelihoods]
+    for k, volume in enumerate(state.references[0].cpu().numpy()):
+        name = map_name(k, classes)
+        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + (", likely junk" if junk[k] else "")
+        write_map(job.path(f"{name}.mrc"), volume, pixel)
+        save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
+        progress.note(told)
+    table: dict[str, Any] = {
+        "rlnReferenceImage": [f"{map_name(k, classes)}.mrc" for k in range(classes)],
+        "rlnClassDistribution": np.array(sizes) / len(used),
+        "halfmapClassSize": np.array(sizes),
+        "halfmapLogLikelihood": np.array(likelihoods),
+        "halfmapLargestWeight": np.array(weights),
+        "halfmapJunk": np.array(junk).astype(int),
+    }
+    write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
+    write_particles(job, problem, state)
+    write_pictures(job, problem, settings, state)
+    mean, scored_to = state.history[-1]["mean_log_likelihood"], state.history[-1]["resolution_angstrom"]
+    progress.note("both hands are equally right; --flip-hand writes the other")
+    job.update(sizes=sizes, class_log_likelihoods=likelihoods, junk=junk, mean_log_likelihood=mean, iterations=state.iteration)
+    return AbInitio(job.folder, tuple(sizes), tuple(likelihoods), tuple(junk), scored_to, (mean,))
 
 
 def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress) -> AbInitio:
-    """Each run in a folder of its own inside the job's, with a seed of its own; the maps and particles of the likeliest are the job's."""
+    """Each run in a folder of its own inside the job's, with a seed of its own; the maps and particles of the likeliest are the job's. All
+    maps are laid onto those, and their FSC is told."""
     folders = [job.path(f"run{r + 1:03d}/job.json").parent for r in range(runs)]
-    done = []
+    done: list[AbInitio] = []
     for r, folder in enumerate(folders):
         progress.note(f"run {r + 1} of {runs}")
         again = (folder / "job.json").exists()
@@ -122,32 +211,57 @@ def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress
         done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
     likelihoods = tuple(run.log_likelihoods[0] for run in done)
     best = max(range(runs), key=lambda r: likelihoods[r])
-    for path in [*sorted(folders[best].glob("*.mrc")), folders[best] / "particles.star"]:
+    for path in [*sorted(folders[best].glob("*.mrc")), folders[best] / "particles.star", folders[best] / "classes.star"]:
         shutil.copyfile(path, job.path(path.name))
-    progress.note(f"best of {runs} runs: {best + 1}")
-    job.update(best_run=best + 1, log_likelihoods=likelihoods, sizes=done[best].sizes)
-    return AbInitio(job.folder, done[best].sizes, likelihoods)
+    for path in sorted((folders[best] / "pictures").glob("*.png")):
+        shutil.copyfile(path, job.path(f"pictures/{path.name}"))
+    progress.note(f"best of {runs} runs: {best + 1}, by mean log likelihood ({', '.join(f'{value:.1f}' for value in likelihoods)})")
+    agreed = _compare(done, best, parameters["diameter_angstrom"], job, progress)
+    job.update(best_run=best + 1, log_likelihoods=likelihoods, agreement_angstrom=agreed, sizes=done[best].sizes)
+    return replace(done[best], folder=job.folder, log_likelihoods=likelihoods, agreement_angstrom=agreed)
 
 
-def _open(
-    particles: str | Path, job: Job, progress: Progress, *, classes: int, symmetry: str, diameter_angstrom: float | None,
-    shift_range_px: float | None, ctf: bool, data_dir: str | Path | None, memory: int | None, seed: int, device: torch.device,
-) -> tuple[Problem, Settings]:  # fmt: skip
-    data = inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
-    radius_px = inputs.particle_radius_px(diameter_angstrom, data, None)
-    problem = setup.open_problem(
-        data, job, progress, radius_px=radius_px, symmetry=symmetry, dimensions=3, n_classes=classes, matched_to="shared", ctf=ctf,
-        intensity=False, memory=memory, seed=seed, device=device,
-    )  # fmt: skip
-    reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
-    search = setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None)
-    return problem, Settings(search, THRESHOLD, inputs.solvent_mask(None, data, radius_px, dimensions=3, device=device))
+def _compare(
+    done: list[AbInitio], best: int, diameter_angstrom: float | None, job: Job, progress: Progress
+) -> tuple[tuple[float, float], ...]:
+    """Lay the maps of every run onto the best run's, write them, and tell where their FSC falls below 0.5 and 0.143."""
+    classes = len(done[best].sizes)
+    names = [map_name(k, classes) for k in range(classes)]
+    agreed, curves = [], {}
+    read = [[read_map(run.folder / f"{name}.mrc") for name in names] for run in done]
+    pixel = read[best][0][1]
+    box = read[best][0][0].shape[0]
+    diameter_px = 0.9 * box if diameter_angstrom is None else diameter_angstrom / pixel
+    for r in range(len(done)):
+        if r == best:
+            agreed.append((2 * pixel, 2 * pixel))
+            continue
+        told = []
+        for k, name in enumerate(names):
+            found = agreement(
+                torch.from_numpy(read[best][k][0]), [torch.from_numpy(volume) for volume, _ in read[r]], pixel_size_angstrom=pixel,
+                radius=round(box * pixel / done[best].scored_to_angstrom), diameter_px=diameter_px,
+            )  # fmt: skip
+            told.append(found.resolutions_angstrom)
+            label = f"run {r + 1}" if classes == 1 else f"run {r + 1}, {names[found.other]} on {name}"
+            curves[label] = found.curve
+            at_half, at_0143 = (f"{value:.1f} A" for value in told[-1])
+            hand = "its mirror image laid" if found.mirrored else "laid"
+            progress.note(f"{label}: {hand} onto run {best + 1}: FSC 0.5 at {at_half}, 0.143 at {at_0143}")
+            write_map(job.path(f"run{r + 1:03d}.mrc" if classes == 1 else f"run{r + 1:03d}_{name}.mrc"), found.laid.numpy(), pixel)
+        agreed.append((max(a for a, _ in told), max(b for _, b in told)))
+    save_fsc_plot(job.path("pictures/runs_fsc.png"), curves, title=f"maps laid onto run {best + 1}", reference=0.5)
+    return tuple(agreed)
 
 
-def _radii(problem: Problem) -> tuple[int, int]:
+def _radii(problem: Problem, initial_angstrom: float | None, final_angstrom: float | None) -> tuple[int, int]:
     """Fourier shells of the first and the last mini-batch."""
-    shells = [x * problem.particles.box / (2 * problem.images.particle_radius_px) for x in SHELLS_PER_DIAMETER]
-    first, last = (min(largest_radius(problem.particles.box), max(3, round(s))) for s in shells)
+    width = problem.particles.box * problem.particles.pixel_size_angstrom
+    diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
+    initial, final = (given or diameter / n for given, n in zip((initial_angstrom, final_angstrom), SHELLS_PER_DIAMETER, strict=True))
+    if final_angstrom is not None and initial < final:
+        raise InputError(f"--final-resolution {final:g}: expected a finer one than the first, {initial:.3g} A")
+    first, last = (min(largest_radius(problem.particles.box), max(3, round(width / a))) for a in (initial, min(initial, final)))
     return first, last
 
 
@@ -161,15 +275,3 @@ def _first(problem: Problem, settings: Settings, ascent: Ascent) -> State:
 def _show(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     if state.iteration % _SHOWN_EVERY == 0:
         show_volumes(job, problem, settings, state)
-
-
-def mirrored(state: State) -> State:
-    """The state's maps inverted, V(-x), and the orientations that show the same projections of them: A turned by 180 degrees in the plane.
-
-    Inversion commutes with every rotation: the symmetry keeps its axes.
-    """
-    references = state.references.flip((-3, -2, -1))
-    if references.shape[-1] % 2 == 0:  # the centre, N // 2, stays where it is
-        references = references.roll((1, 1, 1), (-3, -2, -1))
-    half_turn = torch.tensor([-1.0, -1.0, 1.0])[:, None]
-    return replace(state, references=references, poses=replace(state.poses, rotations=half_turn * state.poses.rotations))

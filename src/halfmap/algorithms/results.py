@@ -39,15 +39,17 @@ def run_iterations(
     progress: Progress,
     problem: Problem,
     method: Method,
-    first: Callable[[], State],
+    first: Callable[[], State] | State,
     *,
     iterations: int,
     show: Callable[[State], None] = lambda state: None,
 ) -> State:
-    """The loop with its bookkeeping: start from `first()`, or go on from the checkpoint if there is one; after each iteration save state,
-    event and progress. `show` puts into pictures each state, the one started from included."""
-    saved = job.load_checkpoint()
-    if saved is None:
+    """The loop with its bookkeeping: start from `first()`, or go on from the checkpoint if there is one, or else from the state given, of a
+    loop before; after each iteration save state, event and progress. `show` puts into pictures each state, the one started from included.
+    """
+    if isinstance(first, State):
+        state = first
+    elif (saved := job.load_checkpoint()) is None:
         state = method.start(first())
     else:
         state = from_arrays(*saved, device=problem.images.device)

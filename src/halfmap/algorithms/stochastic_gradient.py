@@ -8,10 +8,15 @@ with `den + 1/tau^2`, its curvature, dividing it (a Newton step for each Fourier
 so that A is a running mean of the maps that the mini-batches would make, the older the fainter. Then A is made what a map must be: not
 negative, and nothing outside the particle. At last come a few steps of length 1 with all particles: expectation-maximisation.
 
-Noise needs no schedule of its own: sigma^2 is what the last mini-batch's model left of its images, at first nearly all of their power.
-Punjani et al., Nat. Methods 14, 290 (2017).
+Noise is annealed twice. sigma^2 is what the last mini-batch's model left of its images, at first nearly all of their power. Where images
+are so good that even a random map would tell one pose from another, and the first map would become the last, scores are multiplied by
+beta < 1 (as if there were 1 / beta times the noise), which rises to 1: deterministic annealing. Poses are never refined: an optimum of each
+image is surer of itself than its posterior, of which a map half right is made.
+
+Punjani et al., Nat. Methods 14, 290 (2017); Rose, Proc. IEEE 86, 2210 (1998).
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,14 +39,17 @@ from halfmap.projection import FourierReferences, Sums
 from halfmap.reconstruct import shell_weight, wiener_update
 from halfmap.so3 import random_rotations
 
+PROBE = 0.1
 _SEED_OF_BATCHES, _SEED_OF_START = 2, 3
 
 
 @dataclass(frozen=True)
 class Ascent:
-    """How many `iterations` on mini-batches and `full` ones with all particles; from the first to the last of the former, Fourier shells,
-    images per class in a batch and the step length mu change geometrically. `poses` are drawn from each image's posterior; `ssnr` sets
-    `1/tau^2 = <den> / ssnr`."""
+    """How many `iterations` on mini-batches and at most how many `full` ones with all particles, which end as soon as one of them raises
+    the mean log likelihood by less than the share `settled`. From the first to the last mini-batch, Fourier shells, images per class and
+    the step length mu change geometrically. beta, the share of the log likelihood that counts, starts where it gains a random map
+    `first_gain` an image, and is 1 after the share `annealed` of the mini-batches. `poses` are drawn from each image's posterior; `ssnr`
+    sets `1/tau^2 = <den> / ssnr`."""
 
     iterations: int
     full: int
@@ -49,6 +57,9 @@ class Ascent:
     radius: tuple[int, int]
     batch: tuple[float, float] = (120, 360)
     step: tuple[float, float] = (0.4, 0.1)
+    first_gain: float = 1.0
+    annealed: float = 0.6
+    settled: float = 0.02
     poses: int = 24
     ssnr: float = 10.0
     non_negative: bool = True
@@ -58,14 +69,23 @@ class Ascent:
         done = min(1.0, iteration / max(1, self.iterations - 1))
         return ends[0] * (ends[1] / ends[0]) ** done
 
+    def beta(self, state: State) -> float:
+        """`beta_0^(1 - i / (annealed iterations))`. The first mini-batch, at `PROBE`, tells beta_0: for small beta the mean gain of a map
+        that is wrong, `log <exp(beta s)>`, grows with its square."""
+        if not state.history:
+            return PROBE
+        gain = max(state.history[0]["mean_log_likelihood"], 1e-9)
+        first = min(1.0, PROBE * math.sqrt(self.first_gain / gain))
+        return first ** max(0.0, 1 - state.iteration / (self.annealed * self.iterations))
+
 
 def stochastic_gradient(problem: Problem, settings: Settings, ascent: Ascent) -> Method:
     """The method as the engine runs it: log likelihood, poses drawn from the posterior, a step along the gradient; mini-batches."""
     return Method(
-        prepare=partial(_prepare, problem, settings),
+        prepare=partial(_prepare, problem, settings, ascent),
         assign=partial(assign_sample, ascent.poses),
         update=partial(_step, problem, settings, ascent),
-        finished=lambda state: state.iteration >= ascent.iterations + ascent.full,
+        finished=partial(_finished, ascent),
         members=partial(_mini_batch, problem.n_classes, ascent),
         plane=lambda problem, radius: half_plane(problem.particles.box, radius, problem.images.device),
     )
@@ -99,15 +119,27 @@ def _drawn(half: Int[Tensor, " N"], n: int, seed: list[int]) -> Int[Tensor, " N"
     return members
 
 
-def _prepare(problem: Problem, settings: Settings, references: FourierReferences, state: State) -> Search:
+def _finished(ascent: Ascent, state: State) -> bool:
+    """After `full` iterations with all particles at most; after two, as soon as one more gains little likelihood."""
+    done = state.iteration - ascent.iterations
+    if done < 2:
+        return False
+    before, now = (record["mean_log_likelihood"] for record in state.history[-2:])
+    return done >= ascent.full or now - before < ascent.settled * abs(now)
+
+
+def _prepare(problem: Problem, settings: Settings, ascent: Ascent, references: FourierReferences, state: State) -> Search:
     """A global search of every image, in which every class and direction is as probable as every other."""
-    plane, search = problem.plane, replace(settings.search, score=log_likelihood_score)
+    plane = problem.plane
+    beta = ascent.beta(state)
+    search = replace(settings.search, score=log_likelihood_score, on_grid=True, beta=beta)
     sigma = max(search.shift_range_px / 2, search.shift_step_px)
     prior = uniform_prior(problem.n_classes, 3, order=fine_order(search) - 1, shift_sigma_px=sigma, device=plane.kx.device)
     plan = prepare_search(references, replace(search, prior=prior), state.radius)
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
-        return search_globally(plan, batch.scored, torch.zeros_like(poses.shift_px), plane, state.radius)
+        scored = replace(batch.scored, data=beta * batch.scored.data, power=beta * batch.scored.power)
+        return search_globally(plan, scored, torch.zeros_like(poses.shift_px), plane, state.radius)
 
     return everywhere
 

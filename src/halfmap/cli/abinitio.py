@@ -13,14 +13,31 @@ def abinitio(
     out: options.OutFolder,
     classes: Annotated[int, typer.Option(metavar="K", min=1, help="Number of maps.")] = 1,
     symmetry: options.Symmetry = "C1",
+    symmetry_from_start: Annotated[
+        bool,
+        typer.Option(
+            "--symmetry-from-start", help="Apply it from the first iteration on, not when the map's axes have been found: faster."
+        ),
+    ] = False,
     runs: Annotated[int, typer.Option(metavar="R", min=1, help="Runs from different random starts; the likeliest is kept.")] = 1,
     flip_hand: Annotated[bool, typer.Option("--flip-hand", help="Write the mirror image: both hands fit the images equally.")] = False,
     iterations: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Iterations on mini-batches; two with all particles follow. Default: 60.")
+        int | None, typer.Option(metavar="N", min=1, help="Iterations on mini-batches; some with all particles follow. Default: 60.")
+    ] = None,
+    initial_resolution: Annotated[
+        float | None, typer.Option(metavar="A", help="Resolution of the first mini-batch, Angstrom. Default: 1/6 of the diameter.")
+    ] = None,
+    final_resolution: Annotated[
+        float | None, typer.Option(metavar="A", help="Resolution of the last mini-batch, Angstrom. Default: 1/9.5 of the diameter.")
     ] = None,
     diameter: options.Diameter = None,
+    mask: options.Mask = None,
+    allow_negative: Annotated[
+        bool, typer.Option("--allow-negative", help="Density may be lower than the solvent's; else what is negative is set to 0.")
+    ] = False,
     shift_range: Annotated[float | None, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels. Default: 25 A.")] = None,
     ctf: options.Ctf = True,
+    pixel_size: options.StackPixelSize = None,
     data_dir: options.DataDir = None,
     seed: options.Seed = 1,
     device: options.DeviceOption = options.Device.auto,
@@ -40,12 +57,18 @@ def abinitio(
         out,
         classes=classes,
         symmetry=symmetry,
+        symmetry_from_start=symmetry_from_start,
         runs=runs,
         flip_hand=flip_hand,
         iterations=iterations,
+        initial_resolution_angstrom=initial_resolution,
+        final_resolution_angstrom=final_resolution,
         diameter_angstrom=diameter,
+        mask=mask,
+        allow_negative=allow_negative,
         shift_range_px=shift_range,
         ctf=ctf,
+        pixel_size_angstrom=pixel_size,
         data_dir=data_dir,
         seed=seed,
         device=device.value,

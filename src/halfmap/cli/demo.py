@@ -7,51 +7,70 @@ import typer
 
 from halfmap.cli import options
 
-_PARTICLES, _BOX, _PIXEL_ANGSTROM, _SNR, _START_ANGSTROM = 1200, 56, 4.0, 0.1, 40.0
+_PARTICLES, _BOX, _PIXEL_ANGSTROM, _SNR, _JUNK, _DIAMETER_ANGSTROM = 1500, 56, 4.0, 0.1, 0.12, 165.0
+_STATES, _SHARES = ["phantom", "phantom:1"], (60.0, 40.0)
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the demo's jobs.")] = Path("demo"),
-    n: Annotated[int, typer.Option("--n", min=100, help="Number of particles.")] = _PARTICLES,
+    n: Annotated[int, typer.Option("--n", min=300, help="Number of particles.")] = _PARTICLES,
     seed: options.Seed = 1,
     device: options.DeviceOption = options.Device.auto,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Simulate particles of a made-up ion channel, classify them, refine a map from a blurred start, and show pictures.
+    """Simulate particles of a made-up ion channel in two states, with junk among them, and find it all again: 2D classes, a selection, a
+    starting map from nothing, 3D classes, and a refined map with its half maps. Pictures at each step.
 
-    Takes about a minute on a laptop.
+    Takes a few minutes on a laptop.
 
     Example: halfmap demo --out demo
     """
+    from halfmap.algorithms.abinitio import abinitio
     from halfmap.algorithms.class2d import class2d
-    from halfmap.algorithms.reconstruct3d import reconstruct
+    from halfmap.algorithms.class3d import class3d
     from halfmap.algorithms.refine3d import refine
     from halfmap.algorithms.simulation import simulate
+    from halfmap.jobs import read_job
+    from halfmap.selection import best_resolved_classes, select_classes
 
-    simulated, classes, refined, again = (out / name for name in ("1_particles", "2_classes", "3_refined", "4_reconstructed.mrc"))
-    star, truth = simulated / "particles.star", simulated / "truth_1.mrc"
+    names = ("1_particles", "2_classes", "3_selected.star", "4_initial", "5_states", "6_state.star", "7_refined")
+    simulated, classes, selected, initial, states, state, refined = (out / name for name in names)
+    star = simulated / "particles.star"
     how: dict[str, Any] = {"seed": seed, "overwrite": overwrite, "quiet": quiet}
-    where: dict[str, Any] = {"device": device.value, "threads": threads}
+    job: dict[str, Any] = {"device": device.value, "threads": threads, "diameter_angstrom": _DIAMETER_ANGSTROM, **how}
 
-    _step(f"1. {n} noisy images ({_BOX} pixels of {_PIXEL_ANGSTROM:g} Angstrom, signal-to-noise {_SNR:g}) of a channel with C4 symmetry,")
-    _step("   each from a random direction, off centre, and through the microscope's CTF.")
-    simulate("phantom", simulated, n=n, snr=_SNR, box=_BOX, pixel_size_angstrom=_PIXEL_ANGSTROM, **how)
+    _step(f"1. {n} noisy images ({_BOX} pixels of {_PIXEL_ANGSTROM:g} Angstrom, signal-to-noise {_SNR:g}) of a channel with C4 symmetry in")
+    _step(f"   two states, {_JUNK:.0%} of them junk; from any direction, off centre, and through the microscope's CTF.")
+    simulate(_STATES, simulated, n=n, weights=_SHARES, snr=_SNR, box=_BOX, pixel_size_angstrom=_PIXEL_ANGSTROM, junk_fraction=_JUNK, **how)
     _look(simulated)
 
-    _step("2. Template matching sorts them into classes of one view each; averaging makes the particle visible.")
-    class2d(star, classes, classes=12, iterations=10, **where, **how)
+    _step("2. Maximum likelihood sorts them into classes of one view each; averaging makes the particle visible.")
+    class2d(star, classes, classes=16, iterations=15, **job)
     _look(classes)
 
-    _step(f"3. From the map blurred to {_START_ANGSTROM:g} Angstrom, projection matching finds every pose, in two independent halves.")
-    refine(star, truth, refined, symmetry="C4", initial_lowpass_angstrom=_START_ANGSTROM, **where, **how)
-    _look(refined)
+    _step("3. Classes that stay blurred hold junk: the others' particles are selected.")
+    kept, _ = select_classes(classes, best_resolved_classes(classes), selected, overwrite=overwrite)
+    typer.echo(f"   {kept} of {n} particles are in {selected}")
 
-    _step("4. The map once more, from the poses found.")
-    reconstruct(refined / "particles.star", again, symmetry="C4", halves=True, **where, **how)
+    _step("4. A map from nothing: stochastic gradient ascent from a random start, all particles taken for one state.")
+    abinitio(selected, initial, symmetry="C4", **job)
+    _look(initial)
+
+    _step("5. From that map, two classes part along what differs most between the particles.")
+    class3d(selected, initial / "map.mrc", states, classes=2, symmetry="C4", initial_lowpass_angstrom=30.0, **job)
+    _look(states)
+
+    sizes = read_job(states)["results"]["sizes"]
+    larger = 1 + sizes.index(max(sizes))
+    _step(f"6. The particles of class {larger}, the larger, are refined in two independent halves: half maps, FSC and honest resolution.")
+    select_classes(states, [larger], state, overwrite=overwrite)
+    refine(state, states / f"class{larger:03d}.mrc", refined, symmetry="C4", initial_lowpass_angstrom=30.0, **job)
+    _look(refined)
     _step("")
-    _step(f"Look at the pictures; halfmap info {refined} tells the rest. Your own particles: halfmap refine --help")
+    _step(f"{refined}/half1.mrc and half2.mrc are ready for postprocessing. halfmap info {refined} tells the rest.")
+    _step("Look at the pictures. Your own particles: halfmap class2d --help")
 
 
 def _step(text: str) -> None:

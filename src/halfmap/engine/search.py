@@ -47,6 +47,7 @@ class GlobalSearch:
     cell_prior: Float[Tensor, " KM"]
     kept: int
     resolved: bool
+    resolved_below: bool
 
     @cached_property
     def fine_table(self) -> tuple[Complex[Tensor, "KMc J1"], Float[Tensor, "KMc J1"]] | None:
@@ -66,8 +67,9 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
     device = references.grid.device
     box, radius = references.box, min(radius, references.radius)
     grid = search_grid(settings, references.dimensions)
-    finest = radius_of_step(grid.coarse_step_deg, box, settings.particle_radius_px)
-    resolved = settings.prior is not None and settings.restraint is None and radius <= finest
+    finest, finer = (radius_of_step(step, box, settings.particle_radius_px) for step in (grid.coarse_step_deg, grid.fine_step_deg))
+    sharp, global_posterior = radius * settings.beta**0.5, settings.prior is not None and settings.restraint is None
+    resolved, resolved_below = global_posterior and sharp <= finest, global_posterior and settings.on_grid and sharp <= finer
     planes, shifts = [], []
     for step in (grid.coarse_step_deg, grid.fine_step_deg):
         level = level_radius(step, settings, box, radius)
@@ -82,7 +84,7 @@ def prepare_search(references: FourierReferences, settings: SearchSettings, radi
         prior = settings.prior.of_direction(grid.coarse.to(device).repeat(n_classes, 1, 1), classes)
     return GlobalSearch(
         references, settings, grid, (planes[0], planes[1]), (shifts[0], shifts[1]), coarse, squared_modulus(coarse).T.contiguous(), prior,
-        kept, resolved,
+        kept, resolved, resolved_below,
     )  # fmt: skip
 
 
@@ -95,7 +97,7 @@ def search_globally(
     *,
     known: Candidates | None = None,
 ) -> Candidates:
-    """Poses of each image that matter: the grid's posterior where that is resolved, else poses refined on shells up to `radius`.
+    """Poses of each image that matter: a grid's posterior where that is resolved, else poses refined on shells up to `radius`.
 
     Shifts are searched around `centre_px`; `known` poses compete where poses are refined.
     """
@@ -103,6 +105,8 @@ def search_globally(
         return grid_posterior(search, terms, centre_px, plane)
     cells, counts = best_cells(search, terms, centre_px, plane)
     found = best_children(search, terms, centre_px, plane, cells, counts)
+    if search.resolved_below:
+        return found
     found = probable(found)
     if known is not None:
         found = with_known(found, known, search.grid.fine_step_deg)
@@ -178,7 +182,8 @@ def best_children(
     cells: Int[Tensor, "B kept"],
     counts: Int[Tensor, " B"],
 ) -> Candidates:
-    """Subdivide the kept cells, score the children on the finer level's shells and shifts, and keep the best distinct ones.
+    """Subdivide the kept cells, score the children on the finer level's shells and shifts, and keep the best distinct ones; or, where the
+    finer grid resolves all, what stands for the posterior.
 
     Images that kept about as many cells go together, so that each costs what its own posterior asks for.
     """
@@ -219,6 +224,11 @@ def _children_of(
         cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
         power = slice_power_own(inside, squared, level)
     prior = search.cell_prior[cells].masked_fill(unused, -torch.inf).repeat_interleave(n_children, dim=1)
+    if search.resolved_below:
+        score = settings.score(cross, power[:, None])
+        log_weight = log_evidence(score, settings.score) + prior[:, None]
+        number = (cells[..., None] % n_cells * n_children + torch.arange(n_children, device=cells.device)).flatten(1)
+        return _grid_candidates(search, score, log_weight, rotations, number, classes, centre_px, shifts, search.grid.child_fraction)
     cross, best_shift = cross.max(1)
     score = settings.score(cross, power)
     log_weight = log_evidence(score, settings.score) + prior
@@ -233,24 +243,36 @@ def grid_posterior(search: GlobalSearch, terms: ImageTerms, centre_px: Float[Ten
     Of each image the `MOST_ENTRIES` largest weights, where they hold the settings' share of it. Of a more diffuse posterior as many poses
     are drawn, at even steps of its cumulative sum and of even weight: what is summed over images with them is right on average.
     """
-    level, shifts, settings, prior = search.planes[0], search.shifts[0], search.settings, search.settings.prior
-    assert prior is not None
+    level, shifts, settings = search.planes[0], search.shifts[0], search.settings
     phases, inside, n_cells = shift_phases(shifts, level), inside_level(terms, centre_px, plane, level), len(search.grid.coarse)
-    volume = math.log(shift_step(shifts) ** 2 * search.grid.child_fraction * search.grid.children.shape[1])
-    coarse, parts = search.grid.coarse.to(centre_px.device), []
+    fraction = search.grid.child_fraction * search.grid.children.shape[1]
+    everywhere = torch.arange(len(search.slices), device=centre_px.device)
+    coarse, parts = search.grid.coarse.to(centre_px.device)[everywhere % n_cells], []
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
-    for start in range(0, len(terms), size):
-        rows = torch.arange(start, min(start + size, len(terms)), device=centre_px.device)
+    for rows in torch.arange(len(terms), device=centre_px.device).split(size):
         part = inside.take(rows)
-        where = centre_px[rows, None] + shifts
         score = settings.score(cross_terms(part, phases, search.slices, level), slice_power(part, search.slices_squared, level)[:, None])
-        log_weight = log_evidence(score, settings.score) + search.cell_prior + prior.of_shift(where)[..., None] + volume
-        entry, weight = significant_entries(log_weight.flatten(1), settings.significance)
-        row, t, cell = torch.arange(len(rows), device=rows.device)[:, None], entry // len(search.slices), entry % len(search.slices)
-        centre, number = where[row, t], cell % n_cells
-        score = score.flatten(1)[row, entry]
-        parts.append(Candidates(coarse[number], centre, cell // n_cells, score, weight, number, torch.full_like(centre, torch.nan)))
+        log_weight = log_evidence(score, settings.score) + search.cell_prior
+        rotations, number, classes = (t.expand(len(rows), *t.shape) for t in (coarse, everywhere % n_cells, everywhere // n_cells))
+        parts.append(_grid_candidates(search, score, log_weight, rotations, number, classes, centre_px[rows], shifts, fraction))
     return stacked(parts, torch.arange(len(terms), device=centre_px.device))
+
+
+def _grid_candidates(
+    search: GlobalSearch, score: Float[Tensor, "b T n"], log_weight: Float[Tensor, "b T n"], rotations: Float[Tensor, "b n 3 3"],
+    number: Int[Tensor, "b n"], classes: Int[Tensor, "b n"], centre_px: Float[Tensor, "b 2"], shifts: Float[Tensor, "T 2"], fraction: float,
+) -> Candidates:  # fmt: skip
+    """The cells and shifts that stand for the posterior; each weighs its volume, `fraction` of all orientations, and its shift's prior."""
+    prior, n, where = search.settings.prior, score.shape[2], centre_px[:, None] + shifts
+    assert prior is not None
+    log_weight = log_weight + prior.of_shift(where)[..., None] + math.log(shift_step(shifts) ** 2 * fraction)
+    entry, weight = significant_entries(log_weight.flatten(1), search.settings.significance)
+    row, t, cell = torch.arange(len(score), device=score.device)[:, None], entry // n, entry % n
+    shift_px = where[row, t]
+    return Candidates(
+        rotations[row, cell], shift_px, classes[row, cell], score.flatten(1)[row, entry], weight, number[row, cell],
+        torch.full_like(shift_px, torch.nan),
+    )  # fmt: skip
 
 
 def significant_entries(log_weight: Float[Tensor, "b E"], significance: float) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:

@@ -1,0 +1,69 @@
+"""Ab initio maps stand in frames and hands of their own: laid on their symmetry axes, classes on one another, runs on the best of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.alignment import Alignment, align, find_axes, symmetrised
+from halfmap.engine.loop import Problem
+from halfmap.engine.state import Poses, State
+from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at
+
+
+def onto_axes(problem: Problem, state: State) -> tuple[State, tuple[float, ...]]:
+    """Each map, made without symmetry, laid with its axes where the problem's group has them and averaged over its mates, its poses with
+    it; and each map's correlation with its mates before that."""
+    references, poses, alike = state.references.clone(), state.poses, []
+    matrices, diameter_px = problem.symmetry.cpu(), 2 * problem.images.particle_radius_px
+    for k in range(problem.n_classes):
+        found = find_axes(references[0, k], matrices, radius=state.radius, diameter_px=diameter_px)
+        references[0, k] = symmetrised(found.of_map(references[0, k]), matrices)
+        poses = _laid(poses, k, found)
+        alike.append(found.correlation)
+    return replace(state, references=references, poses=poses), tuple(alike)
+
+
+def onto_one_another(problem: Problem, state: State) -> State:
+    """Each map laid onto the first, of whichever hand agrees better with it, its poses with it."""
+    references, poses = state.references.clone(), state.poses
+    for k in range(1, problem.n_classes):
+        found = align(references[0, k], references[0, 0], radius=state.radius, diameter_px=2 * problem.images.particle_radius_px)
+        references[0, k] = found.of_map(references[0, k])
+        poses = _laid(poses, k, found)
+    return replace(state, references=references, poses=poses)
+
+
+def _laid(poses: Poses, k: int, found: Alignment) -> Poses:
+    """Poses in which those of class k follow their map."""
+    mine = torch.nonzero(poses.classes == k)[:, 0]
+    own = poses.take(mine)
+    rotations, shift_px = found.of_poses(own.rotations, own.shift_px)
+    return poses.put(mine, replace(own, rotations=rotations, shift_px=shift_px))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Which of another run's maps agrees best with a map, whether its mirror image does, the map laid onto it, and their FSC."""
+
+    other: int
+    mirrored: bool
+    laid: Float[Tensor, "N N N"]
+    curve: Curve
+
+    @property
+    def resolutions_angstrom(self) -> tuple[float, float]:
+        """Where the FSC falls below 0.5, and below 0.143."""
+        return resolution_at(self.curve, 0.5), resolution_at(self.curve, 0.143)
+
+
+def agreement(
+    volume: Float[Tensor, "N N N"], others: Sequence[Float[Tensor, "N N N"]], *, radius: int, diameter_px: float, pixel_size_angstrom: float
+) -> Agreement:
+    """Lay each of the other maps onto `volume`, whatever its frame and hand; the FSC of the one that agrees best, on all shells."""
+    found = [align(other, volume, radius=radius, diameter_px=diameter_px) for other in others]
+    best = max(range(len(others)), key=lambda k: found[k].correlation)
+    laid = found[best].of_map(others[best])
+    return Agreement(best, found[best].mirrored, laid, fourier_shell_correlation(volume, laid, pixel_size_angstrom=pixel_size_angstrom))
