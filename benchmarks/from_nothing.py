@@ -1,5 +1,6 @@
 """Ab initio maps of particles whose truth is known: how often they are right, what they take, and whether refinement goes on from them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import numpy as np
 
 import relion
 import truth
-from common import HALFMAP, SETS, Cost, Report, job_folder, keep_picture, run, simulated, third_party
+from common import HALFMAP, SETS, THREADS, Cost, Report, job_folder, keep_picture, run, simulated, third_party
 from datasets import molecules, phantom_map, phantom_particles
 
 SEEDS, CLASS_SEEDS, FASTER, CONVERGED = 10, 3, 20, 1.05
+ROUGH = "1,4,6,7"  # classes of `averages_2d` that show large ribosomal subunits; looked at
 
 
 @dataclass(frozen=True)
@@ -165,4 +167,31 @@ def abinitio_classes() -> Report:
         for k in range(kinds):
             picture = job_folder(f"from_nothing_classes_{kinds}_1") / "pictures" / f"class{k + 1:03d}.png"
             keep_picture(report, picture, f"benchmark_abinitio_classes_{kinds}_{k + 1}.png")
+    return report
+
+
+def abinitio_averages() -> Report:
+    """Real images: of the 100 class averages of a mixture of ribosomes and other complexes (EMPIAR-10268), `class2d --method template`
+    makes 10 classes, those of compact bodies with a rough surface (large ribosomal subunits, by eye in the picture of `mixture_2d`) are selected,
+    and `abinitio --no-ctf --runs 3` makes maps of them. There is no truth: runs from different starts, laid onto one another, are compared.
+    The pixel size is not known and taken for 1 A."""
+    report = Report()
+    stack, classes, star, out = third_party("images", "mixture_2D.mrcs"), *map(job_folder, ("averages_2d", "averages.star", "averages"))
+    command = [HALFMAP, "class2d", "--particles", stack, "--pixel-size", "1", "--classes", "10", "--method", "template", "--no-ctf"]
+    run(report, [*command, "--threads", "1", "--out", classes, "--overwrite", "--quiet"], log=classes.name)
+    run(report, [HALFMAP, "select", classes, "--classes", ROUGH, "--out", star, "--overwrite"], log="averages_select")
+    command = [HALFMAP, "abinitio", "--particles", star, "--no-ctf", "--diameter", "64", "--shift-range", "4", "--runs", "3"]
+    cost = run(report, [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"], log=out.name)
+    results = json.loads((out / "job.json").read_text())["results"]
+    likelihoods = results["log_likelihoods"]
+    report.add("averages selected", f"{sum(results['sizes'])} of 100")
+    report.add("log likelihood an image, by run", ", ".join(f"{value:.0f}" for value in likelihoods), f"best: run {results['best_run']}")
+    for r, (at_half, at_0143) in enumerate(results["agreement_angstrom"]):
+        if r + 1 != results["best_run"]:
+            shells = ", ".join(f"{96 / value:.1f}" for value in (at_half, at_0143))
+            report.add(f"run {r + 1} on the best: FSC 0.5, 0.143", f"{at_half:.1f}, {at_0143:.1f} pixels", f"shells {shells} of 96 pixels")
+    report.add("cost of all runs", str(cost))
+    report.numbers = {"log_likelihoods": likelihoods, "agreement": results["agreement_angstrom"], "cpu_s": cost.cpu_s}
+    keep_picture(report, out / "pictures" / "map.png", "benchmark_abinitio_averages_map.png")
+    keep_picture(report, out / "pictures" / "runs_fsc.png", "benchmark_abinitio_averages_fsc.png")
     return report

@@ -1,6 +1,6 @@
 """Every figure of docs/benchmarks.md, by one command.
 
-    python benchmarks/run.py             all of them (make benchmarks); about a quarter of an hour
+    python benchmarks/run.py             all of them (make benchmarks); about two hours
     python benchmarks/run.py trpv1 estep some of them
     python benchmarks/run.py --list      what there is
     python benchmarks/run.py --table     only write docs/benchmarks.md again from benchmarks/results
@@ -15,9 +15,11 @@ import sys
 import traceback
 
 import accuracy
+import branch_and_bound
 import classes2d
 import classes3d
 import estep
+import from_nothing
 import gallery
 import others
 import purity
@@ -41,6 +43,13 @@ ALL = {
         classes2d.mixture_2d,
         classes3d.ribo_mix_3d,
         classes3d.phantom_mix_3d,
+        from_nothing.abinitio_trpv1_c4,
+        from_nothing.abinitio_trpv1_c1,
+        from_nothing.abinitio_ribo,
+        from_nothing.abinitio_phantom,
+        from_nothing.abinitio_classes,
+        from_nothing.abinitio_averages,
+        branch_and_bound.branch_and_bound,
         scaling.yardstick,
         scaling.cost_growth,
         stages.stages,

@@ -224,7 +224,8 @@ def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress
 def _compare(
     done: list[AbInitio], best: int, diameter_angstrom: float | None, job: Job, progress: Progress
 ) -> tuple[tuple[float, float], ...]:
-    """Lay the maps of every run onto the best run's, write them, and tell where their FSC falls below 0.5 and 0.143."""
+    """Lay the maps of every run onto the best run's, write them, and tell where their FSC falls below 0.5 and 0.143, up to where images
+    were scored: what maps show beyond, no image has confirmed."""
     classes = len(done[best].sizes)
     names = [map_name(k, classes) for k in range(classes)]
     agreed, curves = [], {}
@@ -242,7 +243,7 @@ def _compare(
                 torch.from_numpy(read[best][k][0]), [torch.from_numpy(volume) for volume, _ in read[r]], pixel_size_angstrom=pixel,
                 radius=round(box * pixel / done[best].scored_to_angstrom), diameter_px=diameter_px,
             )  # fmt: skip
-            told.append(found.resolutions_angstrom)
+            told.append(tuple(max(value, done[best].scored_to_angstrom) for value in found.resolutions_angstrom))
             label = f"run {r + 1}" if classes == 1 else f"run {r + 1}, {names[found.other]} on {name}"
             curves[label] = found.curve
             at_half, at_0143 = (f"{value:.1f} A" for value in told[-1])
