@@ -173,8 +173,8 @@ def abinitio_classes() -> Report:
 def abinitio_averages() -> Report:
     """Real images: of the 100 class averages of a mixture of ribosomes and other complexes (EMPIAR-10268), `class2d --method template`
     makes 10 classes, those of compact bodies with a rough surface (large ribosomal subunits, by eye in the picture of `mixture_2d`) are
-    selected, and `abinitio --no-ctf --runs 3` makes maps of them. There is no truth: runs from different starts, laid onto one another, are compared.
-    The pixel size is not known and taken for 1 A."""
+    selected, and `abinitio --no-ctf --runs 3` makes maps of them. There is no truth: runs from different starts, laid onto one another,
+    are compared. The pixel size is not known and taken for 1 A."""
     report = Report()
     stack, classes, star, out = third_party("images", "mixture_2D.mrcs"), *map(job_folder, ("averages_2d", "averages.star", "averages"))
     command = [HALFMAP, "class2d", "--particles", stack, "--pixel-size", "1", "--classes", "10", "--method", "template", "--no-ctf"]
