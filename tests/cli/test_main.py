@@ -200,6 +200,28 @@ def test_select_keeps_the_rows_of_the_classes(project: Path, capsys: pytest.Capt
     assert load_particles("kept.star").class_number.tolist() == [2, 2]
 
 
+def test_select_keeps_what_is_well_resolved(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two particles in each class: the median one is in the class of 11 A; 17 A is too blurred, an empty class is none."""
+    os.mkdir("job")
+    os.rename("p.star", "job/particles.star")
+    rows = "10.0 2\n11.0 2\n17.0 2\n5.0 0\n"
+    Path("job/classes.star").write_text(f"data_model_classes\n\nloop_\n_rlnEstimatedResolution #1\n_halfmapClassSize #2\n{rows}")
+    code, out, _ = call("select", "job", "--resolved-within", "1.5", "--out", "kept.star", capsys=capsys)
+    assert code == 0
+    assert "4 of 6" in out
+    assert "classes 1, 2" in out
+    for arguments, told in (
+        (("--resolved-within", "0.5"), "--resolved-within 0.5"),
+        ((), "either --classes or --resolved-within"),
+        (("--resolved-within", "2", "--classes", "1"), "either --classes or --resolved-within"),
+    ):
+        code, _, err = call("select", "job", *arguments, "--out", "other.star", capsys=capsys)
+        assert code == 2
+        assert told in err
+    code, _, err = call("select", "job/particles.star", "--resolved-within", "2", "--out", "other.star", capsys=capsys)
+    assert (code, "classes.star: no such file" in err) == (2, True)
+
+
 def test_class_lists() -> None:
     assert parse_classes("1,4-6, 9") == [1, 4, 5, 6, 9]
     assert [options.parse_memory(text) for text in ("8GB", "500 mb", "1.5GiB", "100")] == [8_000_000_000, 500_000_000, 1_500_000_000, 100]

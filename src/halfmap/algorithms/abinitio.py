@@ -34,16 +34,16 @@ FREE_SHARE = 0.6  # of the mini-batches, that know of no symmetry
 SHELLS_PER_DIAMETER = (6.0, 9.5)  # resolution of the first and the last mini-batch: a sixth of the diameter, and 1 / 9.5
 SHIFT_RANGE_ANGSTROM = 25.0
 ALIKE = 0.5  # correlation of a map with its symmetry mates below which the symmetry is doubted
-JUNK_SHARE = 0.5  # of the best class's log likelihood a particle, below which a class is taken for junk
+UNLIKE = 2.0  # times more, or less, log likelihood a particle than where the median particle is: a class may hold junk
 _SHOWN_EVERY = 10
 
 
 @dataclass(frozen=True)
 class AbInitio:
     """Where the maps are; of each class, the largest first, how many particles it has, their mean log likelihood (0: as likely to be noise)
-    and whether it is likely to hold junk; the resolution up to which images were scored; the mean log likelihood of each run's particles
-    (the best run's maps are the job's), and where the FSC of the best run's map with each run's falls below 0.5 and 0.143, the lowest of
-    the classes (none for a single run)."""
+    and whether it may hold junk, being unlike the others by it; the resolution up to which images were scored; the mean log likelihood of
+    each run's particles (the best run's maps are the job's), and where the FSC of the best run's map with each run's falls below 0.5 and
+    0.143, the lowest of the classes (none for a single run)."""
 
     folder: Path
     sizes: tuple[int, ...]
@@ -175,10 +175,13 @@ def _finish(job: Job, progress: Progress, problem: Problem, settings: Settings, 
     sizes = class_sizes(problem, state.poses).tolist()
     likelihoods = [float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
     weights = [float(found.largest_weight[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
-    junk = [likelihood < JUNK_SHARE * max(likelihoods) for likelihood in likelihoods]
+    usual = sorted(np.repeat(likelihoods, sizes))[sum(sizes) // 2]
+    junk = [n > 0 and not usual / UNLIKE <= likelihood <= usual * UNLIKE for n, likelihood in zip(sizes, likelihoods, strict=True)]
     for k, volume in enumerate(state.references[0].cpu().numpy()):
         name = map_name(k, classes)
-        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + (", likely junk" if junk[k] else "")
+        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each"
+        if junk[k]:
+            told += ", may be junk: " + ("little but noise" if likelihoods[k] < usual else "much stronger than the others")
         write_map(job.path(f"{name}.mrc"), volume, pixel)
         save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
         progress.note(told)

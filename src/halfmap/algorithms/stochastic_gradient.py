@@ -57,7 +57,7 @@ class Ascent:
     radius: tuple[int, int]
     batch: tuple[float, float] = (120, 360)
     step: tuple[float, float] = (0.4, 0.1)
-    first_gain: float = 1.0
+    first_gain: float = 4.0
     annealed: float = 0.6
     settled: float = 0.02
     poses: int = 24
