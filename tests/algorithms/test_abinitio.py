@@ -174,3 +174,11 @@ def test_bad_options_are_refused_in_one_line(few, tmp_path):
     ):
         with pytest.raises(InputError, match=told):
             halfmap.abinitio(few, tmp_path / "job", **{**QUICK, **options})
+
+
+def test_runs_stopped_in_the_second_are_resumed_there(few, tmp_path, monkeypatch):
+    whole = halfmap.abinitio(few, tmp_path / "whole", iterations=1, runs=2, **QUICK)
+    first = len(read_events(whole.folder / "run001"))
+    again = _stopped_and_resumed(few, tmp_path / "job", monkeypatch, after=first + 1, iterations=1, runs=2)
+    assert _bytes(again) == _bytes(whole.folder)
+    assert read_job(again)["results"]["log_likelihoods"] == list(whole.log_likelihoods)

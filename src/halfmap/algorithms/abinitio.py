@@ -175,8 +175,8 @@ def _finish(job: Job, progress: Progress, problem: Problem, settings: Settings, 
     sizes = class_sizes(problem, state.poses).tolist()
     likelihoods = [float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
     weights = [float(found.largest_weight[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
-    usual = sorted(np.repeat(likelihoods, sizes))[sum(sizes) // 2]
-    junk = [n > 0 and not usual / UNLIKE <= likelihood <= usual * UNLIKE for n, likelihood in zip(sizes, likelihoods, strict=True)]
+    usual = float(np.sort(np.repeat(likelihoods, sizes))[len(used) // 2])  # of the class in which the median particle is
+    junk = [n > 0 and usual > 0 and not usual / UNLIKE <= gain <= usual * UNLIKE for n, gain in zip(sizes, likelihoods, strict=True)]
     for k, volume in enumerate(state.references[0].cpu().numpy()):
         name = map_name(k, classes)
         told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each"
@@ -237,19 +237,16 @@ def _compare(
     box = read[best][0][0].shape[0]
     diameter_px = 0.9 * box if diameter_angstrom is None else diameter_angstrom / pixel
     for r in range(len(done)):
-        if r == best:
-            agreed.append((2 * pixel, 2 * pixel))
-            continue
-        told = []
-        for k, name in enumerate(names):
+        told = [(done[best].scored_to_angstrom, done[best].scored_to_angstrom)]
+        for k, name in enumerate(names if r != best else []):
             found = agreement(
                 torch.from_numpy(read[best][k][0]), [torch.from_numpy(volume) for volume, _ in read[r]], pixel_size_angstrom=pixel,
                 radius=round(box * pixel / done[best].scored_to_angstrom), diameter_px=diameter_px,
             )  # fmt: skip
-            told.append(tuple(max(value, done[best].scored_to_angstrom) for value in found.resolutions_angstrom))
+            told.append(found.resolutions_angstrom)
             label = f"run {r + 1}" if classes == 1 else f"run {r + 1}, {names[found.other]} on {name}"
             curves[label] = found.curve
-            at_half, at_0143 = (f"{value:.1f} A" for value in told[-1])
+            at_half, at_0143 = (f"{max(value, done[best].scored_to_angstrom):.1f} A" for value in told[-1])
             hand = "its mirror image laid" if found.mirrored else "laid"
             progress.note(f"{label}: {hand} onto run {best + 1}: FSC 0.5 at {at_half}, 0.143 at {at_0143}")
             write_map(job.path(f"run{r + 1:03d}.mrc" if classes == 1 else f"run{r + 1:03d}_{name}.mrc"), found.laid.numpy(), pixel)

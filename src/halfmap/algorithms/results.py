@@ -55,17 +55,23 @@ def run_iterations(
         state = from_arrays(*saved, device=problem.images.device)
         progress.note(f"going on after iteration {state.iteration}")
     show(state)
-    used = int((problem.half >= 0).sum())
-    progress.start_iteration(state.iteration + 1, used)
+
+    def start(state: State) -> int:
+        """Announce the next iteration; how many images it has."""
+        images = int((method.members(state, problem.half) >= 0).sum())
+        progress.start_iteration(state.iteration + 1, images)
+        return images
+
+    images = start(state)
     for new, seconds in run(problem, method, state, iterations=iterations, advance=progress.advance):
         state = new
         record = state.history[-1]
-        cost_ms = 1e3 * sum(seconds.values()) / used
+        cost_ms = 1e3 * sum(seconds.values()) / images
         job.event(**record, seconds=seconds, ms_per_image=cost_ms)
         job.save_checkpoint(state.arrays(), state.meta())
         show(state)
         progress.finish_iteration(_summary(record, cost_ms), resolution_angstrom=record["resolution_angstrom"])
-        progress.start_iteration(state.iteration + 1, used)
+        images = start(state)
     return state
 
 
