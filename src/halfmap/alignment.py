@@ -81,6 +81,7 @@ def align(
     """
     if volume.shape != onto.shape:
         raise InputError(f"maps to align: expected two of one size, got {tuple(volume.shape)} and {tuple(onto.shape)}")
+    volume, onto = volume.cpu(), onto.cpu()  # a few thousand small slices: not worth an accelerator
     hands = [_aligned(v, onto, radius, diameter_px) for v in ([volume, mirror(volume)] if either_hand else [volume])]
     best = max(range(len(hands)), key=lambda h: hands[h].correlation)
     return replace(hands[best], mirrored=best == 1)
@@ -108,8 +109,8 @@ def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> A
 def find_axes(volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"], *, radius: int, diameter_px: float) -> Alignment:
     """How a map must be laid to have its symmetry axes where the group has them; `correlation` is that with its symmetry mates, on shells
     up to `radius`."""
-    moving, directions = prepare_references(volume[None], radius), _directions()
-    mates = matrices[1:].float()
+    moving, directions = prepare_references(volume.cpu()[None], radius), _directions()
+    mates = matrices[1:].float().cpu()
     if len(mates) > _MATES:
         mates = mates[torch.randperm(len(mates), generator=torch.Generator().manual_seed(0))[:_MATES]]
     middle = centre_of_mass_px(volume)
@@ -121,7 +122,8 @@ def find_axes(volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"], 
 
         return score
 
-    return _best(score_on, lambda q: middle.expand(len(q), 3), radius, volume.shape[-1], diameter_px)
+    one_axis = bool((mates[:, 2, 2] > 1 - 1e-6).all())  # then V' may be turned about z, and its mates agree as well
+    return _best(score_on, lambda q: middle.expand(len(q), 3), radius, volume.shape[-1], diameter_px, by_axis=one_axis)
 
 
 def symmetrised(volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"]) -> Float[Tensor, "N N N"]:
@@ -170,14 +172,20 @@ def _correlation(a: Complex[Tensor, "g m J"], b: Complex[Tensor, "#g m J"], plan
 
 
 def _best(
-    score_on: Callable[[HalfPlane], Score], shift_for: Callable[[Tensor], Tensor], radius: int, box: int, diameter_px: float
-) -> Alignment:
-    """The best rotation and shift: a grid of rotations on few shells, the best of them climbed there, the best of these on all shells."""
+    score_on: Callable[[HalfPlane], Score], shift_for: Callable[[Tensor], Tensor], radius: int, box: int, diameter_px: float, *,
+    by_axis: bool = False,
+) -> Alignment:  # fmt: skip
+    """The best rotation and shift: a grid of rotations on few shells, the best of them climbed there, the best of these on all shells.
+    `by_axis`: only where the z axis goes matters, and the starts differ in that."""
     few = min(radius, max(3, math.ceil(1.6 * box / diameter_px / math.radians(15))))  # what 15 degrees resolve
     coarse, score = half_plane(box, few), score_on(half_plane(box, few))
     grid = orientation_grid(_GRID_ORDER).rotations
     size = max(1, _SLICES_AT_ONCE // _PLANES)
     values = torch.cat([score(q, shift_for(q)) for q in grid.split(size)])
+    if by_axis:  # in-plane angles of one direction lie side by side in the grid
+        psi = 6 * 2**_GRID_ORDER
+        best = values.view(-1, psi).max(1)
+        grid, values = grid.view(-1, psi, 3, 3)[torch.arange(len(best.indices)), best.indices], best.values
     starts = grid[torch.topk(values, _STARTS).indices]
     q, t, value = _climb(score, starts, shift_for(starts), step_deg=7.5, step_px=box / (8 * coarse.radius))
     last = score_on(half_plane(box, radius))

@@ -35,6 +35,7 @@ from halfmap.replaced import CHECKPOINT, JOB
 EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
 _META = "__meta__"
 # a resumed job may differ in how and how long it runs, not in what it computes
+_SCHEDULED = {"abinitio"}  # how long they run is part of what they compute
 _FREE_ON_RESUME = {"device", "threads", "memory", "quiet", "iterations", "data_dir", "out", "overwrite", "resume", "seed"}
 
 
@@ -311,7 +312,8 @@ def _check_same(previous: dict[str, Any], command: str, asked: dict[str, Any], s
         raise InputError(f"--out {out}: the job there is halfmap {previous['command']}, not {command}; use: halfmap resume {out}")
     if previous["seed"] != seed:
         raise InputError(f"--seed {seed}: the job in {out} was started with seed {previous['seed']}; use: halfmap resume {out}")
-    for name in sorted((asked.keys() | previous["parameters"].keys()) - _FREE_ON_RESUME):
+    free = _FREE_ON_RESUME - {"iterations"} if command in _SCHEDULED else _FREE_ON_RESUME
+    for name in sorted((asked.keys() | previous["parameters"].keys()) - free):
         before, now = previous["parameters"].get(name), asked.get(name)
         if before != now:
             raise InputError(f"{name}={now!r}: the job in {out} was started with {before!r}; use: halfmap resume {out}, or another folder")

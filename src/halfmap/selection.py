@@ -46,7 +46,7 @@ def select_classes(source: str | Path, classes: str | list[int], out: str | Path
     absent = sorted(set(wanted) - set(present.tolist()))
     if absent:
         there = ", ".join(map(str, present[:20])) + (" ..." if len(present) > 20 else "")
-        raise InputError(f"--classes: no particle of {source} is in class {absent[0]}; classes there: {there}")
+        raise InputError(f"--classes {absent[0]}: no particle of {source} is in class {absent[0]}; classes there: {there}")
     kept = np.isin(particles.class_number, wanted)
     particles.take(kept).write_star(out)
     return int(kept.sum()), len(particles)

@@ -10,13 +10,14 @@ import torch
 import halfmap
 from halfmap import jobs
 from halfmap.algorithms import results
-from halfmap.algorithms.abinitio import FREE_SHARE
+from halfmap.algorithms.abinitio import FREE_SHARE, doubtful_classes
 from halfmap.alignment import mirror, mirror_poses, symmetrised
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_stack
 from halfmap.io.star import read_star
 from halfmap.jobs import JobStopped, read_events, read_job
 from halfmap.particles import load_particles
+from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
@@ -70,7 +71,6 @@ def test_the_map_is_one(found):
     assert density.shape == (BOX,) * 3
     assert density.min() >= 0
     assert found.sizes == (N,)
-    assert not found.junk[0]
     iterations = [e["iteration"] for e in read_events(found.folder)]
     assert iterations == list(range(1, len(iterations) + 1))
     assert ITERATIONS + 2 <= len(iterations) <= ITERATIONS + 8
@@ -119,10 +119,23 @@ def test_the_likeliest_run_is_kept_and_the_others_laid_onto_it(few, tmp_path):
     told = best.log_likelihoods
     r = max((0, 1), key=lambda i: told[i])
     assert _bytes(tmp_path / "job") == _bytes(tmp_path / "job" / f"run00{r + 1}")
-    at_half, at_0143 = best.agreement_angstrom[1 - r]
-    assert 2 * PIXEL <= at_0143 <= at_half
-    assert read_map(tmp_path / "job" / f"run00{2 - r}.mrc")[0].shape == (BOX,) * 3
+    kept, laid = (torch.from_numpy(read_map(tmp_path / "job" / name)[0]) for name in ("map.mrc", f"run00{2 - r}.mrc"))
+    curve = fourier_shell_correlation(kept, laid, pixel_size_angstrom=PIXEL)
+    told_at = [max(best.scored_to_angstrom, resolution_at(curve, level)) for level in (0.5, 0.143)]
+    assert best.agreement_angstrom[1 - r] == pytest.approx(told_at, rel=1e-3)
+    as_it_was = torch.from_numpy(read_map(tmp_path / "job" / f"run00{2 - r}" / "map.mrc")[0])
+    before, after = (float(torch.corrcoef(torch.stack([kept.flatten(), v.flatten()]))[0, 1]) for v in (as_it_was, laid))
+    assert after > before + 0.1
     assert (tmp_path / "job" / "pictures" / "runs_fsc.png").exists()
+
+
+def test_classes_unlike_the_others_are_named():
+    """Ice, empty images and particles, as they were found in a simulation; two molecules of different weight; nothing found at all."""
+    said = doubtful_classes([1385, 66, 49, 0], [68.5, -3.6, 757.6, 0.0])
+    assert ["noise" in said[1], "stronger" in said[2]] == [True, True]
+    assert (said[0], said[3]) == ("", "")
+    assert doubtful_classes([1040, 960], [40.0, 23.0]) == ["", ""]
+    assert doubtful_classes([90, 10], [-2.0, -5.0]) == ["", ""]
 
 
 def test_the_other_hand_is_the_mirror_image(few, tmp_path):
@@ -162,6 +175,19 @@ def test_classes_come_by_size_with_a_table_of_what_each_holds(few, tmp_path):
     assert tuple(sizes) == job.sizes == tuple(table.ints("halfmapClassSize"))
     assert sizes[0] >= sizes[1]
     assert (job.folder / "class002.mrc").exists()
+
+
+def test_bad_input_leaves_no_folder_behind_even_with_several_runs(few, tmp_path):
+    for runs in (1, 2):
+        with pytest.raises(InputError, match="nothere"):
+            halfmap.abinitio(tmp_path / "nothere.star", tmp_path / "job", runs=runs, **QUICK)
+        assert not (tmp_path / "job").exists()
+
+
+def test_a_schedule_is_not_changed_on_the_way(few, tmp_path):
+    halfmap.abinitio(few, tmp_path / "job", iterations=1, **QUICK)
+    with pytest.raises(InputError, match="iterations=2"):
+        halfmap.abinitio(few, tmp_path / "job", iterations=2, resume=True, **QUICK)
 
 
 def test_bad_options_are_refused_in_one_line(few, tmp_path):

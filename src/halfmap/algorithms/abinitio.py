@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from halfmap.algorithms.stochastic_gradient import Ascent, random_maps, stochast
 from halfmap.algorithms.update import class_sizes
 from halfmap.algorithms.volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
 from halfmap.alignment import mirror, mirror_poses
+from halfmap.engine.grid import radius_of_step
 from halfmap.engine.loop import Problem
 from halfmap.engine.state import State
 from halfmap.errors import InputError
@@ -24,7 +26,7 @@ from halfmap.fourier import largest_radius
 from halfmap.io.mrc import read_map, write_map
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.jobs import Job
+from halfmap.jobs import Job, read_job
 from halfmap.pictures import save_fsc_plot, save_map_picture
 from halfmap.progress import Progress
 
@@ -40,10 +42,10 @@ _SHOWN_EVERY = 10
 
 @dataclass(frozen=True)
 class AbInitio:
-    """Where the maps are; of each class, the largest first, how many particles it has, their mean log likelihood (0: as likely to be noise)
-    and whether it may hold junk, being unlike the others by it; the resolution up to which images were scored; the mean log likelihood of
-    each run's particles (the best run's maps are the job's), and where the FSC of the best run's map with each run's falls below 0.5 and
-    0.143, the lowest of the classes (none for a single run)."""
+    """Where the maps are; of each class, the largest first, how many particles it has, their mean log likelihood (of noise about 0) and
+    whether it may hold junk, being unlike the others by it; the resolution up to which images were scored; the mean log likelihood of each
+    run's particles (the best run's maps are the job's), and where the FSC of the best run's map with each run's falls below 0.5 and 0.143,
+    the lowest of the classes (none for a single run)."""
 
     folder: Path
     sizes: tuple[int, ...]
@@ -124,6 +126,12 @@ def abinitio(
         reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
         settings = Settings(setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None), THRESHOLD, solvent)
         radii = _radii(problem, initial_resolution_angstrom, final_resolution_angstrom)
+        resolved = radius_of_step(ANGULAR_STEP_DEG, data.box, radius_px)
+        if radii[1] > resolved:
+            reach_angstrom = data.box * data.pixel_size_angstrom / resolved
+            progress.note(
+                f"the grid of {ANGULAR_STEP_DEG:g} degrees resolves {reach_angstrom:.3g} A; beyond, a few poses of each image are refined"
+            )
         ascent = Ascent(limit - FULL_ITERATIONS, FULL_ITERATIONS, seed, radii, non_negative=not allow_negative)
         state = _ascended(job, progress, problem, settings, ascent, from_start=symmetry_from_start or len(problem.symmetry) == 1)
         return _finish(job, progress, problem, settings, _presented(problem, state, flip_hand=flip_hand))
@@ -144,7 +152,7 @@ def _ascended(job: Job, progress: Progress, problem: Problem, settings: Settings
     free, c1 = max(1, round(FREE_SHARE * ascent.iterations)), problem.symmetry[:1]
     state = leg(replace(problem, symmetry=c1), replace(settings, search=replace(settings.search, symmetry=c1)), free)
     if state.iteration == free:
-        state, alike = onto_axes(problem, state)
+        state, alike = onto_axes(state, problem.symmetry.cpu(), diameter_px=2 * problem.images.particle_radius_px)
         for k, correlation in enumerate(alike):
             doubt = "" if correlation > ALIKE else ": it does not look like a map of this symmetry"
             progress.note(f"{map_name(k, problem.n_classes)}: axes found, correlation with its symmetry mates {correlation:.2f}{doubt}")
@@ -160,7 +168,7 @@ def _presented(problem: Problem, state: State, *, flip_hand: bool) -> State:
     references = state.references[:, order.to(state.references.device)]
     state = replace(state, references=references, poses=replace(state.poses, classes=rank[state.poses.classes]))
     if len(problem.symmetry) == 1:
-        state = onto_one_another(problem, state)
+        state = onto_one_another(state, diameter_px=2 * problem.images.particle_radius_px)
     if flip_hand:
         poses = replace(state.poses, rotations=mirror_poses(state.poses.rotations))
         state = replace(state, references=mirror(state.references), poses=poses)
@@ -175,13 +183,11 @@ def _finish(job: Job, progress: Progress, problem: Problem, settings: Settings, 
     sizes = class_sizes(problem, state.poses).tolist()
     likelihoods = [float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
     weights = [float(found.largest_weight[found.classes == k].mean()) if sizes[k] else 0.0 for k in range(classes)]
-    usual = float(np.sort(np.repeat(likelihoods, sizes))[len(used) // 2])  # of the class in which the median particle is
-    junk = [n > 0 and usual > 0 and not usual / UNLIKE <= gain <= usual * UNLIKE for n, gain in zip(sizes, likelihoods, strict=True)]
+    doubts = doubtful_classes(sizes, likelihoods)
+    junk = [bool(doubt) for doubt in doubts]
     for k, volume in enumerate(state.references[0].cpu().numpy()):
         name = map_name(k, classes)
-        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each"
-        if junk[k]:
-            told += ", may be junk: " + ("little but noise" if likelihoods[k] < usual else "much stronger than the others")
+        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + doubts[k]
         write_map(job.path(f"{name}.mrc"), volume, pixel)
         save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
         progress.note(told)
@@ -202,16 +208,32 @@ def _finish(job: Job, progress: Progress, problem: Problem, settings: Settings, 
     return AbInitio(job.folder, tuple(sizes), tuple(likelihoods), tuple(junk), scored_to, (mean,))
 
 
+def doubtful_classes(sizes: Sequence[int], log_likelihoods: Sequence[float]) -> list[str]:
+    """What is to be said of each class whose particles' mean log likelihood is `UNLIKE` times less, or more, than that of the class in
+    which the median particle is: empty images fit no map, blobs of ice fit theirs too well. Empty where there is nothing to say."""
+    usual = float(np.sort(np.repeat(log_likelihoods, sizes))[sum(sizes) // 2])
+
+    def doubt(size: int, gain: float) -> str:
+        if size == 0 or usual <= 0 or usual / UNLIKE <= gain <= usual * UNLIKE:
+            return ""
+        return ", may be junk: " + ("little but noise" if gain < usual else "much stronger than the others")
+
+    return [doubt(size, gain) for size, gain in zip(sizes, log_likelihoods, strict=True)]
+
+
 def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress) -> AbInitio:
     """Each run in a folder of its own inside the job's, with a seed of its own; the maps and particles of the likeliest are the job's. All
     maps are laid onto those, and their FSC is told."""
-    folders = [job.path(f"run{r + 1:03d}/job.json").parent for r in range(runs)]
+    folders = [job.folder / f"run{r + 1:03d}" for r in range(runs)]
     done: list[AbInitio] = []
     for r, folder in enumerate(folders):
         progress.note(f"run {r + 1} of {runs}")
         again = (folder / "job.json").exists()
+        if not again:
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed before it had begun
         single = {**parameters, "runs": 1, "seed": parameters["seed"] + r}
         done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
+        job.save_checkpoint({}, {"iteration": 0, "runs": r + 1})  # from now on there is something to go on from
     likelihoods = tuple(run.log_likelihoods[0] for run in done)
     best = max(range(runs), key=lambda r: likelihoods[r])
     for path in [*sorted(folders[best].glob("*.mrc")), folders[best] / "particles.star", folders[best] / "classes.star"]:
@@ -220,7 +242,8 @@ def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress
         shutil.copyfile(path, job.path(f"pictures/{path.name}"))
     progress.note(f"best of {runs} runs: {best + 1}, by mean log likelihood ({', '.join(f'{value:.1f}' for value in likelihoods)})")
     agreed = _compare(done, best, parameters["diameter_angstrom"], job, progress)
-    job.update(best_run=best + 1, log_likelihoods=likelihoods, agreement_angstrom=agreed, sizes=done[best].sizes)
+    results = read_job(folders[best])["results"]
+    job.update(**results, best_run=best + 1, log_likelihoods=likelihoods, agreement_angstrom=agreed)
     return replace(done[best], folder=job.folder, log_likelihoods=likelihoods, agreement_angstrom=agreed)
 
 
@@ -239,6 +262,8 @@ def _compare(
     for r in range(len(done)):
         told = [(done[best].scored_to_angstrom, done[best].scored_to_angstrom)]
         for k, name in enumerate(names if r != best else []):
+            if not done[best].sizes[k]:
+                continue
             found = agreement(
                 torch.from_numpy(read[best][k][0]), [torch.from_numpy(volume) for volume, _ in read[r]], pixel_size_angstrom=pixel,
                 radius=round(box * pixel / done[best].scored_to_angstrom), diameter_px=diameter_px,
@@ -261,7 +286,8 @@ def _radii(problem: Problem, initial_angstrom: float | None, final_angstrom: flo
     diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
     initial, final = (given or diameter / n for given, n in zip((initial_angstrom, final_angstrom), SHELLS_PER_DIAMETER, strict=True))
     if final_angstrom is not None and initial < final:
-        raise InputError(f"--final-resolution {final:g}: expected a finer one than the first, {initial:.3g} A")
+        whose = "--initial-resolution" if initial_angstrom else "the first, a sixth of the diameter (--initial-resolution)"
+        raise InputError(f"--final-resolution {final:g}: expected no coarser than {whose}: {initial:.3g} A")
     first, last = (min(largest_radius(problem.particles.box), max(3, round(width / a))) for a in (initial, min(initial, final)))
     return first, last
 

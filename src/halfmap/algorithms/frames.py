@@ -8,30 +8,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.alignment import Alignment, align, find_axes, symmetrised
-from halfmap.engine.loop import Problem
 from halfmap.engine.state import Poses, State
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at
 
 
-def onto_axes(problem: Problem, state: State) -> tuple[State, tuple[float, ...]]:
-    """Each map, made without symmetry, laid with its axes where the problem's group has them and averaged over its mates, its poses with
-    it; and each map's correlation with its mates before that."""
+def onto_axes(state: State, symmetry: Float[Tensor, "G 3 3"], *, diameter_px: float) -> tuple[State, tuple[float, ...]]:
+    """Each map, made without symmetry, laid with its axes where the group has them and averaged over its mates, its poses with it; and each
+    map's correlation with its mates before that."""
     references, poses, alike = state.references.clone(), state.poses, []
-    matrices, diameter_px = problem.symmetry.cpu(), 2 * problem.images.particle_radius_px
-    for k in range(problem.n_classes):
-        found = find_axes(references[0, k], matrices, radius=state.radius, diameter_px=diameter_px)
-        references[0, k] = symmetrised(found.of_map(references[0, k]), matrices)
+    for k, volume in enumerate(state.references[0]):
+        found = find_axes(volume, symmetry, radius=state.radius, diameter_px=diameter_px)
+        references[0, k] = symmetrised(found.of_map(volume), symmetry)
         poses = _laid(poses, k, found)
         alike.append(found.correlation)
     return replace(state, references=references, poses=poses), tuple(alike)
 
 
-def onto_one_another(problem: Problem, state: State) -> State:
+def onto_one_another(state: State, *, diameter_px: float) -> State:
     """Each map laid onto the first, of whichever hand agrees better with it, its poses with it."""
     references, poses = state.references.clone(), state.poses
-    for k in range(1, problem.n_classes):
-        found = align(references[0, k], references[0, 0], radius=state.radius, diameter_px=2 * problem.images.particle_radius_px)
-        references[0, k] = found.of_map(references[0, k])
+    for k, volume in enumerate(state.references[0, 1:], start=1):
+        found = align(volume, references[0, 0], radius=state.radius, diameter_px=diameter_px)
+        references[0, k] = found.of_map(volume)
         poses = _laid(poses, k, found)
     return replace(state, references=references, poses=poses)
 

@@ -31,7 +31,9 @@ def read_particles(path: str | Path, *, data_dir: str | Path | None, ctf: bool, 
     """
     bare = Path(path).suffix.lower() in STACK_SUFFIXES
     if bare and pixel_size_angstrom is None and open_stack(path).pixel_size_angstrom <= 0:
-        raise InputError(f"{path}: the header has no pixel size; give it with --pixel-size (halfmap class2d), or write it into the header")
+        raise InputError(
+            f"{path}: the header has no pixel size; give it with --pixel-size (halfmap class2d, abinitio), or write it into the header"
+        )
     if pixel_size_angstrom is not None:
         if Path(path).suffix.lower() in (".star", ".cs"):
             raise InputError(f"--pixel-size {pixel_size_angstrom:g}: is for bare stacks; {path} tells its own, correct it there")

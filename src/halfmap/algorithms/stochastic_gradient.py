@@ -10,8 +10,8 @@ negative, and nothing outside the particle. At last come a few steps of length 1
 
 Noise is annealed twice. sigma^2 is what the last mini-batch's model left of its images, at first nearly all of their power. Where images
 are so good that even a random map would tell one pose from another, and the first map would become the last, scores are multiplied by
-beta < 1 (as if there were 1 / beta times the noise), which rises to 1: deterministic annealing. Poses are never refined: an optimum of each
-image is surer of itself than its posterior, of which a map half right is made.
+beta < 1 (as if there were 1 / beta times the noise), which rises to 1: deterministic annealing. Poses are not refined as long as the grid
+resolves what is scored: an optimum of each image is surer of itself than its posterior, of which a map half right is made.
 
 Punjani et al., Nat. Methods 14, 290 (2017); Rose, Proc. IEEE 86, 2210 (1998).
 """

@@ -10,7 +10,8 @@
 5. The integral around each optimum that is left is its share of the posterior (`modes`). As long as the coarse grid resolves all shells,
    none of this is needed: cells and their volumes are the posterior (`search.grid_posterior`).
 
-Nothing is cut off but what the bound excludes: an image that knows little about its pose costs more than one that knows much.
+Of cells nothing is cut off but what the bound excludes; of the optima above them `OPTIMA` distinct ones are followed. An image that knows
+little about its pose costs more than one that knows much.
 """
 
 import math

@@ -31,7 +31,7 @@ class SearchSettings:
     """What a search covers and how finely; angles in degrees, shifts in pixels around the present shift.
 
     `angular_step_deg` is the step of the finer of the two grids. Coarse cells that hold the share `significance` of an image's posterior
-    are subdivided; where they only start refinements, no more than `kept_share` of all (or `kept_least`). `n_refined` distinct
+    are subdivided, no more than `kept_share` of all (or `kept_least`). `n_refined` distinct
     candidates are then refined continuously, held near their image's anchor if a `restraint` is given. With a `prior`, candidates get
     the weights of a posterior; without, they are compared by their scores alone. With `on_grid`, cells of the finer grid under the best
     coarse ones are the posterior where that grid resolves all shells; nothing is refined there. `beta` tells by what annealed scores have
