@@ -24,9 +24,9 @@ or "across machines", read a ratio as an order of magnitude. Its refinements: `r
 --offset_step 2 --norm --scale --cpu --pool 30 --random_seed 1`; its 3D classes: the same with `--ref (true map at 40 A) --ini_high 60
 --K 2 --tau2_fudge 4 --healpix_order 2 --firstiter_cc --sym C1`; its ab initio map: `--iter 100 --grad --denovo_3dref --K 1
 --healpix_order 1 --offset_range 6 --offset_step 2 --auto_sampling --tau2_fudge 4`. CPU seconds of RELION are of one core (classes, ab
-initio) or of three processes (refinement), user and system; halfmap's are of the whole process, user and system, start and imports included unless a line says
-"marginal". Goals are those set before the work began. "Same run" is Debian's RELION 3.1, run beside halfmap on the same
-machine; it has no vectorised path.
+initio) or of three processes (refinement), user and system; halfmap's are of the whole process, user and system, start and imports
+included unless a line says "marginal". Goals are those set before the work began. "Same run" is Debian's RELION 3.1, run beside
+halfmap on the same machine; it has no vectorised path.
 """
 
 # what eyes say about pictures; figures belong above

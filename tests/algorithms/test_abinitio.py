@@ -23,7 +23,7 @@ from halfmap.symmetry import symmetry_matrices
 
 N, BOX, PIXEL, ITERATIONS = 300, 32, 6.0, 20
 HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
-QUICK = {"symmetry": "C4", "symmetry_from_start": True, "diameter_angstrom": 150.0, "device": "cpu", "quiet": True}
+QUICK = {"symmetry": "C4", "early_symmetry": True, "diameter_angstrom": 150.0, "device": "cpu", "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_job_stopped_and_resumed_gives_the_same_bytes(few, tmp_path, monkeypat
 
 
 def test_symmetry_found_late_is_there_and_so_it_is_after_a_stop_between(few, tmp_path, monkeypatch):
-    options = {"iterations": 10, "symmetry_from_start": False}
+    options = {"iterations": 10, "early_symmetry": False}
     whole = halfmap.abinitio(few, tmp_path / "whole", **{**QUICK, **options})
     density = torch.from_numpy(read_map(whole.folder / "map.mrc")[0])
     mates = symmetrised(density, symmetry_matrices("C4"))
@@ -155,7 +155,7 @@ def test_negative_density_is_kept_where_it_is_asked_for(few, tmp_path):
 
 
 def test_resolutions_asked_for_are_those_scored(few, tmp_path):
-    job = halfmap.abinitio(few, tmp_path / "job", iterations=3, initial_resolution_angstrom=48, final_resolution_angstrom=24, **QUICK)
+    job = halfmap.abinitio(few, tmp_path / "job", iterations=3, initial_lowpass_angstrom=48, final_lowpass_angstrom=24, **QUICK)
     told = [event["resolution_angstrom"] for event in read_events(job.folder)]
     assert told[0] == 48
     assert told[2] == told[-1] == 24
@@ -194,8 +194,8 @@ def test_bad_options_are_refused_in_one_line(few, tmp_path):
     for options, told in (
         ({"runs": 0}, "--runs"),
         ({"classes": 30}, "--classes"),
-        ({"initial_resolution_angstrom": 20, "final_resolution_angstrom": 30}, "--final-resolution 30"),
-        ({"initial_resolution_angstrom": -1}, "--initial-resolution"),
+        ({"initial_lowpass_angstrom": 20, "final_lowpass_angstrom": 30}, "--final-lowpass 30"),
+        ({"initial_lowpass_angstrom": -1}, "--initial-lowpass"),
         ({"pixel_size_angstrom": 2.0}, "--pixel-size"),
     ):
         with pytest.raises(InputError, match=told):

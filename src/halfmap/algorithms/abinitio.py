@@ -62,12 +62,12 @@ def abinitio(
     *,
     classes: int = 1,
     symmetry: str = "C1",
-    symmetry_from_start: bool = False,
+    early_symmetry: bool = False,
     runs: int = 1,
     flip_hand: bool = False,
     iterations: int | None = None,
-    initial_resolution_angstrom: float | None = None,
-    final_resolution_angstrom: float | None = None,
+    initial_lowpass_angstrom: float | None = None,
+    final_lowpass_angstrom: float | None = None,
     diameter_angstrom: float | None = None,
     mask: str | Path | None = None,
     allow_negative: bool = False,
@@ -88,12 +88,12 @@ def abinitio(
     Args:
         particles: STAR, .cs or bare stack. out: job folder. classes: K maps, the largest class first.
         symmetry: point group in RELION's orientation. The first 0.6 of the mini-batches know of none; then the map's axes are found and
-            laid where the group has them, unless it is to be applied `symmetry_from_start`: faster, and more often wrong.
+            laid where the group has them. early_symmetry: it is applied from the start, which is faster and more often wrong.
         runs: from different random starts, each in a folder `run001` ... of its own; that of the highest likelihood is the job's result,
             the others are laid onto it (`run001.mrc` ...) and compared by FSC.
         flip_hand: write the mirror images. Projections do not tell the hands apart: each run finds either by chance.
         iterations: on mini-batches, 60 if None; those with all particles follow, until the likelihood settles, 8 at most.
-        initial_resolution_angstrom, final_resolution_angstrom: of the first and the last mini-batch; 1 / 6 and 1 / 9.5 of the diameter.
+        initial_lowpass_angstrom, final_lowpass_angstrom: of the first and the last mini-batch; 1 / 6 and 1 / 9.5 of the diameter.
         diameter_angstrom: of the particle, 0.9 of the box if None; sets the mask, and the resolutions.
         mask: a map, nothing is outside it; a soft sphere of that diameter if None. allow_negative: density may be below the solvent's.
         shift_range_px: largest shift searched; 25 A if None. pixel_size_angstrom: for a bare stack whose header has none.
@@ -105,7 +105,7 @@ def abinitio(
     parameters = {name: value for name, value in locals().items() if name not in ("out", "resume", "overwrite")}
     setup.check_positive(
         classes=classes, runs=runs, iterations=iterations, diameter=diameter_angstrom, pixel_size=pixel_size_angstrom,
-        initial_resolution=initial_resolution_angstrom, final_resolution=final_resolution_angstrom,
+        initial_lowpass=initial_lowpass_angstrom, final_lowpass=final_lowpass_angstrom,
     )  # fmt: skip
     setup.check_search(None, shift_range_px or 0.0, seed, symmetry=symmetry)
     where = setup.use_device(device, threads)
@@ -125,7 +125,7 @@ def abinitio(
         )  # fmt: skip
         reach = SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom if shift_range_px is None else shift_range_px
         settings = Settings(setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None), THRESHOLD, solvent)
-        radii = _radii(problem, initial_resolution_angstrom, final_resolution_angstrom)
+        radii = _radii(problem, initial_lowpass_angstrom, final_lowpass_angstrom)
         resolved = radius_of_step(ANGULAR_STEP_DEG, data.box, radius_px)
         if radii[1] > resolved:
             reach_angstrom = data.box * data.pixel_size_angstrom / resolved
@@ -133,7 +133,7 @@ def abinitio(
                 f"the grid of {ANGULAR_STEP_DEG:g} degrees resolves {reach_angstrom:.3g} A; beyond, a few poses of each image are refined"
             )
         ascent = Ascent(limit - FULL_ITERATIONS, FULL_ITERATIONS, seed, radii, non_negative=not allow_negative)
-        state = _ascended(job, progress, problem, settings, ascent, from_start=symmetry_from_start or len(problem.symmetry) == 1)
+        state = _ascended(job, progress, problem, settings, ascent, from_start=early_symmetry or len(problem.symmetry) == 1)
         return _finish(job, progress, problem, settings, _presented(problem, state, flip_hand=flip_hand))
 
 
@@ -286,8 +286,8 @@ def _radii(problem: Problem, initial_angstrom: float | None, final_angstrom: flo
     diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
     initial, final = (given or diameter / n for given, n in zip((initial_angstrom, final_angstrom), SHELLS_PER_DIAMETER, strict=True))
     if final_angstrom is not None and initial < final:
-        whose = "--initial-resolution" if initial_angstrom else "the first, a sixth of the diameter (--initial-resolution)"
-        raise InputError(f"--final-resolution {final:g}: expected no coarser than {whose}: {initial:.3g} A")
+        whose = "--initial-lowpass" if initial_angstrom else "the first, a sixth of the diameter (--initial-lowpass)"
+        raise InputError(f"--final-lowpass {final:g}: expected no coarser than {whose}: {initial:.3g} A")
     first, last = (min(largest_radius(problem.particles.box), max(3, round(width / a))) for a in (initial, min(initial, final)))
     return first, last
 

@@ -13,21 +13,19 @@ def abinitio(
     out: options.OutFolder,
     classes: Annotated[int, typer.Option(metavar="K", min=1, help="Number of maps.")] = 1,
     symmetry: options.Symmetry = "C1",
-    symmetry_from_start: Annotated[
+    early_symmetry: Annotated[
         bool,
-        typer.Option(
-            "--symmetry-from-start", help="Apply it from the first iteration on, not when the map's axes have been found: faster."
-        ),
+        typer.Option("--early-symmetry", help="Apply it from the first iteration on, not when the map's axes have been found: faster."),
     ] = False,
     runs: Annotated[int, typer.Option(metavar="R", min=1, help="Runs from different random starts; the likeliest is kept.")] = 1,
     flip_hand: Annotated[bool, typer.Option("--flip-hand", help="Write the mirror image: both hands fit the images equally.")] = False,
     iterations: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Iterations on mini-batches; some with all particles follow. Default: 60.")
     ] = None,
-    initial_resolution: Annotated[
+    initial_lowpass: Annotated[
         float | None, typer.Option(metavar="A", help="Resolution of the first mini-batch, Angstrom. Default: 1/6 of the diameter.")
     ] = None,
-    final_resolution: Annotated[
+    final_lowpass: Annotated[
         float | None, typer.Option(metavar="A", help="Resolution of the last mini-batch, Angstrom. Default: 1/9.5 of the diameter.")
     ] = None,
     diameter: options.Diameter = None,
@@ -57,12 +55,12 @@ def abinitio(
         out,
         classes=classes,
         symmetry=symmetry,
-        symmetry_from_start=symmetry_from_start,
+        early_symmetry=early_symmetry,
         runs=runs,
         flip_hand=flip_hand,
         iterations=iterations,
-        initial_resolution_angstrom=initial_resolution,
-        final_resolution_angstrom=final_resolution,
+        initial_lowpass_angstrom=initial_lowpass,
+        final_lowpass_angstrom=final_lowpass,
         diameter_angstrom=diameter,
         mask=mask,
         allow_negative=allow_negative,
