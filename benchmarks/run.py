@@ -45,6 +45,7 @@ ALL = {
         classes3d.phantom_mix_3d,
         from_nothing.abinitio_trpv1_c4,
         from_nothing.abinitio_trpv1_c1,
+        from_nothing.abinitio_trpv1_c1_longer,
         from_nothing.abinitio_ribo,
         from_nothing.abinitio_phantom,
         from_nothing.abinitio_classes,
