@@ -76,7 +76,7 @@ def main() -> int:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ALL)}")
     if options.list:
         for name, function in ALL.items():
-            print(f"{name:22}{' '.join(function.__doc__.split())}")
+            print(f"{name:26}{' '.join(function.__doc__.split())}")
         return 0
     failed = []
     for name in [] if options.table else options.names or ALL:
