@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 import truth
-from common import HALFMAP, SETS, THREADS, Report, job_folder, run, simulated, third_party
+from common import Report
 from datasets import phantom_map, phantom_particles
 from halfmap.engine.bounds import FAILURE
 from halfmap.engine.branch_and_bound import bound_cells, prepare_bounded, search_bounded
@@ -22,7 +22,7 @@ from halfmap.likelihood import ImageTerms, cross_terms, log_likelihood_score, sl
 from halfmap.projection import FourierReferences, prepare_references, project
 from halfmap.so3 import cell_of, children, compose
 from inside import cpu_seconds, on_true_maps, open_job, shells_of, step
-from refine_simulated import judged
+from refine_simulated import refined
 
 BOX, IMAGES, PIXEL, RESOLUTION = 64, 200, 3.5, 12.0
 SNRS = (0.5, 0.1, 0.02)
@@ -38,7 +38,6 @@ class Scene:
     settings: SearchSettings
     radius: int
     rotations: np.ndarray
-    shift_px: torch.Tensor
 
 
 def branch_and_bound() -> Report:
@@ -70,7 +69,7 @@ def _scene(snr: float) -> Scene:
     rows = torch.nonzero(shift_px.norm(dim=1) < search.shift_range_px - 0.5)[:, 0]  # the others are out of every search's reach
     terms = load_batch(opened.problem.particles, rows, plane, state.noise_variance, torch.zeros(len(rows), 2), opened.problem.images).scored
     references = prepare_references(state.references[0], radius)
-    return Scene(references, terms, settings, radius, opened.true_poses.rotations[rows].double().numpy(), shift_px[rows])
+    return Scene(references, terms, settings, radius, opened.true_poses.rotations[rows].double().numpy())
 
 
 def _compare(report: Report, snr: float) -> None:
@@ -132,8 +131,7 @@ def _exhaustively(scene: Scene) -> Candidates:
     plane = half_plane(BOX, scene.radius)
     rotations = search_grid(scene.settings, 3).children.flatten(0, 1)
     slices, shifts = project(scene.references, rotations, plane), _shifts(scene)
-    squared, phases, prior = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane), scene.settings.prior
-    assert prior is not None
+    squared, phases = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane)
     parts = []
     for rows in torch.arange(len(scene.terms)).split(4):
         some = scene.terms.take(rows)
@@ -165,13 +163,12 @@ def _holds(cells: torch.Tensor, log_weight: torch.Tensor, best: Candidates, sett
 
 def _refine(report: Report, name: str, lowpass_angstrom: float, diameter_angstrom: float, symmetry: str) -> None:
     """Whole jobs, by maximum likelihood."""
-    folder, reference, costs = simulated(name), third_party("maps", SETS[name][0][0]), {}
+    costs = {}
     for search in ("adaptive", "branch-and-bound"):
-        out = job_folder(f"{name}_{search}")
-        command = [HALFMAP, "refine", "--search", search, "--particles", folder / "particles.star", "--reference", reference]
-        command += ["--symmetry", symmetry, "--initial-lowpass", f"{lowpass_angstrom:g}", "--diameter", f"{diameter_angstrom:g}"]
-        cost = run(report, [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"], log=out.name)
-        outcome = judged(out, cost, folder, reference, symmetry=symmetry, diameter_angstrom=diameter_angstrom)
+        outcome = refined(
+            report, name, ("--search", search), lowpass_angstrom=lowpass_angstrom, diameter_angstrom=diameter_angstrom, symmetry=symmetry
+        )
+        cost = outcome.cost
         costs[search] = cost.cpu_s
         report.add(
             f"refine {name}, {search}: CPU s; FSC 0.5 to the truth; pose error",

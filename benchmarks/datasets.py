@@ -1,7 +1,7 @@
 """Sets beyond those of `common.SETS`: the first images of a set, maps brought to another sampling, mixtures, the embedded phantom."""
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mrcfile
@@ -43,8 +43,8 @@ def phantom_map(box: int, *, symmetry: str = "C1", state: int = 0) -> Path:
     return path
 
 
-def molecules(n: int, *, kinds: int) -> tuple[Path, list[Path]]:
-    """Folder of n images, 64^2 at 5 A, SNR 0.1, equal shares of two or three `kinds`: ribosome, TRPV1, beta-galactosidase; and their maps,
+def molecules(n: int, *, kinds: int) -> Path:
+    """Folder of n images, 64^2 at 5 A, SNR 0.1, equal shares of two or three `kinds`: ribosome, TRPV1, beta-galactosidase; their maps are
     of equal variance, so that the strength of an image does not tell which it shows.
 
     TRPV1's 96^3 at 2.5 A are cut in Fourier space to 48^3 at 5 A and framed to 64^3; beta-galactosidase's 100^3 at 3.54 A to 70^3 at
@@ -54,21 +54,22 @@ def molecules(n: int, *, kinds: int) -> tuple[Path, list[Path]]:
         Skip: the simulator or its maps are not there.
     """
     folder, simulator = DATA / f"{('two', 'three')[kinds - 2]}_molecules_{n}", SHARED / "tools" / "simulate_reference.py"
-    labels = ("ribosome", "trpv1", "bgal")[:kinds]
-    paths = [DATA / "maps" / f"{label}_64_5A_equal.mrc" for label in labels]
-    if (folder / "truth.star").exists() and all(path.exists() for path in paths):
-        return folder, paths
+    if (folder / "truth.star").exists():
+        return folder
     if not simulator.exists():
         raise Skip(f"{folder} does not exist, and no simulator at {simulator}")
-    volumes = [
-        truth.read_volume(third_party("maps", "ribosome70S_64_5A.mrc"))[0],
-        np.pad(fourier_cut(truth.read_volume(third_party("maps", "trpv1_96_2.5A.mrc"))[0], 48), 8),
-        fourier_cut(truth.read_volume(third_party("maps", "bgal_100_3.54A.mrc"))[0], 70)[3:-3, 3:-3, 3:-3],
+    sources: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
+        ("ribosome", "ribosome70S_64_5A.mrc", lambda volume: volume),
+        ("trpv1", "trpv1_96_2.5A.mrc", lambda volume: np.pad(fourier_cut(volume, 48), 8)),
+        ("bgal", "bgal_100_3.54A.mrc", lambda volume: fourier_cut(volume, 70)[3:-3, 3:-3, 3:-3]),
     ]
-    for path, volume in zip(paths, volumes, strict=False):
-        save_map(path, volume / volume.std(), 5.0)
+    paths = []
+    for label, file, at_5_angstrom in sources[:kinds]:
+        volume = at_5_angstrom(truth.read_volume(third_party("maps", file))[0])
+        paths.append(DATA / "maps" / f"{label}_64_5A_equal.mrc")
+        save_map(paths[-1], volume / volume.std(), 5.0)
     simulate_mixture(simulator, paths, folder, ["--n", str(n), "--snr", "0.1", "--seed", "41", "--colour", "0.5"])
-    return folder, paths
+    return folder
 
 
 def simulate_mixture(simulator: Path, maps: Sequence[Path], folder: Path, options: Sequence[str]) -> None:

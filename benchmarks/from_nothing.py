@@ -162,7 +162,7 @@ def abinitio_classes() -> Report:
     class's most frequent label."""
     report = Report()
     for kinds in (2, 3):
-        folder, _ = molecules(1000 * kinds, kinds=kinds)
+        folder = molecules(1000 * kinds, kinds=kinds)
         labels, purities, rands, costs = truth.read_poses(folder / "truth.star").classes, [], [], []
         for seed in range(1, CLASS_SEEDS + 1):
             out = job_folder(f"from_nothing_classes_{kinds}_{seed}")

@@ -17,7 +17,7 @@ def mixture_purity_2d() -> Report:
     maximum likelihood (three seeds; the start decides much) stand template matching and, on the same images in the same run, Debian's
     RELION with the sampling of `ribo_mix_2d`. Spread: of the ribosomes' true views inside a class, median."""
     report = Report()
-    folder, _ = molecules(IMAGES, kinds=2)
+    folder = molecules(IMAGES, kinds=2)
     true = truth.read_poses(folder / "truth.star")
     for method, seeds in (("ml", (1, 2, 3)), ("template", (1,))):
         for seed in seeds:

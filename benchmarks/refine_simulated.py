@@ -55,18 +55,26 @@ class Outcome:
 
 def refine(name: str, *, lowpass_angstrom: float, diameter_angstrom: float, symmetry: str) -> Report:
     report, peer = Report(), relion.REFINEMENT[name]
-    folder, reference = simulated(name), third_party("maps", SETS[name][0][0])
     for method in ("ml", "projection-matching"):
-        out = job_folder(f"{name}_{method}")
-        command = [HALFMAP, "refine", "--method", method, "--particles", folder / "particles.star", "--reference", reference]
-        command += ["--symmetry", symmetry, "--initial-lowpass", f"{lowpass_angstrom:g}", "--diameter", f"{diameter_angstrom:g}"]
-        cost = run(report, [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"], log=out.name)
-        outcome = judged(out, cost, folder, reference, symmetry=symmetry, diameter_angstrom=diameter_angstrom)
+        outcome = refined(
+            report, name, ("--method", method), lowpass_angstrom=lowpass_angstrom, diameter_angstrom=diameter_angstrom, symmetry=symmetry
+        )
         tell(report, method, outcome, peer, one_half=name == "ribo")
     ml = job_folder(f"{name}_ml")
     keep_picture(report, ml / "pictures" / "map.png", f"benchmark_{name}.png")
     iterations.add_table(report, events(ml), "refine --method ml")
     return report
+
+
+def refined(
+    report: Report, name: str, option: tuple[str, str], *, lowpass_angstrom: float, diameter_angstrom: float, symmetry: str
+) -> Outcome:
+    """`halfmap refine` on a set of `common.SETS` with one more option, from its true map low-passed; in the folder `NAME_VALUE`."""
+    folder, reference, out = simulated(name), third_party("maps", SETS[name][0][0]), job_folder(f"{name}_{option[1]}")
+    command = [HALFMAP, "refine", *option, "--particles", folder / "particles.star", "--reference", reference]
+    command += ["--symmetry", symmetry, "--initial-lowpass", f"{lowpass_angstrom:g}", "--diameter", f"{diameter_angstrom:g}"]
+    cost = run(report, [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"], log=out.name)
+    return judged(out, cost, folder, reference, symmetry=symmetry, diameter_angstrom=diameter_angstrom)
 
 
 def judged(out: Path, cost: Cost, folder: Path, reference: Path, *, symmetry: str, diameter_angstrom: float) -> Outcome:

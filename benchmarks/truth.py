@@ -195,9 +195,8 @@ def mirror(volume: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Laid:
-    """A map laid onto the truth: which hand it was, its FSC to the truth inside the mask, and the errors of its poses."""
+    """A map laid onto the truth: its FSC to the truth inside the mask, and the errors of its poses."""
 
-    mirrored: bool
     curve: np.ndarray
     errors: PoseErrors
 
@@ -211,7 +210,7 @@ def laid_onto_truth(
         own, map_ = (poses.other_hand(), mirror(volume)) if mirrored else (poses, volume)
         errors = pose_errors(own, true_poses, symmetry=symmetry, any_frame=True)
         laid = into_frame_of_truth(map_, errors, pixel)
-        found.append(Laid(mirrored, fsc(laid, true_volume, soft_sphere(len(volume), radius_px)), errors))
+        found.append(Laid(fsc(laid, true_volume, soft_sphere(len(volume), radius_px)), errors))
     return min(found, key=lambda one: resolution_at(one.curve, 0.5, len(volume), pixel))
 
 

@@ -35,8 +35,8 @@ from halfmap.replaced import CHECKPOINT, JOB
 EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
 _META = "__meta__"
 # a resumed job may differ in how and how long it runs, not in what it computes
-_SCHEDULED = {"abinitio"}  # how long they run is part of what they compute
 _FREE_ON_RESUME = {"device", "threads", "memory", "quiet", "iterations", "data_dir", "out", "overwrite", "resume", "seed"}
+_SCHEDULED = {"abinitio"}  # commands for which how long they run is part of what they compute
 
 
 class JobStopped(KeyboardInterrupt):

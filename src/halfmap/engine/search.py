@@ -134,10 +134,10 @@ def fast_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def coarse_terms(
+def coarse_scores(
     search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
-) -> Iterator[tuple[Float[Tensor, "b KM"], Float[Tensor, "b KM"]]]:
-    """a, at the best shift, and b of consecutive images in every coarse (class, orientation) cell: a matrix product and a pass over it."""
+) -> Iterator[Float[Tensor, "b KM"]]:
+    """Scores of consecutive images at their best shift in every coarse (class, orientation) cell: a matrix product and a pass over it."""
     level = search.planes[0]
     phases = shift_phases(search.shifts[0], level)
     inside = inside_level(terms, centre_px, plane, level)
@@ -147,14 +147,6 @@ def coarse_terms(
         with fast_products():
             cross = cross_terms(part, phases, search.slices, level).amax(1)  # b does not depend on the shift
             power = slice_power(part, search.slices_squared, level)
-        yield cross, power
-
-
-def coarse_scores(
-    search: GlobalSearch, terms: ImageTerms, centre_px: Float[Tensor, "B 2"], plane: HalfPlane
-) -> Iterator[Float[Tensor, "b KM"]]:
-    """Scores of consecutive images at their best shift in every coarse cell."""
-    for cross, power in coarse_terms(search, terms, centre_px, plane):
         yield search.settings.score(cross, power)
 
 
