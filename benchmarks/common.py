@@ -1,4 +1,5 @@
-"""What every benchmark needs: where things are, commands run and measured, data made on demand, results kept."""
+"""What every benchmark needs: where things are, commands run and measured, data made on demand,
+results kept."""
 
 import json
 import os
@@ -20,10 +21,17 @@ SHARED = SHARED_DATA.parent
 HALFMAP = Path(sys.executable).with_name("halfmap")
 THREADS = 2
 
-# maps and options of each simulated set; the same options and seed give the same images on every machine
+# maps and options of each simulated set; the same options and seed give the same images on every
+# machine
 SETS = {
-    "trpv1": (["trpv1_96_2.5A.mrc"], ["--n", "2000", "--snr", "0.1", "--seed", "31", "--colour", "0.5"]),
-    "ribo": (["ribosome70S_64_5A.mrc"], ["--n", "3000", "--snr", "0.2", "--seed", "21", "--colour", "0.5"]),
+    "trpv1": (
+        ["trpv1_96_2.5A.mrc"],
+        ["--n", "2000", "--snr", "0.1", "--seed", "31", "--colour", "0.5"],
+    ),
+    "ribo": (
+        ["ribosome70S_64_5A.mrc"],
+        ["--n", "3000", "--snr", "0.2", "--seed", "21", "--colour", "0.5"],
+    ),
     "ribo_mix": (
         ["ribosome70S_64_5A.mrc", "ribosome70S_64_5A_state2.mrc"],
         ["--n", "3000", "--snr", "0.2", "--seed", "32", "--colour", "0.5"],
@@ -37,7 +45,8 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took: wall and CPU seconds of the process and its children, and the largest resident memory of any one of them."""
+    """What a command took: wall and CPU seconds of the process and its children, and the largest
+    resident memory of any one of them."""
 
     wall_s: float
     user_s: float
@@ -49,12 +58,15 @@ class Cost:
         return self.user_s + self.system_s
 
     def __str__(self) -> str:
-        return f"{self.wall_s:.1f} s wall, {self.cpu_s:.1f} CPU s, {self.peak_bytes / 2**30:.2f} GiB"
+        return (
+            f"{self.wall_s:.1f} s wall, {self.cpu_s:.1f} CPU s, {self.peak_bytes / 2**30:.2f} GiB"
+        )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was measured, what halfmap gives, what stands beside it (peer or target) and from where."""
+    """One line of the table: what was measured, what halfmap gives, what stands beside it (peer or
+    target) and from where."""
 
     what: str
     halfmap: str
@@ -63,7 +75,8 @@ class Row:
 
 @dataclass
 class Report:
-    """A benchmark's figures: lines for the table, plain numbers for whoever compares later, the commands that were run, pictures."""
+    """A benchmark's figures: lines for the table, plain numbers for whoever compares later, the
+    commands that were run, pictures."""
 
     rows: list[Row] = field(default_factory=list)
     numbers: dict[str, object] = field(default_factory=dict)
@@ -96,7 +109,9 @@ def run(report: Report, command: Sequence[str | Path], *, log: str, cwd: Path = 
     path = RUNS / f"{log}.log"
     with open(path, "wb") as output:
         started = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=subprocess.STDOUT, cwd=cwd)
+        process = subprocess.Popen(
+            [str(word) for word in command], stdout=output, stderr=subprocess.STDOUT, cwd=cwd
+        )
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -115,7 +130,11 @@ def job_folder(name: str) -> Path:
 
 def events(folder: Path) -> list[dict]:
     """The job's iterations."""
-    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines() if line.strip()]
+    return [
+        json.loads(line)
+        for line in (folder / "events.jsonl").read_text().splitlines()
+        if line.strip()
+    ]
 
 
 def third_party(*parts: str) -> Path:
@@ -131,7 +150,8 @@ def third_party(*parts: str) -> Path:
 
 
 def simulated(name: str) -> Path:
-    """Folder of a simulated set, made if it is not there: `particles.star` without poses, `truth.star` with them.
+    """Folder of a simulated set, made if it is not there: `particles.star` without poses,
+    `truth.star` with them.
 
     Raises:
         Skip: it must be made, and the simulator or its maps are not there.
@@ -144,7 +164,11 @@ def simulated(name: str) -> Path:
             raise Skip(f"{folder} does not exist, and no simulator at {simulator}")
         paths = [str(third_party("maps", file)) for file in maps]
         print(f"  simulating {name}", flush=True)
-        subprocess.run([sys.executable, str(simulator), *paths, "--out", str(folder), *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, str(simulator), *paths, "--out", str(folder), *options],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return folder
 
 
@@ -152,7 +176,11 @@ def machine() -> dict[str, object]:
     """Processor, cores, memory, system and versions, without the machine's name."""
     processor = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         processor = names[0].split(":", 1)[1].strip() if names else processor
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     from importlib.metadata import version
@@ -168,11 +196,14 @@ def machine() -> dict[str, object]:
 
 
 def keep_picture(report: Report, source: Path, name: str) -> None:
-    """A job's picture becomes a figure of the documentation: two thirds of its size and 64 colours, since the repository keeps it."""
+    """A job's picture becomes a figure of the documentation: two thirds of its size and 64 colours,
+    since the repository keeps it."""
     from PIL import Image
 
     with Image.open(source) as picture:
-        small = picture.convert("RGB").resize((picture.width * 2 // 3, picture.height * 2 // 3), Image.Resampling.LANCZOS)
+        small = picture.convert("RGB").resize(
+            (picture.width * 2 // 3, picture.height * 2 // 3), Image.Resampling.LANCZOS
+        )
         small.quantize(64).save(FIGURES / name, optimize=True)
     report.pictures.append(name)
 
@@ -181,16 +212,26 @@ def git_commit() -> str:
     """The commit that was measured, with a + if files under src differ from it."""
     asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run(["git", "-C", str(ROOT), "status", "--porcelain", "src"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run(
+        ["git", "-C", str(ROOT), "status", "--porcelain", "src"], capture_output=True, text=True
+    ).stdout.strip()
     return commit + ("+" if changed else "")
 
 
 def keep(name: str, report: Report, *, load: float) -> None:
-    """Append the report to `results/<name>.json`, newest last. `load` is the machine's load before the start: near 0 if nobody else
-    worked."""
+    """Append the report to `results/<name>.json`, newest last. `load` is the machine's load before
+    the start: near 0 if nobody else worked."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     records = json.loads(path.read_text()) if path.exists() else []
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    records.append({"date": when, "commit": git_commit(), "machine": machine(), "load_before": round(load, 1), **asdict(report)})
+    records.append(
+        {
+            "date": when,
+            "commit": git_commit(),
+            "machine": machine(),
+            "load_before": round(load, 1),
+            **asdict(report),
+        }
+    )
     path.write_text(json.dumps(records, indent=1) + "\n")

@@ -1,6 +1,7 @@
-"""A job's iterations in this process, one at a time, so that CPU seconds of a single one can be told: `engine.loop.iterate` on the state
-that the job would have. One thread, so that seconds of a stage are CPU seconds on a quiet machine; the CPU seconds of the whole are the
-process's own and do not mind other work."""
+"""A job's iterations in this process, one at a time, so that CPU seconds of a single one can be
+told: `engine.loop.iterate` on the state that the job would have. One thread, so that seconds of a
+stage are CPU seconds on a quiet machine; the CPU seconds of the whole are the process's own and do
+not mind other work."""
 
 import math
 import time
@@ -14,25 +15,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common import job_folder
-from halfmap.algorithms import inputs, schedule, setup
-from halfmap.algorithms.methods import make_method
-from halfmap.algorithms.settings import Settings
-from halfmap.algorithms.volumes import VolumeOptions, first_state, open_volumes
-from halfmap.engine.images import load_batch
+from halfmap.commands import _inputs, schedule, setup
+from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
 from halfmap.engine.loop import Method, Problem, iterate
+from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.state import Poses, State
 from halfmap.fourier import shift_phases
-from halfmap.jobs import Job
 from halfmap.likelihood import squared_modulus
+from halfmap.methods.registry import make_method
+from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
-from halfmap.progress import Progress
-from halfmap.projection import prepare_references, project
+from halfmap.projection import extract_slices, prepare_references
+from halfmap.workspace.job import Job
+from halfmap.workspace.progress import Progress
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedVolumes:
     """A maximum-likelihood job on volumes before its first iteration."""
 
     problem: Problem
@@ -50,7 +51,8 @@ class Opened:
 
 @dataclass(frozen=True)
 class Measured:
-    """One iteration: the state before and after, CPU seconds of the process, wall seconds by stage, whether it looked everywhere."""
+    """One iteration: the state before and after, CPU seconds of the process, wall seconds by stage,
+    whether it looked everywhere."""
 
     before: State
     after: State
@@ -60,35 +62,67 @@ class Measured:
 
 
 def open_job(
-    star: Path, maps: Sequence[Path], *, diameter_angstrom: float, lowpass_angstrom: float, symmetry: str = "C1", step_deg: float = 7.5,
+    star: Path,
+    maps: Sequence[Path],
+    *,
+    diameter_angstrom: float,
+    lowpass_angstrom: float,
+    symmetry: str = "C1",
+    step_deg: float = 7.5,
     threads: int = 1,
-) -> Opened:  # fmt: skip
-    """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to the first iteration; `truth.star` lies
-    beside the STAR, whose rows are its first."""
+) -> OpenedVolumes:
+    """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to
+    the first iteration; `truth.star` lies beside the STAR, whose rows are its first."""
     options = VolumeOptions(
-        method="ml", search="adaptive", symmetry=symmetry, diameter_angstrom=diameter_angstrom,
-        initial_lowpass_angstrom=lowpass_angstrom, mask=None, iterations=None, angular_step_deg=step_deg, shift_range_px=5.0,
-        shift_step_px=1.0, local=False, local_range_deg=None, wiener_constant=None, tau_fudge=None, ctf=True, data_dir=None, seed=1,
+        method="ml",
+        search="adaptive",
+        symmetry=symmetry,
+        diameter_angstrom=diameter_angstrom,
+        initial_lowpass_angstrom=lowpass_angstrom,
+        mask=None,
+        iterations=None,
+        angular_step_deg=step_deg,
+        shift_range_px=5.0,
+        shift_step_px=1.0,
+        local=False,
+        local_range_deg=None,
+        wiener_constant=None,
+        tau_fudge=None,
+        ctf=True,
+        data_dir=None,
+        seed=1,
         memory=None,
-    )  # fmt: skip
+    )
     device = setup.use_device("cpu", threads)
     job = Job.create("refine", {}, job_folder("inside"), seed=1, overwrite=True)
     with job, Progress("benchmark", quiet=True) as progress:
         matched = "own" if len(maps) == 1 else "other"
-        opened = open_volumes(star, maps, options, job, progress, classes=len(maps), matched_to=matched, device=device)
+        opened = open_volumes(
+            star, maps, options, job, progress, classes=len(maps), matched_to=matched, device=device
+        )
     problem, settings = opened.problem, opened.settings
     references = opened.start[None].repeat(2, 1, 1, 1, 1)
     method = make_method("ml", problem, settings)
-    true_poses = inputs.poses_of(load_particles(star.with_name("truth.star"))).take(torch.arange(len(problem.particles)))
-    return Opened(problem, settings, method, method.start(first_state(problem, references, lowpass_angstrom)), true_poses)
+    true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).take(
+        torch.arange(len(problem.particles))
+    )
+    return OpenedVolumes(
+        problem,
+        settings,
+        method,
+        method.start(first_state(problem, references, lowpass_angstrom)),
+        true_poses,
+    )
 
 
 def looks_everywhere(settings: Settings, state: State) -> bool:
     """Whether the next iteration searches all orientations (`schedule.prepare`)."""
-    return not (schedule.is_settled(settings, state) and (state.iteration + 1) % schedule.GLOBAL_CHECK_EVERY)
+    return not (
+        schedule.is_settled(settings, state) and (state.iteration + 1) % schedule.GLOBAL_CHECK_EVERY
+    )
 
 
-def step(opened: Opened, state: State, *, images: int | None = None) -> Measured:
+def step(opened: OpenedVolumes, state: State, *, images: int | None = None) -> Measured:
     """One iteration from `state`, on all images or on the first so many."""
     problem = opened.problem if images is None else opened.subset(images)
     method = make_method("ml", problem, opened.settings)
@@ -104,32 +138,46 @@ def cpu_seconds(function: Callable[[], Result]) -> tuple[float, Result]:
 
 
 def settled(state: State) -> State:
-    """The state as if the last iteration had moved nothing: the next one refines poses where they are."""
-    iteration = 2 * schedule.GLOBAL_CHECK_EVERY  # not one of those that look everywhere now and then
+    """The state as if the last iteration had moved nothing: the next one refines poses where they
+    are."""
+    iteration = (
+        2 * schedule.GLOBAL_CHECK_EVERY
+    )  # not one of those that look everywhere now and then
     still = {**state.history[-1], "angular_change_deg": 0.0, "shift_change_angstrom": 0.0}
     return replace(state, iteration=iteration, history=(*state.history, still))
 
 
 def searching(settings: Settings, state: State) -> State:
-    """The state as if the last iteration had moved most poses by a grid step: the next one looks everywhere, as far as it would have."""
+    """The state as if the last iteration had moved most poses by a grid step: the next one looks
+    everywhere, as far as it would have."""
     moved = {**state.history[-1], "angular_change_deg": settings.search.angular_step_deg}
     return replace(state, iteration=2, history=(*state.history, moved))
 
 
-def on_true_maps(opened: Opened, state: State, maps: Float[Tensor, "K N N N"], radius: int) -> State:
+def on_true_maps(
+    opened: OpenedVolumes, state: State, maps: Float[Tensor, "K N N N"], radius: int
+) -> State:
     """The state with the true maps as references, on the images' grey scale, scored to `radius`."""
     references = (grey_scale(opened, state, maps[0]) * maps).repeat(2, 1, 1, 1, 1)
     return replace(state, references=references, radius=radius)
 
 
-def grey_scale(opened: Opened, state: State, true_map: Float[Tensor, "N N N"]) -> float:
-    """The scale s at which the images fit the map best at their true poses, `sum Re(conj(C X) R) / sum C^2 |R|^2` weighed by the noise."""
+def grey_scale(opened: OpenedVolumes, state: State, true_map: Float[Tensor, "N N N"]) -> float:
+    """The scale s at which the images fit the map best at their true poses, `sum Re(conj(C X) R) /
+    sum C^2 |R|^2` weighed by the noise."""
     problem, rows = opened.problem, torch.arange(min(200, len(opened.true_poses)))
     poses, plane = opened.true_poses.take(rows), problem.plane
-    terms = load_batch(problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images).scored
-    slices = project(prepare_references(true_map[None], plane.radius), poses.rotations, plane)
+    terms = load_batch(
+        problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images
+    ).scored
+    slices = extract_slices(
+        prepare_references(true_map[None], plane.radius), poses.rotations, plane
+    )
     data, weight = terms.data * shift_phases(poses.shift_px, plane), plane.hermitian_weight
-    return float((weight * (data.conj() * slices).real).sum() / (weight * terms.power * squared_modulus(slices)).sum())
+    return float(
+        (weight * (data.conj() * slices).real).sum()
+        / (weight * terms.power * squared_modulus(slices)).sum()
+    )
 
 
 def shells_of(box: int, pixel_size_angstrom: float, resolution_angstrom: float) -> int:

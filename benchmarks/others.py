@@ -6,12 +6,14 @@ from common import BENCHMARKS, RUNS, Report, run, third_party
 
 
 def restore_methods() -> Report:
-    """Undoing the CTF by each of the lecture's methods; docs/restore.md shows the pictures and says what they mean."""
+    """Undoing the CTF by each of the lecture's methods; docs/restore.md shows the pictures and says
+    what they mean."""
     return printed("restore_methods", [])
 
 
 def star_readers() -> Report:
-    """STAR readers on 1,000,000 rows x 25 columns and on the dialects of the third-party data; docs/io.md says what they mean."""
+    """STAR readers on 1,000,000 rows x 25 columns and on the dialects of the third-party data;
+    docs/io.md says what they mean."""
     return printed("star_readers", ["--dialects", str(third_party("star"))])
 
 

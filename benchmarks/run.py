@@ -5,8 +5,9 @@
     python benchmarks/run.py --list      what there is
     python benchmarks/run.py --table     only write docs/benchmarks.md again from benchmarks/results
 
-Data are simulated on demand into benchmarks/data; results are appended to benchmarks/results, and docs/benchmarks.md is written from the
-newest of each. What needs data or programs that are absent is skipped with a line that says so.
+Data are simulated on demand into benchmarks/data; results are appended to benchmarks/results, and
+docs/benchmarks.md is written from the newest of each. What needs data or programs that are absent
+is skipped with a line that says so.
 """
 
 import argparse
@@ -67,8 +68,12 @@ ALL = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; all if none is given")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="benchmarks to run; all if none is given"
+    )
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--table", action="store_true", help="only write the table again")
     options = parser.parse_args()

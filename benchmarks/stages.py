@@ -1,4 +1,5 @@
-"""How near a whole iteration comes to the machine's matrix product, stage by stage, and where the time goes."""
+"""How near a whole iteration comes to the machine's matrix product, stage by stage, and where the
+time goes."""
 
 import time
 from collections import Counter
@@ -12,14 +13,23 @@ import truth
 from common import SETS, THREADS, Report, simulated, third_party
 from datasets import first_images
 from estep import gemm_rate
-from halfmap.algorithms import schedule
-from halfmap.engine import accumulate, local, loop, search
+from halfmap.engine import accumulation as accumulate
+from halfmap.engine import loop
 from halfmap.fourier import lowpass
+from halfmap.methods import search_schedule as schedule
+from halfmap.pose_search import adaptive as search
+from halfmap.pose_search import gauss_newton as local
 from inside import on_true_maps, open_job, searching, settled, shells_of, step
 
 IMAGES = 1500
-# floating-point operations per Fourier sample, counted in the kernels' source; fetching and addressing are not operations
-SLICE, EQUATIONS, GATHER, INSERT = 57, 250, 18, 78  # cut a slice; the 27 sums of a Gauss-Newton step; move and add; spread over 8 cells
+# floating-point operations per Fourier sample, counted in the kernels' source; fetching and
+# addressing are not operations
+SLICE, EQUATIONS, GATHER, INSERT = (
+    57,
+    250,
+    18,
+    78,
+)  # cut a slice; the 27 sums of a Gauss-Newton step; move and add; spread over 8 cells
 SPLIT = ("coarse grid", "children", "continuous refinement")
 
 
@@ -33,57 +43,93 @@ class Meter:
 
 
 def stages() -> Report:
-    """A whole maximum-likelihood iteration, E-step and M-step, against the machine's matrix product: for each stage its share of the time,
-    the floating-point operations it does by a second, and these as a share of the float32 matrix product's rate in the same run (2048^3, 2
-    threads). Operations counted: matrix products (exactly), slices cut, Gauss-Newton sums, images moved and added, slices inserted (per
-    sample, from the kernels' source). Transforms, masks, CTFs and the passes over scores are not counted: they are time without operations.
-    1,500 images, references: the true map on the images' scale, low-passed to the resolution given; one iteration that looks everywhere and
-    one around the poses it found."""
+    """A whole maximum-likelihood iteration, E-step and M-step, against the machine's matrix
+    product: for each stage its share of the time, the floating-point operations it does by a
+    second, and these as a share of the float32 matrix product's rate in the same run (2048^3, 2
+    threads). Operations counted: matrix products (exactly), slices cut, Gauss-Newton sums, images
+    moved and added, slices inserted (per sample, from the kernels' source). Transforms, masks, CTFs
+    and the passes over scores are not counted: they are time without operations. 1,500 images,
+    references: the true map on the images' scale, low-passed to the resolution given; one iteration
+    that looks everywhere and one around the poses it found."""
     report = Report()
     torch.set_num_threads(THREADS)
     peak = gemm_rate()
     report.add("float32 matrix product, 2 threads", f"{peak / 1e9:.0f} GFLOP/s")
     report.numbers["gemm_flops"] = peak
     lines = []
-    for name, symmetry, diameter, resolution in (("ribo", "C1", 270.0, 16.0), ("trpv1", "C4", 170.0, 6.0)):
+    for name, symmetry, diameter, resolution in (
+        ("ribo", "C1", 270.0, 16.0),
+        ("trpv1", "C4", 170.0, 6.0),
+    ):
         star = first_images(simulated(name) / "particles.star", IMAGES)
         path = third_party("maps", SETS[name][0][0])
-        opened = open_job(star, [path], diameter_angstrom=diameter, lowpass_angstrom=40, symmetry=symmetry, threads=THREADS)
+        opened = open_job(
+            star,
+            [path],
+            diameter_angstrom=diameter,
+            lowpass_angstrom=40,
+            symmetry=symmetry,
+            threads=THREADS,
+        )
         volume, pixel = truth.read_volume(path)
         true_map = lowpass(torch.from_numpy(volume), resolution, pixel, dimensions=3)[None]
         radius = shells_of(len(volume), pixel, resolution)
         state = on_true_maps(opened, step(opened, opened.state).after, true_map, radius)
         state = step(opened, state).after  # poses near their places, kernels compiled
-        for title, before in (("everywhere", searching(opened.settings, state)), ("around known poses", settled(state))):
+        for title, before in (
+            ("everywhere", searching(opened.settings, state)),
+            ("around known poses", settled(state)),
+        ):
             with counting() as meter:
                 measured = step(opened, on_true_maps(opened, before, true_map, radius))
-            lines += told(report, peak, f"{name} to {resolution:g} A, {title}", measured.stages, meter)
+            lines += told(
+                report, peak, f"{name} to {resolution:g} A, {title}", measured.stages, meter
+            )
     report.numbers["printed"] = "\n".join(lines)
     return report
 
 
-def told(report: Report, peak: float, title: str, seconds: dict[str, float], meter: Meter) -> list[str]:
+def told(
+    report: Report, peak: float, title: str, seconds: dict[str, float], meter: Meter
+) -> list[str]:
     whole, operations = sum(seconds.values()), sum(meter.operations.values())
     share = operations / whole / peak
     report.add(
-        f"{title}: whole iteration", f"{1e3 * whole / IMAGES:.2f} ms an image", f"{operations / whole / 1e9:.0f} GFLOP/s, {share:.0%}"
+        f"{title}: whole iteration",
+        f"{1e3 * whole / IMAGES:.2f} ms an image",
+        f"{operations / whole / 1e9:.0f} GFLOP/s, {share:.0%}",
     )
-    lines = [title, f"{'stage':24} {'ms an image':>12} {'of the time':>12} {'GFLOP/s':>9} {'of GEMM':>8}"]
+    lines = [
+        title,
+        f"{'stage':24} {'ms an image':>12} {'of the time':>12} {'GFLOP/s':>9} {'of GEMM':>8}",
+    ]
     parts = {name: meter.seconds[name] for name in SPLIT if meter.seconds[name]}
     rest = {f"search: {name}": spent for name, spent in parts.items()}
     rest["search: rest"] = max(0.0, seconds["search"] - sum(parts.values()))
-    for stage, spent in {**rest, **{name: s for name, s in seconds.items() if name != "search"}}.items():
+    for stage, spent in {
+        **rest,
+        **{name: s for name, s in seconds.items() if name != "search"},
+    }.items():
         done = meter.operations[stage.removeprefix("search: ")]
-        rate = f"{done / spent / 1e9:9.1f} {done / spent / peak:8.1%}" if done and spent else f"{'-':>9} {'-':>8}"
+        rate = (
+            f"{done / spent / 1e9:9.1f} {done / spent / peak:8.1%}"
+            if done and spent
+            else f"{'-':>9} {'-':>8}"
+        )
         lines.append(f"{stage:24} {1e3 * spent / IMAGES:12.3f} {spent / whole:12.1%} {rate}")
     print("\n".join(f"    {line}" for line in lines), flush=True)
-    report.numbers[title] = {"seconds": {**seconds, **parts}, "operations": dict(meter.operations), "share_of_gemm": share}
+    report.numbers[title] = {
+        "seconds": {**seconds, **parts},
+        "operations": dict(meter.operations),
+        "share_of_gemm": share,
+    }
     return [*lines, ""]
 
 
 @contextmanager
 def counting() -> Iterator[Meter]:
-    """The engine's parts count their operations and the search's parts their seconds, until the end of the block."""
+    """The engine's parts count their operations and the search's parts their seconds, until the end
+    of the block."""
     meter, kept = Meter(), []
 
     def wrap(module, name: str, *, stage: str = "", operations: Callable | None = None) -> None:
@@ -108,20 +154,44 @@ def counting() -> Iterator[Meter]:
     wrap(schedule, "prepare_search", stage="references")
     for module in (search, schedule):
         wrap(module, "refine_candidates", stage=SPLIT[2])
-    for name in ("cross_terms", "cross_terms_own"):  # (terms, phases, slices (.., J), plane) -> scores
-        wrap(search, name, operations=lambda result, args, _: 4 * result.numel() * args[2].shape[-1])
-    wrap(search, "slice_power", operations=lambda result, args, _: 2 * result.numel() * args[1].shape[0])
-    wrap(search, "slice_power_own", operations=lambda result, args, _: 2 * result.numel() * args[1].shape[-1])
+    for name in (
+        "cross_terms",
+        "cross_terms_own",
+    ):  # (terms, phases, slices (.., J), plane) -> scores
+        wrap(
+            search, name, operations=lambda result, args, _: 4 * result.numel() * args[2].shape[-1]
+        )
+    wrap(
+        search,
+        "slice_power",
+        operations=lambda result, args, _: 2 * result.numel() * args[1].shape[0],
+    )
+    wrap(
+        search,
+        "slice_power_own",
+        operations=lambda result, args, _: 2 * result.numel() * args[1].shape[-1],
+    )
     wrap(search, "project", operations=lambda result, args, _: SLICE * result.numel())
-    wrap(local, "pose_equations", operations=lambda result, args, _: EQUATIONS * len(result) * args[3])
+    wrap(
+        local,
+        "pose_equations",
+        operations=lambda result, args, _: EQUATIONS * len(result) * args[3],
+    )
     wrap(loop, "project", stage="noise", operations=lambda result, args, _: SLICE * result.numel())
     for name, stage in (("slice_terms", "sums"), ("expected_images", "noise")):
-        wrap(loop, name, stage=stage, operations=lambda result, args, _: GATHER * len(args[1].image) * result.power.shape[1])
+        wrap(
+            loop,
+            name,
+            stage=stage,
+            operations=lambda result, args, _: GATHER * len(args[1].image) * result.power.shape[1],
+        )
     wrap(
         accumulate,
         "insert_slices",
         stage="sums",
-        operations=lambda result, args, options: INSERT * args[1].numel() * len(options["symmetry"]),
+        operations=lambda result, args, options: (
+            INSERT * args[1].numel() * len(options["symmetry"])
+        ),
     )
     try:
         yield meter

@@ -1,4 +1,5 @@
-"""docs/benchmarks.md, from the newest record of each benchmark in `results/`: no figure is typed by hand."""
+"""docs/benchmarks.md, from the newest record of each benchmark in `results/`: no figure is typed by
+hand."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -32,20 +33,28 @@ halfmap on the same machine; it has no vectorised path.
 # what eyes say about pictures; figures belong above
 SEEN = {
     "abinitio_averages": (
-        "Looked at: the likeliest map is one compact body, rounded on one side and flatter on the other, with a protrusion at its rim and "
-        "texture inside, as a large ribosomal subunit has at this resolution, and its projections look like the averages selected. The "
-        "runs agree on that body; how far they agree in detail differs from run to run: 43 averages, which are themselves of unequal "
+        "Looked at: the likeliest map is one compact body, rounded on one side and flatter on the "
+        "other, with a protrusion at its rim and "
+        "texture inside, as a large ribosomal subunit has at this resolution, and its projections "
+        "look like the averages selected. The "
+        "runs agree on that body; how far they agree in detail differs from run to run: 43 "
+        "averages, which are themselves of unequal "
         "sharpness, do not decide more."
     ),
     "abinitio_classes": (
-        "Looked at: with three classes the ribosome, the channel with its wide transmembrane part and the four-part beta-galactosidase "
+        "Looked at: with three classes the ribosome, the channel with its wide transmembrane part "
+        "and the four-part beta-galactosidase "
         "are told apart at a glance."
     ),
     "mixture_2d": (
-        "Looked at: compact bodies with a rough surface and larger bodies of two parts with a cleft come out in classes of their own, "
-        "and small classes hold one view sharply. Classes of two-part bodies mix neighbouring views and are blurred. The few averages "
-        "of junk (a ring, bright spots at the rim) have no class of their own and sit among the others. The resolutions in the titles "
-        "mean nothing: the pixel size is not known, and averages that share particles are not independent."
+        "Looked at: compact bodies with a rough surface and larger bodies of two parts with a "
+        "cleft come out in classes of their own, "
+        "and small classes hold one view sharply. Classes of two-part bodies mix neighbouring "
+        "views and are blurred. The few averages "
+        "of junk (a ring, bright spots at the rim) have no class of their own and sit among the "
+        "others. The resolutions in the titles "
+        "mean nothing: the pixel size is not known, and averages that share particles are not "
+        "independent."
     ),
 }
 
@@ -69,9 +78,17 @@ def section(name: str, function: Callable, record: dict) -> str:
     lines += [f"| {row['what']} | {row['halfmap']} | {row['beside']} |" for row in record["rows"]]
     machine = record["machine"]
     load = record["load_before"]
-    busy = f"; load {load} before the start, so other work ran beside: times are too long" if load > 0.7 else ""
+    busy = (
+        f"; load {load} before the start, so other work ran beside: times are too long"
+        if load > 0.7
+        else ""
+    )
     versions = ", ".join(f"{k} {machine[k]}" for k in ("python", "torch", "numba"))
-    lines += ["", f"{record['date'][:10]}, commit {record['commit']}, {machine['processor']}, {machine['cores']} cores, {versions}{busy}."]
+    lines += [
+        "",
+        f"{record['date'][:10]}, commit {record['commit']}, {machine['processor']}, "
+        f"{machine['cores']} cores, {versions}{busy}.",
+    ]
     commands = [f"python benchmarks/run.py {name}", *record["commands"]]
     lines += ["", "```", *commands, "```", ""]
     for picture in record["pictures"]:

@@ -1,11 +1,14 @@
-"""Figures against the truth, by code that shares nothing with halfmap: numpy, scipy, mrcfile and starfile only.
+"""Figures against the truth, by code that shares nothing with halfmap: numpy, scipy, mrcfile and
+starfile only.
 
-Conventions are RELION's: `A` takes object to view coordinates, origins centre the image. A refined map may lie in a frame of its own,
-turned by G and moved by t against the truth; the truth's mate by symmetry is as good as the truth:
+Conventions are RELION's: `A` takes object to view coordinates, origins centre the image. A refined
+map may lie in a frame of its own, turned by G and moved by t against the truth; the truth's mate by
+symmetry is as good as the truth:
 
     A_est = A_true S G,        origin_est = origin_true + (A_est t)_xy.
 
-Both are estimated from all poses, robustly, and removed before errors are quoted; their size is reported.
+Both are estimated from all poses, robustly, and removed before errors are quoted; their size is
+reported.
 """
 
 from dataclasses import dataclass
@@ -19,7 +22,8 @@ from scipy.ndimage import affine_transform
 
 @dataclass(frozen=True)
 class Poses:
-    """Rotations (n, 3, 3), origins (n, 2) in Angstrom, class numbers (n,), the images' numbers in their stack (n,), ascending."""
+    """Rotations (n, 3, 3), origins (n, 2) in Angstrom, class numbers (n,), the images' numbers in
+    their stack (n,), ascending."""
 
     rotations: np.ndarray
     origins_angstrom: np.ndarray
@@ -35,16 +39,28 @@ class Poses:
         if not np.isin(numbers, self.numbers).all():
             raise ValueError("the poses to compare are not of the same images")
         rows = np.searchsorted(self.numbers, numbers)
-        return Poses(self.rotations[rows], self.origins_angstrom[rows], self.classes[rows], self.numbers[rows])
+        return Poses(
+            self.rotations[rows],
+            self.origins_angstrom[rows],
+            self.classes[rows],
+            self.numbers[rows],
+        )
 
     def other_hand(self) -> "Poses":
-        """Poses that show the same projections of the mirror image: turned by 180 degrees in the plane."""
-        return Poses(np.diag([-1.0, -1.0, 1.0]) @ self.rotations, self.origins_angstrom, self.classes, self.numbers)
+        """Poses that show the same projections of the mirror image: turned by 180 degrees in the
+        plane."""
+        return Poses(
+            np.diag([-1.0, -1.0, 1.0]) @ self.rotations,
+            self.origins_angstrom,
+            self.classes,
+            self.numbers,
+        )
 
 
 @dataclass(frozen=True)
 class PoseErrors:
-    """Errors of n poses after the global frame is removed, and the frame: the angle of G and the length of t."""
+    """Errors of n poses after the global frame is removed, and the frame: the angle of G and the
+    length of t."""
 
     angle_deg: np.ndarray
     shift_angstrom: np.ndarray
@@ -54,7 +70,8 @@ class PoseErrors:
 
 
 def read_poses(path: Path) -> Poses:
-    """Poses of a RELION 3.1 STAR, in order of the images' numbers, so that files of one stack can be compared row by row."""
+    """Poses of a RELION 3.1 STAR, in order of the images' numbers, so that files of one stack can
+    be compared row by row."""
     tables = starfile.read(path, always_dict=True)
     table = tables["particles"]
     n = len(table)
@@ -66,7 +83,12 @@ def read_poses(path: Path) -> Poses:
     order = np.argsort(numbers, kind="stable")
     rotations = euler_matrices(column("rlnAngleRot"), column("rlnAngleTilt"), column("rlnAnglePsi"))
     origins = np.stack([column("rlnOriginXAngst"), column("rlnOriginYAngst")], -1)
-    return Poses(rotations[order], origins[order], column("rlnClassNumber").astype(int)[order], numbers[order])
+    return Poses(
+        rotations[order],
+        origins[order],
+        column("rlnClassNumber").astype(int)[order],
+        numbers[order],
+    )
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, float]:
@@ -93,23 +115,37 @@ def _about_y(angle_deg: np.ndarray) -> np.ndarray:
 
 
 def point_group(symmetry: str) -> np.ndarray:
-    """The n rotations of Cn about z; for Dn also those by 180 degrees about n axes in the plane, the first of them x."""
+    """The n rotations of Cn about z; for Dn also those by 180 degrees about n axes in the plane,
+    the first of them x."""
     n = int(symmetry.upper()[1:])
     turns = _about_z(np.arange(n) * 360 / n)
-    return turns if symmetry.upper().startswith("C") else np.concatenate([turns, turns @ np.diag([1.0, -1.0, -1.0])])
+    return (
+        turns
+        if symmetry.upper().startswith("C")
+        else np.concatenate([turns, turns @ np.diag([1.0, -1.0, -1.0])])
+    )
 
 
 def angle_of(rotations: np.ndarray) -> np.ndarray:
     """Angle of rotation matrices (..., 3, 3), degrees, accurate near 0 as well."""
-    skew = np.stack([rotations[..., i, j] - rotations[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
-    return np.rad2deg(np.arctan2(np.linalg.norm(skew, axis=-1), np.trace(rotations, axis1=-2, axis2=-1) - 1))
+    skew = np.stack(
+        [rotations[..., i, j] - rotations[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1
+    )
+    return np.rad2deg(
+        np.arctan2(np.linalg.norm(skew, axis=-1), np.trace(rotations, axis1=-2, axis2=-1) - 1)
+    )
 
 
 def rotation_vector(rotations: np.ndarray) -> np.ndarray:
     """Axis times angle, degrees, of rotations by less than 180 degrees."""
-    skew = np.stack([rotations[..., i, j] - rotations[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1)
+    skew = np.stack(
+        [rotations[..., i, j] - rotations[..., j, i] for i, j in ((2, 1), (0, 2), (1, 0))], -1
+    )
     length = np.linalg.norm(skew, axis=-1, keepdims=True)
-    return np.where(length > 1e-12, skew / np.maximum(length, 1e-12), 0) * angle_of(rotations)[..., None]
+    return (
+        np.where(length > 1e-12, skew / np.maximum(length, 1e-12), 0)
+        * angle_of(rotations)[..., None]
+    )
 
 
 def rotation_from_vector(vector_deg: np.ndarray) -> np.ndarray:
@@ -122,17 +158,23 @@ def rotation_from_vector(vector_deg: np.ndarray) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * k @ k
 
 
-def pose_errors(estimated: Poses, truth: Poses, *, symmetry: str = "C1", any_frame: bool = False) -> PoseErrors:
+def pose_errors(
+    estimated: Poses, truth: Poses, *, symmetry: str = "C1", any_frame: bool = False
+) -> PoseErrors:
     """Angle and shift errors modulo symmetry, after the global frame is removed.
 
-    G starts as the best, by median error, of the identity and the frames that 50 single images suggest; it is then moved by the mean of
-    what all images within three times the median error still ask for, until it stands still. Under Cn both maps have their axis along z, so
-    G turns about z only, and t lies along z; with `any_frame` G and t are free, for a map that was made without its symmetry or may stand
-    on its head. Images that are in `truth` alone (set aside by the program) are left out.
+    G starts as the best, by median error, of the identity and the frames that 50 single images
+    suggest; it is then moved by the mean of what all images within three times the median error
+    still ask for, until it stands still. Under Cn both maps have their axis along z, so G turns
+    about z only, and t lies along z; with `any_frame` G and t are free, for a map that was made
+    without its symmetry or may stand on its head. Images that are in `truth` alone (set aside by
+    the program) are left out.
     """
     truth = truth.only(estimated.numbers)
     group = point_group(symmetry)
-    relative = np.einsum("nji,njk->nik", truth.rotations, estimated.rotations)  # S G for a perfect pose
+    relative = np.einsum(
+        "nji,njk->nik", truth.rotations, estimated.rotations
+    )  # S G for a perfect pose
     mates = np.einsum("gji,njk->ngik", group, relative)
     suggested = relative[:: max(1, len(relative) // 50)]
     along_z = len(group) > 1 and not any_frame
@@ -154,7 +196,8 @@ def pose_errors(estimated: Poses, truth: Poses, *, symmetry: str = "C1", any_fra
 
 
 def _errors(mates: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each image's symmetry mates (n, g, 3, 3) the one nearest to the frame, and its angle to it."""
+    """Of each image's symmetry mates (n, g, 3, 3) the one nearest to the frame, and its angle to
+    it."""
     angle = angle_of(np.einsum("ji,ngjk->ngik", frame, mates))
     best = angle.argmin(1)
     rows = np.arange(len(mates))
@@ -163,24 +206,34 @@ def _errors(mates: np.ndarray, frame: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _turn_about_z(rotation: np.ndarray) -> np.ndarray:
     """The turn about z that comes nearest to a rotation."""
-    return _about_z(np.rad2deg(np.arctan2(rotation[0, 1] - rotation[1, 0], rotation[0, 0] + rotation[1, 1])))
+    return _about_z(
+        np.rad2deg(np.arctan2(rotation[0, 1] - rotation[1, 0], rotation[0, 0] + rotation[1, 1]))
+    )
 
 
-def _shift_errors(estimated: Poses, truth: Poses, *, along_z: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The map's offset t by least squares over the better three quarters of the images, and the lengths of what remains."""
+def _shift_errors(
+    estimated: Poses, truth: Poses, *, along_z: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The map's offset t by least squares over the better three quarters of the images, and the
+    lengths of what remains."""
     difference = estimated.origins_angstrom - truth.origins_angstrom
     design = estimated.rotations[:, :2, 2:] if along_z else estimated.rotations[:, :2]
     offset = np.zeros(design.shape[2])
     for _ in range(10):
         left = np.linalg.norm(difference - design @ offset, axis=1)
         good = left <= np.quantile(left, 0.75)
-        offset = np.linalg.lstsq(design[good].reshape(-1, len(offset)), difference[good].reshape(-1), rcond=None)[0]
+        offset = np.linalg.lstsq(
+            design[good].reshape(-1, len(offset)), difference[good].reshape(-1), rcond=None
+        )[0]
     left = np.linalg.norm(difference - design @ offset, axis=1)
     return np.concatenate([np.zeros(3 - len(offset)), offset]), left
 
 
-def into_frame_of_truth(volume: np.ndarray, errors: PoseErrors, pixel_size_angstrom: float) -> np.ndarray:
-    """The refined map turned and moved into the truth's frame by a spline of order 5: what the truth has at x, it has at G^T x + t."""
+def into_frame_of_truth(
+    volume: np.ndarray, errors: PoseErrors, pixel_size_angstrom: float
+) -> np.ndarray:
+    """The refined map turned and moved into the truth's frame by a spline of order 5: what the
+    truth has at x, it has at G^T x + t."""
     centre = np.full(3, volume.shape[0] // 2, float)
     turn = errors.frame.T[::-1, ::-1]  # x-y-z to z-y-x
     move = errors.frame_shift_angstrom[::-1] / pixel_size_angstrom
@@ -195,16 +248,25 @@ def mirror(volume: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Laid:
-    """A map laid onto the truth: its FSC to the truth inside the mask, and the errors of its poses."""
+    """A map laid onto the truth: its FSC to the truth inside the mask, and the errors of its
+    poses."""
 
     curve: np.ndarray
     errors: PoseErrors
 
 
 def laid_onto_truth(
-    volume: np.ndarray, poses: Poses, true_volume: np.ndarray, true_poses: Poses, *, symmetry: str, radius_px: float, pixel: float
+    volume: np.ndarray,
+    poses: Poses,
+    true_volume: np.ndarray,
+    true_poses: Poses,
+    *,
+    symmetry: str,
+    radius_px: float,
+    pixel: float,
 ) -> Laid:
-    """A map made from nothing, of either hand and in any frame, laid onto the truth by its poses; the hand whose FSC is 0.5 farther out."""
+    """A map made from nothing, of either hand and in any frame, laid onto the truth by its poses;
+    the hand whose FSC is 0.5 farther out."""
     found = []
     for mirrored in (False, True):
         own, map_ = (poses.other_hand(), mirror(volume)) if mirrored else (poses, volume)
@@ -215,7 +277,8 @@ def laid_onto_truth(
 
 
 def soft_sphere(box: int, radius_px: float, edge_px: float = 5.0) -> np.ndarray:
-    """1 inside, 0 outside, a raised cosine of width `edge_px` between, which passes 1/2 at the radius."""
+    """1 inside, 0 outside, a raised cosine of width `edge_px` between, which passes 1/2 at the
+    radius."""
     axis = np.arange(box) - box // 2
     r = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
     return 0.5 + 0.5 * np.cos(np.pi * np.clip((r - radius_px) / edge_px + 0.5, 0, 1))
@@ -235,19 +298,28 @@ def fsc(a: np.ndarray, b: np.ndarray, mask: np.ndarray | float = 1.0) -> np.ndar
     return total((first * second.conj()).real) / np.sqrt(np.maximum(power, 1e-300))
 
 
-def resolution_at(curve: np.ndarray, threshold: float, box: int, pixel_size_angstrom: float) -> float:
+def resolution_at(
+    curve: np.ndarray, threshold: float, box: int, pixel_size_angstrom: float
+) -> float:
     """Where the curve first falls below the threshold, interpolated; Nyquist if it never does."""
     below = np.flatnonzero(curve[1:] < threshold)
     if len(below) == 0:
         return box * pixel_size_angstrom / (len(curve) - 1)
     s = below[0] + 1
-    return box * pixel_size_angstrom / (s - 1 + (curve[s - 1] - threshold) / (curve[s - 1] - curve[s]))
+    return (
+        box * pixel_size_angstrom / (s - 1 + (curve[s - 1] - threshold) / (curve[s - 1] - curve[s]))
+    )
 
 
 def adjusted_rand_index(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of two partitions: 1 for the same, 0 expected by chance. Hubert and Arabie, J. Classif. 2, 193 (1985)."""
+    """Agreement of two partitions: 1 for the same, 0 expected by chance. Hubert and Arabie, J.
+    Classif. 2, 193 (1985)."""
     table = np.zeros((np.unique(first).size, np.unique(second).size))
-    np.add.at(table, (np.unique(first, return_inverse=True)[1], np.unique(second, return_inverse=True)[1]), 1)
+    np.add.at(
+        table,
+        (np.unique(first, return_inverse=True)[1], np.unique(second, return_inverse=True)[1]),
+        1,
+    )
 
     def pairs(counts: np.ndarray) -> float:
         return float((counts * (counts - 1) / 2).sum())
@@ -268,10 +340,11 @@ def purity(classes: np.ndarray, labels: np.ndarray) -> float:
 
 
 def view_spread_deg(rotations: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Angle between each particle's true viewing direction (third row of A) and its class's main view, degrees, (n,).
+    """Angle between each particle's true viewing direction (third row of A) and its class's main
+    view, degrees, (n,).
 
-    The main view of a class is the direction, among those of its members, with the smallest mean angle to all members. In-plane rotation
-    is free; opposite views are mirror images, not the same.
+    The main view of a class is the direction, among those of its members, with the smallest mean
+    angle to all members. In-plane rotation is free; opposite views are mirror images, not the same.
     """
     views = rotations[:, 2]
     out = np.empty(len(views))

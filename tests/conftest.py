@@ -1,4 +1,5 @@
-"""Shared by all tests: jaxtyping shapes are checked at every call of the package; third-party data is found or skipped."""
+"""Shared by all tests: jaxtyping shapes are checked at every call of the package; third-party data
+is found or skipped."""
 
 import os
 from pathlib import Path
@@ -6,13 +7,30 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-SHARED_DATA = Path(os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SHARED_DATA = Path(
+    os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
+)
 
 _CHECKED = [
-    "ctf", "fourier", "mask", "noise", "so3", "symmetry", "projection", "likelihood", "reconstruct", "resolution", "restore", "simulate",
-    "phantom", "atoms", "engine", "algorithms",
-]  # fmt: skip
-_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"  # an int is a float, as everywhere in Python
+    "transfer_function",
+    "fourier",
+    "mask",
+    "so3",
+    "symmetry",
+    "projection",
+    "likelihood",
+    "reconstruction",
+    "restoration",
+    "alignment",
+    "resolution",
+    "simulation",
+    "engine",
+    "pose_search",
+    "methods",
+    "commands",
+]
+# an int is a float, as everywhere in Python
+_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 _hook = install_import_hook([f"halfmap.{name}" for name in _CHECKED], _CHECKER)
 
 

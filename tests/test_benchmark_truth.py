@@ -19,8 +19,11 @@ def some_poses(n: int) -> truth.Poses:
     return truth.Poses(rotations, rng.normal(0, 5, (n, 2)), np.ones(n, int), np.arange(n))
 
 
-def moved(poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: float, group) -> tuple[truth.Poses, np.ndarray]:
-    """The same particles in another frame, with errors of exactly `error_deg`, mates by chance, and some poses wholly wrong."""
+def moved(
+    poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: float, group
+) -> tuple[truth.Poses, np.ndarray]:
+    """The same particles in another frame, with errors of exactly `error_deg`, mates by chance, and
+    some poses wholly wrong."""
     n = len(poses.rotations)
     axes = RNG.normal(size=(n, 3))
     axes *= error_deg / np.linalg.norm(axes, axis=1, keepdims=True)
@@ -43,11 +46,18 @@ def moved(poses: truth.Poses, *, frame, offset, error_deg: float, wrong_share: f
 )
 def test_known_errors_come_back_whatever_the_frame(symmetry, turn_deg, offset) -> None:
     true = some_poses(400)
-    group, frame = truth.point_group(symmetry), truth.rotation_from_vector(np.array(turn_deg, float))
-    estimated, wrong = moved(true, frame=frame, offset=np.array(offset), error_deg=2.0, wrong_share=0.2, group=group)
+    group, frame = (
+        truth.point_group(symmetry),
+        truth.rotation_from_vector(np.array(turn_deg, float)),
+    )
+    estimated, wrong = moved(
+        true, frame=frame, offset=np.array(offset), error_deg=2.0, wrong_share=0.2, group=group
+    )
     errors = truth.pose_errors(estimated, true, symmetry=symmetry)
     assert np.median(errors.angle_deg) == pytest.approx(2.0, abs=0.1)
-    assert np.abs(errors.angle_deg[~wrong] - 2.0).max() < 0.4  # the frame itself is known to a few tenths of a degree
+    assert (
+        np.abs(errors.angle_deg[~wrong] - 2.0).max() < 0.4
+    )  # the frame itself is known to a few tenths of a degree
     assert np.median(errors.angle_deg[wrong]) > 20
     assert errors.frame_shift_angstrom == pytest.approx(np.array(offset), abs=1e-6)
     assert errors.shift_angstrom.max() < 1e-6
@@ -64,12 +74,17 @@ def test_a_map_in_another_frame_is_brought_back() -> None:
         centres = np.array([(4, 0, 0), (0, 5, 1), (-2, -3, 4)], float)
         return sum(np.exp(-((at - c) ** 2).sum(-1) / 8) for c in centres)
 
-    frame, offset = truth.rotation_from_vector(np.array([20.0, -35.0, 50.0])), np.array([2.0, -1.0, 3.0])
+    frame, offset = (
+        truth.rotation_from_vector(np.array([20.0, -35.0, 50.0])),
+        np.array([2.0, -1.0, 3.0]),
+    )
     true = blobs(points)
     # A_est = A_true G: the point y of the moved map is the truth's point G (y - t)
     refined = blobs((points - offset / pixel) @ frame.T)
     poses = some_poses(200)
-    estimated, _ = moved(poses, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None])
+    estimated, _ = moved(
+        poses, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None]
+    )
     errors = truth.pose_errors(estimated, poses)
     back = truth.into_frame_of_truth(refined, errors, pixel)
     assert np.corrcoef(back.ravel(), true.ravel())[0, 1] > 0.999
@@ -79,12 +94,19 @@ def test_a_map_in_another_frame_is_brought_back() -> None:
 def test_shift_and_frame_agree_with_projections() -> None:
     """A point at p lies in the image at (A p)_xy - origin, in either frame."""
     true = some_poses(50)
-    frame, offset = truth.rotation_from_vector(np.array([10.0, 60.0, -30.0])), np.array([1.0, 2.0, -3.0])
-    estimated, _ = moved(true, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None])
+    frame, offset = (
+        truth.rotation_from_vector(np.array([10.0, 60.0, -30.0])),
+        np.array([1.0, 2.0, -3.0]),
+    )
+    estimated, _ = moved(
+        true, frame=frame, offset=offset, error_deg=0.0, wrong_share=0.0, group=np.eye(3)[None]
+    )
     point = np.array([5.0, -7.0, 11.0])
     same = frame.T @ point + offset  # where the moved map has it
     in_image = (true.rotations @ point)[:, :2] - true.origins_angstrom
-    assert (estimated.rotations @ same)[:, :2] - estimated.origins_angstrom == pytest.approx(in_image)
+    assert (estimated.rotations @ same)[:, :2] - estimated.origins_angstrom == pytest.approx(
+        in_image
+    )
 
 
 def test_fsc_of_signal_and_noise_has_its_closed_form() -> None:
@@ -94,7 +116,9 @@ def test_fsc_of_signal_and_noise_has_its_closed_form() -> None:
     curve = truth.fsc(signal + first, signal + second)
     assert curve[12:] == pytest.approx(np.full(13, 0.5), abs=0.05)
     assert truth.fsc(signal, 3 * signal) == pytest.approx(np.ones(25))
-    assert truth.resolution_at(np.array([1, 0.9, 0.7, 0.3, 0.6]), 0.5, 8, 1.5) == pytest.approx(12 / 2.5)
+    assert truth.resolution_at(np.array([1, 0.9, 0.7, 0.3, 0.6]), 0.5, 8, 1.5) == pytest.approx(
+        12 / 2.5
+    )
     assert truth.resolution_at(np.ones(5), 0.5, 8, 1.5) == pytest.approx(3.0)
 
 
@@ -109,14 +133,21 @@ def test_adjusted_rand_index() -> None:
     labels = RNG.integers(0, 3, 3000)
     assert truth.adjusted_rand_index(labels, (labels + 1) % 3) == pytest.approx(1)
     assert truth.adjusted_rand_index(labels, RNG.integers(0, 3, 3000)) == pytest.approx(0, abs=0.01)
-    # Hubert and Arabie's formula by hand: {1,2},{3,4} against {1,2,3},{4}: 1 pair together in both, 2 and 3 in each, 2 x 3 / 6 expected
-    assert truth.adjusted_rand_index(np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])) == pytest.approx((1 - 1) / (2.5 - 1))
+    # Hubert and Arabie's formula by hand: {1,2},{3,4} against {1,2,3},{4}: 1 pair together in both,
+    # 2 and 3 in each, 2 x 3 / 6 expected
+    assert truth.adjusted_rand_index(
+        np.array([0, 0, 1, 1]), np.array([0, 0, 0, 1])
+    ) == pytest.approx((1 - 1) / (2.5 - 1))
 
 
 def test_spread_of_views() -> None:
     centre = np.array([[0.0, 30, 60, 90]]).repeat(50, 0).ravel()
     classes = np.arange(4)[None].repeat(50, 0).ravel()
-    tilted = truth.euler_matrices(RNG.uniform(-180, 180, 200) * 0, centre + RNG.choice([-5.0, 0, 5.0], 200), RNG.uniform(-180, 180, 200))
+    tilted = truth.euler_matrices(
+        RNG.uniform(-180, 180, 200) * 0,
+        centre + RNG.choice([-5.0, 0, 5.0], 200),
+        RNG.uniform(-180, 180, 200),
+    )
     spread = truth.view_spread_deg(tilted, classes)  # in-plane angles are random, and do not count
     assert spread == pytest.approx(np.where(spread > 2.5, 5, 0), abs=1e-4)
     assert 0.4 < (spread > 2.5).mean() < 0.9
@@ -133,14 +164,25 @@ def test_every_benchmark_is_listed(capsys, monkeypatch) -> None:
     listed = capsys.readouterr().out
     names = [line.split()[0] for line in listed.strip().splitlines()]
     assert names == list(run.ALL)
-    assert {"trpv1", "ribo_mix_2d", "ribo_mix_3d", "yardstick", "stages", "accuracy", "gallery", "real_ribosome"} <= set(names)
+    assert {
+        "trpv1",
+        "ribo_mix_2d",
+        "ribo_mix_3d",
+        "yardstick",
+        "stages",
+        "accuracy",
+        "gallery",
+        "real_ribosome",
+    } <= set(names)
 
 
 def test_purity_of_classes() -> None:
     labels = np.repeat([5, 9], 50)
     assert truth.purity(labels * 10, labels) == 1
     assert truth.purity(np.zeros(100, int), labels) == 0.5
-    classes = np.concatenate([np.repeat([1, 2], [40, 10]), np.repeat([1, 2], [20, 30])])  # majorities 40 of 60 and 30 of 40
+    classes = np.concatenate(
+        [np.repeat([1, 2], [40, 10]), np.repeat([1, 2], [20, 30])]
+    )  # majorities 40 of 60 and 30 of 40
     assert truth.purity(classes, labels) == pytest.approx(0.7)
 
 
@@ -159,8 +201,12 @@ def test_lectures_formula_and_its_slopes() -> None:
     import scaling
 
     images, n, t = 100_000, 128, 11
-    assert scaling.lecture(n, images, t) == pytest.approx(np.pi**3 / 8 * t**2 * n**5 * images, rel=1e-3)  # the other terms are small
-    assert scaling.exponent([32.0, 64.0, 128.0], [scaling.lecture(x, 100) for x in (32, 64, 128)]) == pytest.approx(5, abs=0.01)
+    assert scaling.lecture(n, images, t) == pytest.approx(
+        np.pi**3 / 8 * t**2 * n**5 * images, rel=1e-3
+    )  # the other terms are small
+    assert scaling.exponent(
+        [32.0, 64.0, 128.0], [scaling.lecture(x, 100) for x in (32, 64, 128)]
+    ) == pytest.approx(5, abs=0.01)
 
 
 def test_a_map_cut_in_fourier_space_keeps_its_values() -> None:

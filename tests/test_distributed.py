@@ -1,4 +1,5 @@
-"""Alone, sharing and adding are the identity; several processes divide the particles and end with the same sums."""
+"""Alone, sharing and adding are the identity; several processes divide the particles and end with
+the same sums."""
 
 import subprocess
 import sys
@@ -51,7 +52,11 @@ def test_two_processes_end_with_the_same_sums(tmp_path: Path):
         )
     )
     workers = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path / "meeting")],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     for worker in workers:

@@ -45,7 +45,9 @@ def test_every_frequency_or_its_mate_is_there_once(box):
     assert ours[0] == (0, 0)
     assert all(x > 0 or (x == 0 and y >= 0) for x, y in ours)
     r = plane.radius
-    expected = {(x, y) for x in range(-r, r + 1) for y in range(-r, r + 1) if round(math.hypot(x, y)) <= r}
+    expected = {
+        (x, y) for x in range(-r, r + 1) for y in range(-r, r + 1) if round(math.hypot(x, y)) <= r
+    }
     both = ours + [(-x, -y) for x, y in ours[1:]]
     assert len(both) == len(set(both))
     assert set(both) == expected
@@ -62,14 +64,18 @@ def test_transform_is_the_centred_sum(box):
     ex = torch.exp(-2j * math.pi * plane.kx.double()[:, None] * n / box)
     ey = torch.exp(-2j * math.pi * plane.ky.double()[:, None] * n / box)
     expected = torch.einsum("jy,jx,yx->j", ey, ex, image[0].to(torch.complex128))
-    torch.testing.assert_close(fourier_transform(image, plane)[0].to(torch.complex128), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        fourier_transform(image, plane)[0].to(torch.complex128), expected, rtol=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("box", [16, 17])
 def test_weighted_half_plane_sum_is_the_whole_planes_by_parseval(box):
     plane = half_plane(box, largest_radius(box))
     noise = torch.randn(2, box, box, generator=torch.Generator().manual_seed(0))
-    a, b = inverse_fourier_transform(fourier_transform(noise, plane), plane)  # nothing beyond the plane
+    a, b = inverse_fourier_transform(
+        fourier_transform(noise, plane), plane
+    )  # nothing beyond the plane
     fa, fb = fourier_transform(torch.stack([a, b]), plane)
     ours = (plane.hermitian_weight * (fa.conj() * fb).real).sum()
     torch.testing.assert_close(ours, (a * b).sum() * box**2, rtol=1e-4, atol=1e-2)
@@ -82,7 +88,9 @@ def test_frequencies_are_in_cycles_per_angstrom():
     torch.testing.assert_close(ky * 50.0, plane.ky.float())
 
 
-@pytest.mark.parametrize(("radius", "box", "limit"), [(0, 16, 7), (8, 16, 7), (-1, 17, 8), (9, 17, 8)])
+@pytest.mark.parametrize(
+    ("radius", "box", "limit"), [(0, 16, 7), (8, 16, 7), (-1, 17, 8), (9, 17, 8)]
+)
 def test_a_radius_outside_the_box_is_refused(radius, box, limit):
     with pytest.raises(InputError, match=f"radius: expected 1 to {limit}"):
         half_plane(box, radius)
@@ -96,7 +104,12 @@ def test_another_box_is_refused():
 def test_shift_phases_add_up_and_turn_back():
     plane = half_plane(16, 7)
     a, b = torch.tensor([[1.3, -0.4], [0.2, 2.0]]), torch.tensor([[-2.1, 0.7], [0.5, 0.1]])
-    torch.testing.assert_close(shift_phases(a, plane) * shift_phases(b, plane), shift_phases(a + b, plane), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        shift_phases(a, plane) * shift_phases(b, plane),
+        shift_phases(a + b, plane),
+        rtol=1e-4,
+        atol=1e-5,
+    )
     torch.testing.assert_close(shift_phases(-a, plane), shift_phases(a, plane).conj())
 
 
@@ -143,6 +156,10 @@ def test_filter_shells_takes_each_waves_gain_between_shells_too(box):
         ((4, 5), 0.0),
     ):
         waves = torch.stack([_plane_wave(box, k), -2 * _plane_wave(box, k)])  # a batch
-        torch.testing.assert_close(filter_shells(waves, gain, dimensions=2), expected * waves, rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            filter_shells(waves, gain, dimensions=2), expected * waves, rtol=0, atol=2e-5
+        )
     volume = _plane_wave(box, (0, 2, 0))
-    torch.testing.assert_close(filter_shells(volume, gain, dimensions=3), 2 * volume, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        filter_shells(volume, gain, dimensions=3), 2 * volume, rtol=0, atol=2e-5
+    )

@@ -1,4 +1,5 @@
-"""The data set: what is read from each dialect, images in the asked order, bad input told in one line."""
+"""The data set: what is read from each dialect, images in the asked order, bad input told in one
+line."""
 
 import os
 import pickle
@@ -48,7 +49,10 @@ PARTICLES = {
 @pytest.fixture
 def stacks():
     random = np.random.default_rng(0)
-    return {"one.mrcs": random.normal(size=(2, N, N)).astype(np.float32), "sub/two.mrcs": random.normal(size=(3, N, N)).astype(np.float32)}
+    return {
+        "one.mrcs": random.normal(size=(2, N, N)).astype(np.float32),
+        "sub/two.mrcs": random.normal(size=(3, N, N)).astype(np.float32),
+    }
 
 
 @pytest.fixture
@@ -64,19 +68,33 @@ def save(folder, *, optics=OPTICS, name="p.star", drop=(), **changes):
     columns = {key: values for key, values in {**PARTICLES, **changes}.items() if key not in drop}
     blocks = {"particles": Table.from_columns(columns)}
     if optics is not None:
-        blocks["optics"] = Table.from_columns({key: values for key, values in optics.items() if key not in drop})
+        blocks["optics"] = Table.from_columns(
+            {key: values for key, values in optics.items() if key not in drop}
+        )
     write_star(folder / name, blocks)
     return folder / name
 
 
 def test_every_column_arrives_with_its_unit(folder):
     p = load_particles(save(folder))
-    assert (len(p), p.box, p.pixel_size_angstrom, p.has_poses, p.has_ctf, p.notes) == (4, N, 1.5, True, True, ())
+    assert (len(p), p.box, p.pixel_size_angstrom, p.has_poses, p.has_ctf, p.notes) == (
+        4,
+        N,
+        1.5,
+        True,
+        True,
+        (),
+    )
     np.testing.assert_array_equal(p.rotations_deg[1], [2, 6, 10])
     np.testing.assert_array_equal(p.shift_angstrom[3], [0.5, 1.5])
     assert p.class_number.tolist() == [1, 1, 2, 3]
     assert p.half_set.tolist() == [1, 2, 1, 2]
-    assert p.optics_group.tolist() == [1, 0, 1, 0]  # rows of the optics table, whatever the groups are called
+    assert p.optics_group.tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]  # rows of the optics table, whatever the groups are called
     assert p.micrograph.tolist() == [0, 1, 0, 2]
     assert p.ctf_premultiplied.tolist() == [True, False, True, False]
     assert p.voltage_kv.tolist() == [200, 300, 200, 300]
@@ -88,7 +106,14 @@ def test_every_column_arrives_with_its_unit(folder):
 
 def test_images_come_in_the_asked_order(folder, stacks):
     p = load_particles(save(folder))
-    expected = np.stack([stacks["one.mrcs"][1], stacks["sub/two.mrcs"][0], stacks["one.mrcs"][0], stacks["sub/two.mrcs"][2]])
+    expected = np.stack(
+        [
+            stacks["one.mrcs"][1],
+            stacks["sub/two.mrcs"][0],
+            stacks["one.mrcs"][0],
+            stacks["sub/two.mrcs"][2],
+        ]
+    )
     for order in ([0, 1, 2, 3], [3, 1, 1, 0], [2], []):
         images = p.images(np.array(order, int))
         assert images.dtype == np.float32
@@ -98,15 +123,25 @@ def test_images_come_in_the_asked_order(folder, stacks):
 
 
 def test_take_commutes_with_everything(folder):
-    p = load_particles(save(folder)).with_results(extra={"rlnMaxValueProbDistribution": np.array([0.1, 0.2, 0.3, 0.4])})
+    p = load_particles(save(folder)).with_results(
+        extra={"rlnMaxValueProbDistribution": np.array([0.1, 0.2, 0.3, 0.4])}
+    )
     rows = np.array([3, 0])
     q = p.take(rows)
     np.testing.assert_array_equal(q.images([0, 1]), p.images(rows))
-    for name in ("rotations_deg", "defocus_u_angstrom", "half_set", "optics_group", "ctf_premultiplied"):
+    for name in (
+        "rotations_deg",
+        "defocus_u_angstrom",
+        "half_set",
+        "optics_group",
+        "ctf_premultiplied",
+    ):
         np.testing.assert_array_equal(getattr(q, name), getattr(p, name)[rows])
     assert q.table.strings("myColumn").tolist() == ["", "kept"]
     q.write_star(folder / "q.star")
-    assert read_star(folder / "q.star").blocks["particles"].floats("rlnMaxValueProbDistribution").tolist() == [0.4, 0.1]
+    assert read_star(folder / "q.star").blocks["particles"].floats(
+        "rlnMaxValueProbDistribution"
+    ).tolist() == [0.4, 0.1]
     assert len(p.take(p.half_set == 1)) == 2
 
 
@@ -114,7 +149,12 @@ def test_results_are_written_and_read_back(folder):
     p = load_particles(save(folder))
     random = np.random.default_rng(1)
     rotations, shift = random.uniform(-180, 180, (4, 3)), random.normal(size=(4, 2))
-    q = p.with_results(rotations_deg=rotations, shift_angstrom=shift, class_number=np.array([4, 3, 2, 1]), half_set=np.array([2, 1, 2, 1]))
+    q = p.with_results(
+        rotations_deg=rotations,
+        shift_angstrom=shift,
+        class_number=np.array([4, 3, 2, 1]),
+        half_set=np.array([2, 1, 2, 1]),
+    )
     np.testing.assert_array_equal(p.rotations_deg[0], [1, 5, 9])  # the old data set is what it was
     q.write_star(folder / "q.star")
     r = load_particles(folder / "q.star")
@@ -124,8 +164,13 @@ def test_results_are_written_and_read_back(folder):
     before, after = (read_star(folder / name).blocks["particles"] for name in ("p.star", "q.star"))
     assert after.names == before.names
     for name in ("rlnImageName", "rlnDefocusU", "myColumn", "rlnMicrographName"):
-        assert [after.cells(name).raw(i) for i in range(4)] == [before.cells(name).raw(i) for i in range(4)]
-    with pytest.raises(InputError, match=r"column rlnFoo: expected one value for each of 4 particles, shape \(3,\) arrived"):
+        assert [after.cells(name).raw(i) for i in range(4)] == [
+            before.cells(name).raw(i) for i in range(4)
+        ]
+    with pytest.raises(
+        InputError,
+        match=r"column rlnFoo: expected one value for each of 4 particles, shape \(3,\) arrived",
+    ):
         p.with_results(extra={"rlnFoo": np.zeros(3)})
 
 
@@ -139,7 +184,12 @@ def test_old_dialect_becomes_optics_groups(folder):
         "rlnOriginX": [1.0, 2.0, 3.0, 4.0],
         "rlnOriginY": [0.0] * 4,
     }
-    path = save(folder, optics=None, drop=("rlnOpticsGroup", "rlnOriginXAngst", "rlnOriginYAngst"), **columns)
+    path = save(
+        folder,
+        optics=None,
+        drop=("rlnOpticsGroup", "rlnOriginXAngst", "rlnOriginYAngst"),
+        **columns,
+    )
     p = load_particles(path)
     assert p.pixel_size_angstrom == 2.0  # 10 um / 50000
     assert p.shift_angstrom[:, 0].tolist() == [2, 4, 6, 8]
@@ -159,20 +209,28 @@ def test_no_ctf_no_poses(folder):
     p = load_particles(save(folder, drop=drop))
     assert (p.has_ctf, p.has_poses) == (False, False)
     assert not p.rotations_deg.any()
-    assert (p.class_number.tolist(), p.half_set.tolist(), p.micrograph.tolist()) == ([1] * 4, [0] * 4, [0] * 4)
+    assert (p.class_number.tolist(), p.half_set.tolist(), p.micrograph.tolist()) == (
+        [1] * 4,
+        [0] * 4,
+        [0] * 4,
+    )
     incomplete = save(folder, drop=("rlnVoltage",))
     assert not load_particles(incomplete, use_ctf=False).has_ctf
 
 
 def test_where_stacks_are_looked_for(folder, monkeypatch, tmp_path_factory):
-    """Beside the STAR, in the working directory, in --data-dir (whole name or bare), in parents of the STAR; cryoSPARC's '>' dropped."""
+    """Beside the STAR, in the working directory, in --data-dir (whole name or bare), in parents of
+    the STAR; cryoSPARC's '>' dropped."""
     expected = load_particles(save(folder)).images([0, 1])
     job = folder / "Refine3D" / "job001"
     job.mkdir(parents=True)
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     np.testing.assert_array_equal(load_particles(save(job)).images([0, 1]), expected)  # parents
     star = save(elsewhere)
-    with pytest.raises(InputError, match=r"row 1: image file one.mrcs was not found; looked in .*elsewhere.*--data-dir") as caught:
+    with pytest.raises(
+        InputError,
+        match=r"row 1: image file one.mrcs was not found; looked in .*elsewhere.*--data-dir",
+    ) as caught:
         load_particles(star)
     assert str(Path.cwd()) in str(caught.value)
     np.testing.assert_array_equal(load_particles(star, data_dir=folder).images([0, 1]), expected)
@@ -183,34 +241,62 @@ def test_where_stacks_are_looked_for(folder, monkeypatch, tmp_path_factory):
     monkeypatch.chdir(folder)
     np.testing.assert_array_equal(load_particles(star).images([0, 1]), expected)
     names = [name.replace("@", "@>") for name in PARTICLES["rlnImageName"]]
-    np.testing.assert_array_equal(load_particles(save(elsewhere, rlnImageName=names)).images([0, 1]), expected)
-    assert load_particles(save(folder, rlnImageName=["1@none.mrcs"] * 4), check_images=False).box == N
+    np.testing.assert_array_equal(
+        load_particles(save(elsewhere, rlnImageName=names)).images([0, 1]), expected
+    )
+    assert (
+        load_particles(save(folder, rlnImageName=["1@none.mrcs"] * 4), check_images=False).box == N
+    )
 
 
 def test_written_names_resolve_from_the_new_place(folder, monkeypatch, tmp_path_factory):
     p = load_particles(save(folder))
     elsewhere = tmp_path_factory.mktemp("out")
     p.write_star(elsewhere / "a.star")  # would not be found: absolute now
-    assert read_star(elsewhere / "a.star").blocks["particles"].strings("rlnImageName")[1] == f"000001@{folder / 'sub' / 'two.mrcs'}"
-    np.testing.assert_array_equal(load_particles(elsewhere / "a.star").images([0, 1]), p.images([0, 1]))
+    assert (
+        read_star(elsewhere / "a.star").blocks["particles"].strings("rlnImageName")[1]
+        == f"000001@{folder / 'sub' / 'two.mrcs'}"
+    )
+    np.testing.assert_array_equal(
+        load_particles(elsewhere / "a.star").images([0, 1]), p.images([0, 1])
+    )
     monkeypatch.chdir(folder)
     p.write_star(elsewhere / "b.star")  # RELION's project directory: to the letter
-    assert read_star(elsewhere / "b.star").blocks["particles"].strings("rlnImageName").tolist() == PARTICLES["rlnImageName"]
-    (elsewhere / "one.mrcs").write_bytes((folder / "one.mrcs").read_bytes())  # another stack of that name lies beside the new file
+    assert (
+        read_star(elsewhere / "b.star").blocks["particles"].strings("rlnImageName").tolist()
+        == PARTICLES["rlnImageName"]
+    )
+    (elsewhere / "one.mrcs").write_bytes(
+        (folder / "one.mrcs").read_bytes()
+    )  # another stack of that name lies beside the new file
     p.write_star(elsewhere / "c.star")
-    assert read_star(elsewhere / "c.star").blocks["particles"].strings("rlnImageName")[0] == f"000002@{folder / 'one.mrcs'}"
+    assert (
+        read_star(elsewhere / "c.star").blocks["particles"].strings("rlnImageName")[0]
+        == f"000002@{folder / 'one.mrcs'}"
+    )
     spaced = tmp_path_factory.mktemp("with space")
     write_stack(spaced / "one.mrcs", np.zeros((2, N, N), np.float32), 1.5)
-    q = load_particles(save(elsewhere, name="d.star", rlnImageName=["1@one.mrcs"] * 4), data_dir=spaced)
+    q = load_particles(
+        save(elsewhere, name="d.star", rlnImageName=["1@one.mrcs"] * 4), data_dir=spaced
+    )
     q.write_star(folder / "d.star")
     assert load_particles(folder / "d.star").stack_paths == (spaced / "one.mrcs",)
 
 
 def test_bare_stack(folder):
     p = Particles.from_stack(folder / "one.mrcs")
-    assert (len(p), p.box, p.pixel_size_angstrom, p.has_ctf, p.has_poses) == (2, N, 1.5, False, False)
+    assert (len(p), p.box, p.pixel_size_angstrom, p.has_ctf, p.has_poses) == (
+        2,
+        N,
+        1.5,
+        False,
+        False,
+    )
     assert "MRC header" in p.notes[0]
-    assert Particles.from_stack(folder / "one.mrcs", pixel_size_angstrom=3.0).pixel_size_angstrom == 3.0
+    assert (
+        Particles.from_stack(folder / "one.mrcs", pixel_size_angstrom=3.0).pixel_size_angstrom
+        == 3.0
+    )
     assert len(load_particles(folder / "one.mrcs")) == 2
     write_stack(folder / "bare.mrcs", np.zeros((1, N, N)), 0.0)
     with pytest.raises(InputError, match="no pixel size"):
@@ -251,26 +337,71 @@ def change(name, row, value):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rlnImageName": ["1@one.mrcs", "3@one.mrcs"] * 2}, r"row 2, column _rlnImageName: asks for image 3 .* holds 2"),
-        ({"rlnImageName": ["one.mrcs"] * 4}, r"row 1: .*one.mrcs holds 2 images and the name gives no index; expected index@one.mrcs"),
-        ({"rlnImageName": ["0@one.mrcs"] * 4}, "row 1, column _rlnImageName: expected a 1-based index"),
-        ({"rlnImageName": ["1@one.mrcs", ""] * 2}, "row 2, column _rlnImageName: the image name is empty"),
-        ({"rlnImageName": ["1@one.mrcs", "x@one.mrcs"] * 2}, "row 2, column _rlnImageName: expected a 1-based index"),
-        ({"rlnImageName": ["1@none.mrcs"] * 4}, r"row 1: image file none.mrcs was not found; looked in"),
-        (change("rlnDefocusU", 2, "abc"), r"row 3 \(line \d+\), column _rlnDefocusU: expected a number, found 'abc'"),
-        (change("rlnDefocusV", 1, "nan"), r"row 2 \(line \d+\), column _rlnDefocusV: expected a finite number, found nan"),
-        (change("rlnAngleTilt", 3, "inf"), r"row 4 \(line \d+\), column _rlnAngleTilt: expected a finite number"),
-        (change("rlnRandomSubset", 3, "3"), r"row 4 \(line \d+\), column _rlnRandomSubset: expected half set 1 or 2, found 3"),
-        (change("rlnOpticsGroup", 1, "9"), r"row 2 \(line \d+\), column _rlnOpticsGroup: optics group 9 is not in the optics table"),
+        (
+            {"rlnImageName": ["1@one.mrcs", "3@one.mrcs"] * 2},
+            r"row 2, column _rlnImageName: asks for image 3 .* holds 2",
+        ),
+        (
+            {"rlnImageName": ["one.mrcs"] * 4},
+            r"row 1: .*one.mrcs holds 2 images and the name gives no index; expected index@one.mrcs",
+        ),
+        (
+            {"rlnImageName": ["0@one.mrcs"] * 4},
+            "row 1, column _rlnImageName: expected a 1-based index",
+        ),
+        (
+            {"rlnImageName": ["1@one.mrcs", ""] * 2},
+            "row 2, column _rlnImageName: the image name is empty",
+        ),
+        (
+            {"rlnImageName": ["1@one.mrcs", "x@one.mrcs"] * 2},
+            "row 2, column _rlnImageName: expected a 1-based index",
+        ),
+        (
+            {"rlnImageName": ["1@none.mrcs"] * 4},
+            r"row 1: image file none.mrcs was not found; looked in",
+        ),
+        (
+            change("rlnDefocusU", 2, "abc"),
+            r"row 3 \(line \d+\), column _rlnDefocusU: expected a number, found 'abc'",
+        ),
+        (
+            change("rlnDefocusV", 1, "nan"),
+            r"row 2 \(line \d+\), column _rlnDefocusV: expected a finite number, found nan",
+        ),
+        (
+            change("rlnAngleTilt", 3, "inf"),
+            r"row 4 \(line \d+\), column _rlnAngleTilt: expected a finite number",
+        ),
+        (
+            change("rlnRandomSubset", 3, "3"),
+            r"row 4 \(line \d+\), column _rlnRandomSubset: expected half set 1 or 2, found 3",
+        ),
+        (
+            change("rlnOpticsGroup", 1, "9"),
+            r"row 2 \(line \d+\), column _rlnOpticsGroup: optics group 9 is not in the optics table",
+        ),
         ({"drop": ("rlnDefocusV",)}, "the CTF is incomplete: missing _rlnDefocusV"),
-        ({"drop": ("rlnVoltage", "rlnAmplitudeContrast")}, "missing _rlnVoltage, _rlnAmplitudeContrast"),
-        ({"drop": ("rlnImageName",)}, "no table has the column _rlnImageName; blocks found: data_particles, data_optics"),
+        (
+            {"drop": ("rlnVoltage", "rlnAmplitudeContrast")},
+            "missing _rlnVoltage, _rlnAmplitudeContrast",
+        ),
+        (
+            {"drop": ("rlnImageName",)},
+            "no table has the column _rlnImageName; blocks found: data_particles, data_optics",
+        ),
         ({"drop": ("rlnOpticsGroup",), "optics": None}, "missing _rlnVoltage"),
-        ({"optics": {**OPTICS, "rlnImagePixelSize": [1.5, 1.6]}}, r"pixel sizes differ: 1.6000 A in row 1 .* 1.5000 A in row 2"),
+        (
+            {"optics": {**OPTICS, "rlnImagePixelSize": [1.5, 1.6]}},
+            r"pixel sizes differ: 1.6000 A in row 1 .* 1.5000 A in row 2",
+        ),
         ({"optics": {**OPTICS, "rlnImagePixelSize": [0.0, 1.6]}}, "expected more than 0"),
-        ({"optics": {**OPTICS, "rlnImageSize": [N, 16]}}, "says _rlnImageSize 16, the stack has 8 pixels"),
+        (
+            {"optics": {**OPTICS, "rlnImageSize": [N, 16]}},
+            "says _rlnImageSize 16, the stack has 8 pixels",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_tables_are_refused_in_one_line(folder, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         load_particles(save(folder, **arguments))
@@ -290,7 +421,10 @@ def test_bad_stacks_are_refused_in_one_line(folder):
         load_particles(star)
     write_stack(folder / "one.mrcs", images, 1.5)
     os.truncate(folder / "one.mrcs", 1100)
-    with pytest.raises(InputError, match=r"one.mrcs: is truncated: its header asks for 1536 bytes, the file has 1100"):
+    with pytest.raises(
+        InputError,
+        match=r"one.mrcs: is truncated: its header asks for 1536 bytes, the file has 1100",
+    ):
         load_particles(star)
 
 
@@ -304,22 +438,34 @@ def test_missing_pixel_size_and_zero_particles(folder):
     with pytest.raises(InputError, match=r"p.star: no pixel size: no column _rlnImagePixelSize"):
         load_particles(star)
     (folder / "none.star").write_text("data_particles\nloop_\n_rlnImageName\n")
-    with pytest.raises(InputError, match=r"none.star: the particle table data_particles has no rows"):
+    with pytest.raises(
+        InputError, match=r"none.star: the particle table data_particles has no rows"
+    ):
         load_particles(folder / "none.star")
 
 
 @pytest.mark.shared
 def test_real_data_sets(shared_data, tmp_path):
     p = load_particles(shared_data / "real_ribosome" / "deposited_poses.star")
-    assert (len(p), p.box, p.pixel_size_angstrom, p.has_ctf, p.has_poses) == (1430, 32, 12.0, True, True)
+    assert (len(p), p.box, p.pixel_size_angstrom, p.has_ctf, p.has_poses) == (
+        1430,
+        32,
+        12.0,
+        True,
+        True,
+    )
     assert p.ctf_premultiplied.all()
     assert len(p.optics) == 4
     assert set(p.half_set.tolist()) == {1, 2}
     assert p.find_bad_images(np.arange(len(p))) == {}
     p.write_star(tmp_path / "copy.star")
-    np.testing.assert_array_equal(load_particles(tmp_path / "copy.star").images([5, 1429]), p.images([5, 1429]))
+    np.testing.assert_array_equal(
+        load_particles(tmp_path / "copy.star").images([5, 1429]), p.images([5, 1429])
+    )
 
-    old = load_particles(shared_data / "images" / "empiar_10076_7.star")  # RELION 3.0: 5 um at 38168
+    old = load_particles(
+        shared_data / "images" / "empiar_10076_7.star"
+    )  # RELION 3.0: 5 um at 38168
     assert old.pixel_size_angstrom == pytest.approx(1.31, abs=1e-4)
     assert (old.box, len(old)) == (320, 7)
 
@@ -328,15 +474,25 @@ def test_real_data_sets(shared_data, tmp_path):
         assert (new.box, new.pixel_size_angstrom, len(new)) == (256, 2.806, 5)
         assert new.find_bad_images(np.arange(5)) == {}
 
-    averages = Particles.from_stack(shared_data / "images" / "mixture_2D.mrcs", pixel_size_angstrom=2.0)
+    averages = Particles.from_stack(
+        shared_data / "images" / "mixture_2D.mrcs", pixel_size_angstrom=2.0
+    )
     assert (len(averages), averages.box) == (100, 96)
     assert averages.find_bad_images(np.arange(100)) == {}
 
 
 @pytest.mark.shared
 def test_files_that_are_not_particles(shared_data):
-    for name in ("postprocess.star", "default_pipeline.star", "run_it025_optimiser_3D.star", "two_basic_blocks.star", "empty_loop.star"):
-        with pytest.raises(InputError, match=r"no table has the column _rlnImageName; blocks found: data_"):
+    for name in (
+        "postprocess.star",
+        "default_pipeline.star",
+        "run_it025_optimiser_3D.star",
+        "two_basic_blocks.star",
+        "empty_loop.star",
+    ):
+        with pytest.raises(
+            InputError, match=r"no table has the column _rlnImageName; blocks found: data_"
+        ):
             load_particles(shared_data / "star" / name)
     with pytest.raises(InputError, match="2 tables have the column _rlnImageName"):
         load_particles(shared_data / "star" / "rln3.1_data_style.star")

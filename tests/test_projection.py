@@ -5,19 +5,25 @@ import math
 import pytest
 import torch
 
-from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform, largest_radius, shift_phases
+from halfmap.fourier import (
+    fourier_transform,
+    half_plane,
+    inverse_fourier_transform,
+    largest_radius,
+    shift_phases,
+)
 from halfmap.kernels import cpu
 from halfmap.kernels import reference as torch_kernels
 from halfmap.projection import (
     PADDING,
     backproject,
     empty_sums,
+    extract_slices,
     hermitian_mates,
     insert_slices,
     prepare_references,
-    project,
 )
-from halfmap.simulate import exact_slices
+from halfmap.simulation.forward_model import exact_slices
 from halfmap.so3 import random_rotations, rotation_2d
 
 
@@ -34,7 +40,9 @@ def _blob(box: int, dimensions: int, centre: tuple[float, ...], sigma: float) ->
     """Gaussian at `centre` (x, y[, z]) pixels from the box centre."""
     axis = torch.arange(box) - box // 2
     grids = torch.meshgrid(*([axis] * dimensions), indexing="ij")[::-1]  # x, y, z
-    return torch.exp(-sum((g - c) ** 2 for g, c in zip(grids, centre, strict=True)) / (2 * sigma**2))
+    return torch.exp(
+        -sum((g - c) ** 2 for g, c in zip(grids, centre, strict=True)) / (2 * sigma**2)
+    )
 
 
 @pytest.mark.parametrize("box", [32, 33])
@@ -42,15 +50,22 @@ def test_projection_of_an_off_centre_gaussian_is_its_closed_form(box):
     sigma, centre = 2.0, torch.tensor([4.0, -3.0, 5.0])
     plane = half_plane(box, largest_radius(box))
     rotations = _rotations(50, 3)
-    slices = project(prepare_references(_blob(box, 3, tuple(centre.tolist()), sigma)[None], plane.radius), rotations, plane)
+    slices = extract_slices(
+        prepare_references(_blob(box, 3, tuple(centre.tolist()), sigma)[None], plane.radius),
+        rotations,
+        plane,
+    )
     view = rotations @ centre  # where the blob lands in each view
     k2 = (plane.kx**2 + plane.ky**2).float() / box**2
     gaussian = (2 * math.pi * sigma**2) ** 1.5 * torch.exp(-2 * math.pi**2 * sigma**2 * k2)
     expected = gaussian * shift_phases(view[:, :2], plane)
-    # linear interpolation with sinc^2 correction errs by at most theta^2 / 12 an axis for mass at offset n, theta = 2 pi n / (padding N)
+    # linear interpolation with sinc^2 correction errs by at most theta^2 / 12 an axis for mass at
+    # offset n, theta = 2 pi n / (padding N)
     bound = ((centre**2).sum() + 3 * sigma**2) * (2 * math.pi / (PADDING * box)) ** 2 / 12
     assert ((slices - expected).norm(dim=1) / expected.norm(dim=1)).max() < bound
-    correlation = (slices.conj() * expected).real.sum(1) / (slices.norm(dim=1) * expected.norm(dim=1))
+    correlation = (slices.conj() * expected).real.sum(1) / (
+        slices.norm(dim=1) * expected.norm(dim=1)
+    )
     assert correlation.min() > 0.9995
 
 
@@ -58,10 +73,18 @@ def test_rotated_class_image_is_its_closed_form():
     box, sigma, centre = 32, 2.0, torch.tensor([6.0, -4.0])
     plane = half_plane(box, 15)
     rotations = _rotations(30, 2)
-    slices = project(prepare_references(_blob(box, 2, tuple(centre.tolist()), sigma)[None], 15), rotations, plane)
+    slices = extract_slices(
+        prepare_references(_blob(box, 2, tuple(centre.tolist()), sigma)[None], 15), rotations, plane
+    )
     view = (rotations[:, :2, :2] @ centre).float()
     k2 = (plane.kx**2 + plane.ky**2).float() / box**2
-    expected = 2 * math.pi * sigma**2 * torch.exp(-2 * math.pi**2 * sigma**2 * k2) * shift_phases(view, plane)
+    expected = (
+        2
+        * math.pi
+        * sigma**2
+        * torch.exp(-2 * math.pi**2 * sigma**2 * k2)
+        * shift_phases(view, plane)
+    )
     bound = ((centre**2).sum() + 2 * sigma**2) * (2 * math.pi / (PADDING * box)) ** 2 / 12
     assert ((slices - expected).norm(dim=1) / expected.norm(dim=1)).max() < bound
 
@@ -71,10 +94,12 @@ def test_slices_agree_with_the_exact_non_uniform_transform(box):
     volume = torch.randn(box, box, box, generator=torch.Generator().manual_seed(1))
     axis = torch.arange(box) - box // 2
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
-    volume = volume * torch.exp(-(x**2 + y**2 + z**2) / (2 * (box / 8) ** 2))  # a particle fills part of its box
+    volume = volume * torch.exp(
+        -(x**2 + y**2 + z**2) / (2 * (box / 8) ** 2)
+    )  # a particle fills part of its box
     plane = half_plane(box, largest_radius(box))
     rotations = _rotations(20, 3)
-    slices = project(prepare_references(volume[None], plane.radius), rotations, plane)
+    slices = extract_slices(prepare_references(volume[None], plane.radius), rotations, plane)
     exact = exact_slices(volume, rotations, plane.kx, plane.ky)
     correlation = (slices.conj() * exact).real.sum() / (slices.norm() * exact.norm())
     assert correlation > 0.999
@@ -87,9 +112,12 @@ def test_adjoint(box, dimensions):
     plane = half_plane(box, largest_radius(box))
     rotations = _rotations(7, dimensions)
     density = torch.randn(*([box] * dimensions), generator=generator)
-    u = torch.complex(torch.randn(7, len(plane), generator=generator), torch.randn(7, len(plane), generator=generator))
+    u = torch.complex(
+        torch.randn(7, len(plane), generator=generator),
+        torch.randn(7, len(plane), generator=generator),
+    )
     u[:, 0] = u[:, 0].real + 0j  # k = 0 of a real image
-    forward = project(prepare_references(density[None], plane.radius), rotations, plane)
+    forward = extract_slices(prepare_references(density[None], plane.radius), rotations, plane)
     left = (plane.hermitian_weight * (u.conj() * forward).real).double().sum()
     right = (density * backproject(u, rotations, plane, dimensions=dimensions)).double().sum()
     assert left.item() == pytest.approx(right.item(), rel=2e-4)
@@ -102,49 +130,99 @@ def test_numba_kernels_equal_torch_reference(dimensions):
     kx, ky = plane.kx.float(), plane.ky.float()
     rotations, classes = _rotations(6, dimensions), torch.tensor([0, 1, 1, 0, 1, 0])
     references = prepare_references(torch.randn(2, *([box] * dimensions), generator=generator), 9)
-    ours = project(references, rotations, plane, classes=classes)
+    ours = extract_slices(references, rotations, plane, classes=classes)
     theirs = torch_kernels.slices(references.grid, rotations, classes, kx, ky, PADDING)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
 
-    values = torch.randn(6, len(plane), generator=generator) + 1j * torch.randn(6, len(plane), generator=generator)
+    values = torch.randn(6, len(plane), generator=generator) + 1j * torch.randn(
+        6, len(plane), generator=generator
+    )
     weights = torch.rand(6, len(plane), generator=generator)
     sums, other = empty_sums(2, box, 9, dimensions), empty_sums(2, box, 9, dimensions)
     insert_slices(sums, values, weights, rotations, plane, classes=classes)
     half = plane.hermitian_weight / 2
-    torch_kernels.insert(other.num, other.den, values * half, weights * half, rotations, classes, kx, ky, PADDING)
+    torch_kernels.insert(
+        other.num, other.den, values * half, weights * half, rotations, classes, kx, ky, PADDING
+    )
     torch.testing.assert_close(sums.num, other.num, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sums.den, other.den, rtol=1e-4, atol=1e-4)
 
-    shifts, power = torch.randn(6, 2, generator=generator), torch.rand(3, len(plane), generator=generator)
+    shifts, power = (
+        torch.randn(6, 2, generator=generator),
+        torch.rand(3, len(plane), generator=generator),
+    )
     data, images = values[:3].contiguous(), torch.tensor([0, 1, 2, 2, 1, 0])
     out = torch.empty(6, 27)
     cpu.pose_equations(
-        torch.view_as_real(references.grid).numpy(), rotations.numpy(), shifts.numpy(), classes.numpy(), images.numpy(),
-        torch.view_as_real(data).numpy(), power.numpy(), kx.numpy(), ky.numpy(), plane.hermitian_weight.numpy(), len(plane), box, PADDING,
+        torch.view_as_real(references.grid).numpy(),
+        rotations.numpy(),
+        shifts.numpy(),
+        classes.numpy(),
+        images.numpy(),
+        torch.view_as_real(data).numpy(),
+        power.numpy(),
+        kx.numpy(),
+        ky.numpy(),
+        plane.hermitian_weight.numpy(),
+        len(plane),
+        box,
+        PADDING,
         out.numpy(),
-    )  # fmt: skip
-    expected = torch_kernels.pose_equations(
-        references.grid, rotations, shifts, classes, data[images], power[images], kx, ky, plane.hermitian_weight, box, PADDING
     )
-    torch.testing.assert_close(out, expected, rtol=2e-3, atol=1e-2 * expected.abs().max().item() / 100)
+    expected = torch_kernels.pose_equations(
+        references.grid,
+        rotations,
+        shifts,
+        classes,
+        data[images],
+        power[images],
+        kx,
+        ky,
+        plane.hermitian_weight,
+        box,
+        PADDING,
+    )
+    torch.testing.assert_close(
+        out, expected, rtol=2e-3, atol=1e-2 * expected.abs().max().item() / 100
+    )
 
 
 def test_gathering_equals_its_torch_reference_and_moves_images_back():
-    """Entries of several images in several slices, one slice without any; the phases are those of `shift_phases`."""
+    """Entries of several images in several slices, one slice without any; the phases are those of
+    `shift_phases`."""
     box, generator = 20, torch.Generator().manual_seed(6)
     plane = half_plane(box, 9)
     kx, ky = plane.kx.float(), plane.ky.float()
-    data = torch.randn(4, len(plane) + 7, dtype=torch.complex64, generator=generator)  # more samples than are asked for
-    power, weight = torch.rand(4, len(plane) + 7, generator=generator), torch.rand(9, generator=generator)
-    image, shift_px = torch.tensor([0, 1, 1, 3, 2, 0, 3, 3, 1]), 4 * torch.randn(9, 2, generator=generator)
+    data = torch.randn(
+        4, len(plane) + 7, dtype=torch.complex64, generator=generator
+    )  # more samples than are asked for
+    power, weight = (
+        torch.rand(4, len(plane) + 7, generator=generator),
+        torch.rand(9, generator=generator),
+    )
+    image, shift_px = (
+        torch.tensor([0, 1, 1, 3, 2, 0, 3, 3, 1]),
+        4 * torch.randn(9, 2, generator=generator),
+    )
     starts = torch.tensor([0, 2, 2, 6, 9])
     values, weights = torch.empty(4, len(plane), dtype=torch.complex64), torch.empty(4, len(plane))
     cpu.gather(
-        torch.view_as_real(data).numpy(), power.numpy(), image.numpy(), shift_px.numpy(), weight.numpy(), starts.numpy(), kx.numpy(),
-        ky.numpy(), box, torch.view_as_real(values).numpy(), weights.numpy(),
-    )  # fmt: skip
+        torch.view_as_real(data).numpy(),
+        power.numpy(),
+        image.numpy(),
+        shift_px.numpy(),
+        weight.numpy(),
+        starts.numpy(),
+        kx.numpy(),
+        ky.numpy(),
+        box,
+        torch.view_as_real(values).numpy(),
+        weights.numpy(),
+    )
     n = len(plane)
-    theirs = torch_kernels.gather(data[:, :n], power[:, :n], image, shift_px, weight, starts, kx, ky, box)
+    theirs = torch_kernels.gather(
+        data[:, :n], power[:, :n], image, shift_px, weight, starts, kx, ky, box
+    )
     torch.testing.assert_close(values, theirs[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights, theirs[1], rtol=1e-5, atol=1e-6)
     first = sum(weight[e] * data[image[e], :n] * shift_phases(shift_px[e], plane) for e in (0, 1))
@@ -156,14 +234,25 @@ def test_insertion_does_not_depend_on_the_number_of_slabs():
     box, generator = 16, torch.Generator().manual_seed(4)
     plane = half_plane(box, 7)
     rotations, classes = _rotations(9, 3), torch.zeros(9, dtype=torch.long)
-    values, weights = torch.randn(9, len(plane), 2, generator=generator), torch.rand(9, len(plane), generator=generator)
+    values, weights = (
+        torch.randn(9, len(plane), 2, generator=generator),
+        torch.rand(9, len(plane), generator=generator),
+    )
     results = []
     for n_slabs in (1, 3):
         sums = empty_sums(1, box, 7, 3)
         cpu.insert(
-            torch.view_as_real(sums.num).numpy(), sums.den.numpy(), values.numpy(), weights.numpy(), rotations.numpy(), classes.numpy(),
-            plane.kx.float().numpy(), plane.ky.float().numpy(), PADDING, n_slabs,
-        )  # fmt: skip
+            torch.view_as_real(sums.num).numpy(),
+            sums.den.numpy(),
+            values.numpy(),
+            weights.numpy(),
+            rotations.numpy(),
+            classes.numpy(),
+            plane.kx.float().numpy(),
+            plane.ky.float().numpy(),
+            PADDING,
+            n_slabs,
+        )
         results.append(sums)
     assert torch.equal(results[0].num, results[1].num)
     assert torch.equal(results[0].den, results[1].den)
@@ -173,10 +262,18 @@ def test_weights_inserted_are_weights_found():
     box = 16
     plane = half_plane(box, 7)
     sums = empty_sums(1, box, 7, 3)
-    insert_slices(sums, torch.zeros(5, len(plane), dtype=torch.complex64), torch.ones(5, len(plane)), _rotations(5, 3), plane)
+    insert_slices(
+        sums,
+        torch.zeros(5, len(plane), dtype=torch.complex64),
+        torch.ones(5, len(plane)),
+        _rotations(5, 3),
+        plane,
+    )
     den = hermitian_mates(sums).den[0]
     whole_plane = 2 * len(plane) - 1  # every frequency and its mate, k = 0 once
-    assert (2 * den[..., 1:].sum() + den[..., 0].sum()).item() == pytest.approx(5 * whole_plane, rel=1e-5)
+    assert (2 * den[..., 1:].sum() + den[..., 0].sum()).item() == pytest.approx(
+        5 * whole_plane, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("box", [16, 17])
@@ -186,5 +283,7 @@ def test_half_plane_transform_round_trip(box):
     samples = fourier_transform(images, plane)
     filtered = inverse_fourier_transform(samples, plane)  # loses only the corners beyond the radius
     torch.testing.assert_close(fourier_transform(filtered, plane), samples, rtol=1e-4, atol=1e-3)
-    moved = inverse_fourier_transform(samples * shift_phases(torch.tensor([3.0, -2.0]), plane), plane)
+    moved = inverse_fourier_transform(
+        samples * shift_phases(torch.tensor([3.0, -2.0]), plane), plane
+    )
     torch.testing.assert_close(moved, filtered.roll((-2, 3), dims=(-2, -1)), rtol=1e-4, atol=1e-4)

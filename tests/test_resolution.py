@@ -23,16 +23,24 @@ def _noise(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def _coloured(box: int, dimensions: int, *, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _coloured(
+    box: int, dimensions: int, *, seed: int, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """White noise given an amplitude that falls as exp(-s / 6)."""
     shells = shell_index(box, dimensions)
-    transform = torch.fft.rfftn(_noise(*(box,) * dimensions, seed=seed, dtype=dtype)) * torch.exp(-shells / 6)
+    transform = torch.fft.rfftn(_noise(*(box,) * dimensions, seed=seed, dtype=dtype)) * torch.exp(
+        -shells / 6
+    )
     return torch.fft.irfftn(transform, s=(box,) * dimensions).to(dtype)
 
 
 @pytest.mark.parametrize("box", [40, 41])
-@pytest.mark.parametrize(("dimensions", "dtype"), [(2, torch.float64), (3, torch.float32), (3, torch.float64)])
-def test_fsc_of_signal_plus_independent_noise_is_ssnr_over_one_plus_ssnr(box: int, dimensions: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dimensions", "dtype"), [(2, torch.float64), (3, torch.float32), (3, torch.float64)]
+)
+def test_fsc_of_signal_plus_independent_noise_is_ssnr_over_one_plus_ssnr(
+    box: int, dimensions: int, dtype: torch.dtype
+) -> None:
     signal = _coloured(box, dimensions, seed=1, dtype=dtype)
     size = (box,) * dimensions
     scale = 0.3
@@ -42,8 +50,12 @@ def test_fsc_of_signal_plus_independent_noise_is_ssnr_over_one_plus_ssnr(box: in
     ssnr = shell_power(signal.unsqueeze(0))[0] / (scale**2 * box**dimensions)
     expected = ssnr / (1 + ssnr)
     shells = shell_index(box, dimensions)
-    samples = torch.bincount(shells.flatten())[: box // 2 + 1]  # about the independent complex coefficients of a shell
-    error = (1 - expected**2) / samples.sqrt()  # of a correlation coefficient of n samples, doubled below
+    samples = torch.bincount(shells.flatten())[
+        : box // 2 + 1
+    ]  # about the independent complex coefficients of a shell
+    error = (
+        1 - expected**2
+    ) / samples.sqrt()  # of a correlation coefficient of n samples, doubled below
     deviation = (curve.correlation - expected).abs()[1:] / error[1:]
     assert deviation.max() < 4
     assert deviation.mean() < 1.2
@@ -66,18 +78,30 @@ def test_each_coefficient_counts_once(shape: tuple[int, ...]) -> None:
         power = np.sqrt((np.abs(fa[inside]) ** 2).sum() * (np.abs(fb[inside]) ** 2).sum())
         expected.append((fa[inside] * fb[inside].conj()).real.sum() / power)
     expected[0] = 1
-    np.testing.assert_allclose(fourier_shell_correlation(a, b, pixel_size_angstrom=1.0).correlation, expected, atol=1e-12)
+    np.testing.assert_allclose(
+        fourier_shell_correlation(a, b, pixel_size_angstrom=1.0).correlation, expected, atol=1e-12
+    )
 
 
 def test_identical_maps_give_one_opposite_maps_minus_one_and_scale_does_not_matter() -> None:
     a = _noise(20, 20, 20, seed=6)
-    torch.testing.assert_close(fourier_shell_correlation(a, 3 * a + 2, pixel_size_angstrom=1.0).correlation, torch.ones(11).double())
+    torch.testing.assert_close(
+        fourier_shell_correlation(a, 3 * a + 2, pixel_size_angstrom=1.0).correlation,
+        torch.ones(11).double(),
+    )
     assert fourier_shell_correlation(a, -a, pixel_size_angstrom=1.0).correlation[1:].max() == -1
-    assert fourier_shell_correlation(a, torch.zeros_like(a), pixel_size_angstrom=1.0).correlation[1:].abs().max() == 0
+    assert (
+        fourier_shell_correlation(a, torch.zeros_like(a), pixel_size_angstrom=1.0)
+        .correlation[1:]
+        .abs()
+        .max()
+        == 0
+    )
 
 
 def test_a_shift_turns_the_phases_as_the_shift_theorem_says() -> None:
-    """Shifted by t along x, white maps have FSC(s) = mean of cos(2 pi kx t / N) over the shell: sinc(2 s t / N) in 3D."""
+    """Shifted by t along x, white maps have FSC(s) = mean of cos(2 pi kx t / N) over the shell:
+    sinc(2 s t / N) in 3D."""
     box, shift = 64, 1
     a = _noise(box, box, box, seed=7)
     curve = fourier_shell_correlation(a, a.roll(shift, 2), pixel_size_angstrom=1.0)
@@ -87,13 +111,20 @@ def test_a_shift_turns_the_phases_as_the_shift_theorem_says() -> None:
 
 def test_batches_are_their_pairs() -> None:
     a, b = _noise(3, 18, 18, seed=8), _noise(3, 18, 18, seed=9)
-    each = torch.stack([fourier_shell_correlation(x, y, pixel_size_angstrom=1.0).correlation for x, y in zip(a, b, strict=True)])
+    each = torch.stack(
+        [
+            fourier_shell_correlation(x, y, pixel_size_angstrom=1.0).correlation
+            for x, y in zip(a, b, strict=True)
+        ]
+    )
     torch.testing.assert_close(shell_correlations(a, b), each)
 
 
 def test_resolution_is_the_first_crossing_interpolated() -> None:
     def at(values: list[float], threshold: float) -> float:
-        return resolution_at(Curve(box=20, pixel_size_angstrom=3.0, correlation=torch.tensor(values)), threshold)
+        return resolution_at(
+            Curve(box=20, pixel_size_angstrom=3.0, correlation=torch.tensor(values)), threshold
+        )
 
     assert at([1, 0.9, 0.7, 0.3, 0.8, 0.1], 0.5) == pytest.approx(60 / 2.5)
     assert at([1, 0.9, 0.7, 0.5, 0.3, 0.1], 0.5) == pytest.approx(60 / 3)
@@ -114,18 +145,23 @@ def test_ssnr_of_the_sum_is_twice_that_of_a_half_and_stays_finite() -> None:
 def test_randomised_phases_keep_amplitudes_and_lose_the_correlation(box: int) -> None:
     volume = _coloured(box, 3, seed=10)
     random = phase_randomise(volume, 6, torch.Generator().manual_seed(11))
-    torch.testing.assert_close(shell_power(random[None]), shell_power(volume[None]), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        shell_power(random[None]), shell_power(volume[None]), rtol=1e-3, atol=1e-6
+    )
     curve = fourier_shell_correlation(volume, random, pixel_size_angstrom=1.0).correlation
     assert curve[:6].min() > 0.9999
     assert curve[6:].abs().max() < 0.3
 
 
 def test_the_mask_correction_takes_out_what_the_mask_put_in() -> None:
-    """Two maps of independent noise beyond shell 10 agree there by a tight mask alone; the corrected curve must not."""
+    """Two maps of independent noise beyond shell 10 agree there by a tight mask alone; the
+    corrected curve must not."""
     box = 48
     shells = shell_index(box, 3)
     inside = soft_sphere(box, radius_px=8, edge_px=2)
-    common = torch.fft.irfftn(torch.fft.rfftn(_coloured(box, 3, seed=12) * inside) * (shells <= 10), s=(box,) * 3)
+    common = torch.fft.irfftn(
+        torch.fft.rfftn(_coloured(box, 3, seed=12) * inside) * (shells <= 10), s=(box,) * 3
+    )
     halves = [common + 0.002 * _noise(box, box, box, seed=seed) for seed in (13, 14)]
     mask = soft_sphere(box, radius_px=7, edge_px=1)
     curves = half_map_curves(*halves, pixel_size_angstrom=2.0, mask=mask)
@@ -152,14 +188,22 @@ def test_the_star_is_read_by_an_independent_reader(tmp_path) -> None:
     import starfile
 
     a, b = _coloured(16, 3, seed=15), _coloured(16, 3, seed=16)
-    curves = half_map_curves(a, (a + b), pixel_size_angstrom=2.0, mask=soft_sphere(16, radius_px=5, edge_px=2))
+    curves = half_map_curves(
+        a, (a + b), pixel_size_angstrom=2.0, mask=soft_sphere(16, radius_px=5, edge_px=2)
+    )
     write_fsc_star(tmp_path / "fsc.star", curves)
     blocks = starfile.read(tmp_path / "fsc.star")
     table = blocks["fsc"]
-    assert float(blocks["general"]["rlnFinalResolution"]) == pytest.approx(resolution_at(curves.final, 0.143), abs=1e-5)
+    assert float(blocks["general"]["rlnFinalResolution"]) == pytest.approx(
+        resolution_at(curves.final, 0.143), abs=1e-5
+    )
     np.testing.assert_array_equal(table["rlnSpectralIndex"], np.arange(9))
-    np.testing.assert_allclose(table["rlnFourierShellCorrelationUnmaskedMaps"], curves.unmasked.correlation, atol=1e-6)
-    np.testing.assert_allclose(table["rlnFourierShellCorrelationCorrected"], curves.corrected.correlation, atol=1e-6)
+    np.testing.assert_allclose(
+        table["rlnFourierShellCorrelationUnmaskedMaps"], curves.unmasked.correlation, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        table["rlnFourierShellCorrelationCorrected"], curves.corrected.correlation, atol=1e-6
+    )
     np.testing.assert_allclose(table["rlnAngstromResolution"][1:], 32 / np.arange(1, 9), atol=1e-5)
 
 
@@ -179,7 +223,9 @@ def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None
     app = typer.Typer()
     app.command()(fsc)
     maps = [str(tmp_path / "a.mrc"), str(tmp_path / "b.mrc")]
-    result = CliRunner().invoke(app, [*maps, "--diameter", "30", "--out", str(tmp_path / "fsc.star")])
+    result = CliRunner().invoke(
+        app, [*maps, "--diameter", "30", "--out", str(tmp_path / "fsc.star")]
+    )
     assert result.exit_code == 0, result.output
     half = resolution_at(fourier_shell_correlation(a, b, pixel_size_angstrom=2.0), 0.5)
     assert f"{half:.2f}" in result.output.splitlines()[1]

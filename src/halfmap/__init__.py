@@ -1,26 +1,24 @@
 """halfmap: cryo-EM single-particle reconstruction and classification.
 
-One engine; the methods are combinations of score, assignment, update and search. Every command of the command line is a
-function here of the same name; heavy imports happen on first use.
+One engine; the methods are combinations of score, assignment, update and search. Every command of
+the command line is a function here of the same name; heavy imports happen on first use.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 
 __version__ = "0.1.0"
 
 # public name -> module that defines it; resolved lazily so that `import halfmap` stays light
 _PUBLIC = {
     "InputError": "halfmap.errors",
-    "abinitio": "halfmap.algorithms.abinitio",
-    "refine": "halfmap.algorithms.refine3d",
-    "class3d": "halfmap.algorithms.class3d",
-    "class2d": "halfmap.algorithms.class2d",
-    "reconstruct": "halfmap.algorithms.reconstruct3d",
-    "restore": "halfmap.restore",
-    "simulate": "halfmap.algorithms.simulation",
-    "project": "halfmap.reproject",
+    "abinitio": "halfmap.commands.abinitio",
+    "refine": "halfmap.commands.refine",
+    "class3d": "halfmap.commands.class3d",
+    "class2d": "halfmap.commands.class2d",
+    "reconstruct": "halfmap.commands.reconstruct",
+    "restore": "halfmap.commands.restore",
+    "simulate": "halfmap.commands.simulate",
+    "project": "halfmap.commands.project",
     "load_particles": "halfmap.particles",
 }
 
@@ -35,14 +33,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Importing the submodule `halfmap.restore` must not hide the function `halfmap.restore`: such names stay functions."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,8 +1,10 @@
-"""Laying one map onto another, whatever its frame and hand; finding the axes of a map that was made without its symmetry.
+"""Laying one map onto another, whatever its frame and hand; finding the axes of a map that was made
+without its symmetry.
 
-Both are searches for a rotation Q and a shift t: the map `V'(x) = V(Q x + t)` is compared with another map, or with its own symmetry mates
-`V'(S x)`. Maps are compared on central slices B in random directions, where V' has V's slice at A = B Q^T, moved by (A t)_xy. The score is
-the correlation on shells 1..r, all shells whitened: the mean FSC weighted by the shells' sizes.
+Both are searches for a rotation Q and a shift t: the map `V'(x) = V(Q x + t)` is compared with
+another map, or with its own symmetry mates `V'(S x)`. Maps are compared on central slices B in
+random directions, where V' has V's slice at A = B Q^T, moved by (A t)_xy. The score is the
+correlation on shells 1..r, all shells whitened: the mean FSC weighted by the shells' sizes.
 """
 
 import math
@@ -17,7 +19,7 @@ from torch import Tensor
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, shell_mean, shift_phases
 from halfmap.likelihood import squared_modulus
-from halfmap.projection import FourierReferences, prepare_references, project
+from halfmap.projection import FourierReferences, extract_slices, prepare_references
 from halfmap.so3 import compose, orientation_grid, random_rotations, rotation_vector_to_matrix
 
 _PLANES = 16  # directions of slices on which maps are compared
@@ -32,15 +34,16 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Alignment:
-    """`V'(x) = V(Q x + t)`, x in pixels from the centre; where `mirrored`, V stands for the mirror image V(-x) of the map. `correlation`
-    tells how alike the two maps are, or the map and its mates."""
+    """`V'(x) = V(Q x + t)`, x in pixels from the centre; where `mirrored`, V stands for the mirror
+    image V(-x) of the map. `correlation` tells how alike the two maps are, or the map and its
+    mates."""
 
     rotation: Float[Tensor, "3 3"]
     shift_px: Float[Tensor, " 3"]
     mirrored: bool
     correlation: float
 
-    def of_map(self, volume: Float[Tensor, "N N N"]) -> Float[Tensor, "N N N"]:
+    def apply_to_map(self, volume: Float[Tensor, "N N N"]) -> Float[Tensor, "N N N"]:
         """V' by cubic splines, zero where V has nothing."""
         from scipy.ndimage import affine_transform
 
@@ -51,38 +54,56 @@ class Alignment:
         moved = affine_transform(volume.cpu().double().numpy(), turn, offset=offset, order=3)
         return torch.from_numpy(moved).to(volume)
 
-    def of_poses(
+    def apply_to_poses(
         self, rotations: Float[Tensor, "n 3 3"], shift_px: Float[Tensor, "n 2"]
     ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 2"]]:
         """Poses that show V' as the given ones show the map: `A Q`, centred by `t_i - (A t)_xy`."""
         if self.mirrored:
             rotations = mirror_poses(rotations)
-        return compose(rotations, self.rotation.to(rotations)), shift_px - (rotations @ self.shift_px.to(rotations))[:, :2]
+        return compose(rotations, self.rotation.to(rotations)), shift_px - (
+            rotations @ self.shift_px.to(rotations)
+        )[:, :2]
 
 
 def mirror(volume: Float[Tensor, "*b N N N"]) -> Float[Tensor, "*b N N N"]:
-    """The other hand, V(-x). Inversion commutes with every rotation: symmetry axes stay where they are."""
+    """The other hand, V(-x). Inversion commutes with every rotation: symmetry axes stay where they
+    are."""
     inverted = volume.flip((-3, -2, -1))
-    return inverted.roll((1, 1, 1), (-3, -2, -1)) if volume.shape[-1] % 2 == 0 else inverted  # the centre N // 2 stays where it is
+    return (
+        inverted.roll((1, 1, 1), (-3, -2, -1)) if volume.shape[-1] % 2 == 0 else inverted
+    )  # the centre N // 2 stays where it is
 
 
 def mirror_poses(rotations: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
-    """Orientations that show the same projections of the other hand: A turned by 180 degrees in the plane."""
+    """Orientations that show the same projections of the other hand: A turned by 180 degrees in the
+    plane."""
     return rotations.new_tensor([-1.0, -1.0, 1.0])[:, None] * rotations
 
 
 def align(
-    volume: Float[Tensor, "N N N"], onto: Float[Tensor, "N N N"], *, radius: int, diameter_px: float, either_hand: bool = True
+    volume: Float[Tensor, "N N N"],
+    onto: Float[Tensor, "N N N"],
+    *,
+    radius: int,
+    diameter_px: float,
+    either_hand: bool = True,
 ) -> Alignment:
-    """How `volume` must be laid to agree best with `onto` on shells up to `radius`; of either hand, if asked for, the better.
+    """How `volume` must be laid to agree best with `onto` on shells up to `radius`; of either hand,
+    if asked for, the better.
 
     Raises:
         InputError: the maps differ in size.
     """
     if volume.shape != onto.shape:
-        raise InputError(f"maps to align: expected two of one size, got {tuple(volume.shape)} and {tuple(onto.shape)}")
+        raise InputError(
+            f"maps to align: expected two of one size, got {tuple(volume.shape)} and "
+            f"{tuple(onto.shape)}"
+        )
     volume, onto = volume.cpu(), onto.cpu()  # a few thousand small slices: not worth an accelerator
-    hands = [_aligned(v, onto, radius, diameter_px) for v in ([volume, mirror(volume)] if either_hand else [volume])]
+    hands = [
+        _aligned(v, onto, radius, diameter_px)
+        for v in ([volume, mirror(volume)] if either_hand else [volume])
+    ]
     best = max(range(len(hands)), key=lambda h: hands[h].correlation)
     return replace(hands[best], mirrored=best == 1)
 
@@ -93,7 +114,7 @@ def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> A
     middle, target = centre_of_mass_px(volume), centre_of_mass_px(onto)
 
     def score_on(plane: HalfPlane) -> Score:
-        wanted = project(fixed, directions, plane)
+        wanted = extract_slices(fixed, directions, plane)
 
         def score(q: Tensor, t: Tensor) -> Tensor:
             return _correlation(_slices(moving, q, t, directions, plane), wanted[None], plane)
@@ -106,29 +127,55 @@ def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> A
     return _best(score_on, shift_for, radius, onto.shape[-1], diameter_px)
 
 
-def find_axes(volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"], *, radius: int, diameter_px: float) -> Alignment:
-    """How a map must be laid to have its symmetry axes where the group has them; `correlation` is that with its symmetry mates, on shells
-    up to `radius`."""
+def find_axes(
+    volume: Float[Tensor, "N N N"],
+    matrices: Float[Tensor, "G 3 3"],
+    *,
+    radius: int,
+    diameter_px: float,
+) -> Alignment:
+    """How a map must be laid to have its symmetry axes where the group has them; `correlation` is
+    that with its symmetry mates, on shells up to `radius`."""
     moving, directions = prepare_references(volume.cpu()[None], radius), _directions()
     mates = matrices[1:].float().cpu()
     if len(mates) > _MATES:
-        mates = mates[torch.randperm(len(mates), generator=torch.Generator().manual_seed(0))[:_MATES]]
+        mates = mates[
+            torch.randperm(len(mates), generator=torch.Generator().manual_seed(0))[:_MATES]
+        ]
     middle = centre_of_mass_px(volume)
 
     def score_on(plane: HalfPlane) -> Score:
         def score(q: Tensor, t: Tensor) -> Tensor:
             own = _slices(moving, q, t, directions, plane)
-            return torch.stack([_correlation(_slices(moving, q, t, compose(directions, m), plane), own, plane) for m in mates]).mean(0)
+            return torch.stack(
+                [
+                    _correlation(_slices(moving, q, t, compose(directions, m), plane), own, plane)
+                    for m in mates
+                ]
+            ).mean(0)
 
         return score
 
-    one_axis = bool((mates[:, 2, 2] > 1 - 1e-6).all())  # then V' may be turned about z, and its mates agree as well
-    return _best(score_on, lambda q: middle.expand(len(q), 3), radius, volume.shape[-1], diameter_px, by_axis=one_axis)
+    one_axis = bool(
+        (mates[:, 2, 2] > 1 - 1e-6).all()
+    )  # then V' may be turned about z, and its mates agree as well
+    return _best(
+        score_on,
+        lambda q: middle.expand(len(q), 3),
+        radius,
+        volume.shape[-1],
+        diameter_px,
+        by_axis=one_axis,
+    )
 
 
-def symmetrised(volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"]) -> Float[Tensor, "N N N"]:
+def symmetrised(
+    volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"]
+) -> Float[Tensor, "N N N"]:
     """The mean of a map over its symmetry mates, V(S x), by cubic splines."""
-    mates = [Alignment(m.float(), torch.zeros(3), False, 1.0).of_map(volume) for m in matrices[1:]]
+    mates = [
+        Alignment(m.float(), torch.zeros(3), False, 1.0).apply_to_map(volume) for m in matrices[1:]
+    ]
     return torch.stack([volume, *mates]).mean(0)
 
 
@@ -140,7 +187,7 @@ def centre_of_mass_px(volume: Float[Tensor, "N N N"]) -> Float[Tensor, " 3"]:
     return torch.stack(moments) / mass.sum().clamp(min=1e-20)
 
 
-# --- the search -----------------------------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 def _directions() -> Float[Tensor, "m 3 3"]:
@@ -148,17 +195,25 @@ def _directions() -> Float[Tensor, "m 3 3"]:
 
 
 def _slices(
-    moving: FourierReferences, q: Float[Tensor, "g 3 3"], t: Float[Tensor, "g 3"], directions: Float[Tensor, "m 3 3"], plane: HalfPlane
+    moving: FourierReferences,
+    q: Float[Tensor, "g 3 3"],
+    t: Float[Tensor, "g 3"],
+    directions: Float[Tensor, "m 3 3"],
+    plane: HalfPlane,
 ) -> Complex[Tensor, "g m J"]:
     """Slices of V' in each direction B, for each Q and t."""
     rotations = compose(directions, q[:, None].mT)
     device = moving.grid.device
-    slices = project(moving, rotations.flatten(0, 1).to(device), plane).view(len(q), len(directions), -1)
+    slices = extract_slices(moving, rotations.flatten(0, 1).to(device), plane).view(
+        len(q), len(directions), -1
+    )
     away = (rotations @ t[:, None, :, None])[..., :2, 0]
     return slices * shift_phases(-away.to(device), plane)
 
 
-def _correlation(a: Complex[Tensor, "g m J"], b: Complex[Tensor, "#g m J"], plane: HalfPlane) -> Float[Tensor, " g"]:
+def _correlation(
+    a: Complex[Tensor, "g m J"], b: Complex[Tensor, "#g m J"], plane: HalfPlane
+) -> Float[Tensor, " g"]:
     """Mean FSC over shells 1.., weighted by the shells' sizes."""
     n = plane.radius + 1
 
@@ -166,18 +221,28 @@ def _correlation(a: Complex[Tensor, "g m J"], b: Complex[Tensor, "#g m J"], plan
         return shell_mean(values.sum(1), plane.shell, n)
 
     cross = by_shell((a * b.conj()).real)
-    fsc = cross / (by_shell(squared_modulus(a)) * by_shell(squared_modulus(b))).sqrt().clamp(min=1e-20)
+    fsc = cross / (by_shell(squared_modulus(a)) * by_shell(squared_modulus(b))).sqrt().clamp(
+        min=1e-20
+    )
     size = torch.bincount(plane.shell, minlength=n).float()
     return (fsc[:, 1:] @ size[1:] / size[1:].sum()).cpu()
 
 
 def _best(
-    score_on: Callable[[HalfPlane], Score], shift_for: Callable[[Tensor], Tensor], radius: int, box: int, diameter_px: float, *,
+    score_on: Callable[[HalfPlane], Score],
+    shift_for: Callable[[Tensor], Tensor],
+    radius: int,
+    box: int,
+    diameter_px: float,
+    *,
     by_axis: bool = False,
-) -> Alignment:  # fmt: skip
-    """The best rotation and shift: a grid of rotations on few shells, the best of them climbed there, the best of these on all shells.
-    `by_axis`: only where the z axis goes matters, and the starts differ in that."""
-    few = min(radius, max(3, math.ceil(1.6 * box / diameter_px / math.radians(15))))  # what 15 degrees resolve
+) -> Alignment:
+    """The best rotation and shift: a grid of rotations on few shells, the best of them climbed
+    there, the best of these on all shells. `by_axis`: only where the z axis goes matters, and the
+    starts differ in that."""
+    few = min(
+        radius, max(3, math.ceil(1.6 * box / diameter_px / math.radians(15)))
+    )  # what 15 degrees resolve
     coarse, score = half_plane(box, few), score_on(half_plane(box, few))
     grid = orientation_grid(_GRID_ORDER).rotations
     size = max(1, _SLICES_AT_ONCE // _PLANES)
@@ -185,9 +250,14 @@ def _best(
     if by_axis:  # in-plane angles of one direction lie side by side in the grid
         psi = 6 * 2**_GRID_ORDER
         best = values.view(-1, psi).max(1)
-        grid, values = grid.view(-1, psi, 3, 3)[torch.arange(len(best.indices)), best.indices], best.values
+        grid, values = (
+            grid.view(-1, psi, 3, 3)[torch.arange(len(best.indices)), best.indices],
+            best.values,
+        )
     starts = grid[torch.topk(values, _STARTS).indices]
-    q, t, value = _climb(score, starts, shift_for(starts), step_deg=7.5, step_px=box / (8 * coarse.radius))
+    q, t, value = _climb(
+        score, starts, shift_for(starts), step_deg=7.5, step_px=box / (8 * coarse.radius)
+    )
     last = score_on(half_plane(box, radius))
     top = torch.topk(value, 4).indices
     q, t, value = _climb(last, q[top], t[top], step_deg=3.75, step_px=box / (16 * coarse.radius))
@@ -196,22 +266,33 @@ def _best(
 
 
 def _climb(
-    score: Score, q: Float[Tensor, "n 3 3"], t: Float[Tensor, "n 3"], *, step_deg: float, step_px: float
+    score: Score,
+    q: Float[Tensor, "n 3 3"],
+    t: Float[Tensor, "n 3"],
+    *,
+    step_deg: float,
+    step_px: float,
 ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"], Float[Tensor, " n"]]:
-    """Compass search: each start moves to the best of its 12 neighbours, a step along or against each of six axes, and halves its steps
-    where none is better."""
+    """Compass search: each start moves to the best of its 12 neighbours, a step along or against
+    each of six axes, and halves its steps where none is better."""
     sides = torch.cat([torch.eye(6), -torch.eye(6)])
     q, t = q.clone(), t.clone()
     value, scale = score(q, t), torch.ones(len(q))
     while bool((active := torch.nonzero(scale * step_deg > _LEAST_STEP_DEG)[:, 0]).numel()):
         move = sides * scale[active, None, None]
-        turned = compose(rotation_vector_to_matrix(move[..., :3] * math.radians(step_deg)), q[active, None])
+        turned = compose(
+            rotation_vector_to_matrix(move[..., :3] * math.radians(step_deg)), q[active, None]
+        )
         moved = t[active, None] + move[..., 3:] * step_px
         neighbours = score(turned.flatten(0, 1), moved.flatten(0, 1)).view(len(active), -1)
         best = neighbours.max(1)
         better = best.values > value[active] + 1e-6
         row = torch.arange(len(active))
         won, place = active[better], best.indices[better]
-        q[won], t[won], value[won] = turned[row[better], place], moved[row[better], place], best.values[better]
+        q[won], t[won], value[won] = (
+            turned[row[better], place],
+            moved[row[better], place],
+            best.values[better],
+        )
         scale[active[~better]] /= 2
     return q, t, value

@@ -1,7 +1,8 @@
 """Shards of particles and the reduction of sums: all that several processes would need of the loop.
 
-With `torch.distributed` initialised (one process per GPU or node) every process takes its share of the particles and the sums are added
-over all; alone, a process takes everything and adding is the identity.
+With `torch.distributed` initialised (one process per GPU or node) every process takes its share of
+the particles and the sums are added over all; alone, a process takes everything and adding is the
+identity.
 """
 
 import torch
@@ -15,7 +16,8 @@ def _world() -> tuple[int, int]:
 
 
 def my_share(index: Tensor) -> Tensor:
-    """The part of an index of particles that this process works on: every world-size-th, from its rank."""
+    """The part of an index of particles that this process works on: every world-size-th, from its
+    rank."""
     rank, size = _world()
     return index[rank::size]
 

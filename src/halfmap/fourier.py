@@ -16,10 +16,12 @@ from halfmap.errors import InputError
 
 @dataclass(frozen=True)
 class HalfPlane:
-    """The J integer frequencies of one half of an N x N transform inside a radius, sorted by |k|; sample 0 is k = 0.
+    """The J integer frequencies of one half of an N x N transform inside a radius, sorted by |k|;
+    sample 0 is k = 0.
 
-    A lower resolution is a prefix: `plane.size(r)` samples lie in shells 0..r, where shell = round(|k|).
-    `hermitian_weight` is 1 for k = 0 and 2 elsewhere: the half-plane sum with it equals the sum over the whole plane.
+    A lower resolution is a prefix: `plane.size(r)` samples lie in shells 0..r, where shell =
+    round(|k|). `hermitian_weight` is 1 for k = 0 and 2 elsewhere: the half-plane sum with it equals
+    the sum over the whole plane.
     """
 
     box: int
@@ -37,36 +39,51 @@ class HalfPlane:
         """Number of samples in shells 0..radius."""
         return self.shell_sizes[min(radius, self.radius)]
 
-    def frequencies(self, pixel_size_angstrom: float) -> tuple[Float[Tensor, " J"], Float[Tensor, " J"]]:
+    def frequencies(
+        self, pixel_size_angstrom: float
+    ) -> tuple[Float[Tensor, " J"], Float[Tensor, " J"]]:
         """(kx, ky) in 1/Angstrom."""
         scale = 1.0 / (self.box * pixel_size_angstrom)
         return self.kx * scale, self.ky * scale
 
 
 def largest_radius(box: int) -> int:
-    """Last shell whose every sample, and its neighbours on a padded grid, stay clear of Nyquist, as projections need: N // 2 - 1."""
+    """Last shell whose every sample, and its neighbours on a padded grid, stay clear of Nyquist, as
+    projections need: N // 2 - 1."""
     return box // 2 - 1
 
 
 @lru_cache(maxsize=32)
 def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> HalfPlane:
-    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= (N - 1) // 2`, sorted by |k|."""
+    """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= (N - 1) // 2`,
+    sorted by |k|."""
     limit = (box - 1) // 2
     if not 1 <= radius <= limit:
-        raise InputError(f"radius: expected 1 to {limit} Fourier pixels for a box of {box}, got {radius}")
+        raise InputError(
+            f"radius: expected 1 to {limit} Fourier pixels for a box of {box}, got {radius}"
+        )
     axis = torch.arange(-radius, radius + 1)
     ky, kx = torch.meshgrid(axis, axis[radius:], indexing="ij")
     ky, kx = ky.reshape(-1), kx.reshape(-1)
     shell = torch.sqrt((kx**2 + ky**2).double()).round().long()
     keep = (shell <= radius) & ((kx > 0) | (ky >= 0))
     kx, ky, shell = kx[keep], ky[keep], shell[keep]
-    # by shell, then by angle, so that a prefix is a disc and neighbours in memory are neighbours in the plane
+    # by shell, then by angle, so that a prefix is a disc and neighbours in memory are neighbours in
+    # the plane
     order = torch.argsort(shell.double() * 10 + torch.atan2(ky.double(), kx.double()), stable=True)
     kx, ky, shell = kx[order], ky[order], shell[order]
     weight = torch.full((len(kx),), 2.0)
     weight[0] = 1.0
     sizes = torch.cumsum(torch.bincount(shell, minlength=radius + 1), 0)
-    return HalfPlane(box, radius, kx.to(device), ky.to(device), shell.to(device), weight.to(device), tuple(int(s) for s in sizes))
+    return HalfPlane(
+        box,
+        radius,
+        kx.to(device),
+        ky.to(device),
+        shell.to(device),
+        weight.to(device),
+        tuple(int(s) for s in sizes),
+    )
 
 
 def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Complex[Tensor, "B J"]:
@@ -74,14 +91,19 @@ def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Compl
     if images.shape[-1] != plane.box:
         raise InputError(f"images: expected a box of {plane.box} pixels, got {images.shape[-1]}")
     transform = torch.fft.rfft2(images)
-    samples = transform.flatten(1).index_select(1, (plane.ky % plane.box) * transform.shape[-1] + plane.kx)
+    samples = transform.flatten(1).index_select(
+        1, (plane.ky % plane.box) * transform.shape[-1] + plane.kx
+    )
     # the centre is brought to 0 by a phase on J samples: less work than moving N^2 pixels
     angle = ((plane.kx + plane.ky) * (plane.box // 2) % plane.box) * (2 * torch.pi / plane.box)
     return samples.mul_(torch.polar(torch.ones_like(angle), angle))
 
 
-def inverse_fourier_transform(samples: Complex[Tensor, "B J"], plane: HalfPlane) -> Float[Tensor, "B N N"]:
-    """Images whose transform is `samples` on the half-plane (and its conjugate mates) and zero elsewhere."""
+def inverse_fourier_transform(
+    samples: Complex[Tensor, "B J"], plane: HalfPlane
+) -> Float[Tensor, "B N N"]:
+    """Images whose transform is `samples` on the half-plane (and its conjugate mates) and zero
+    elsewhere."""
     n = plane.box
     transform = samples.new_zeros(len(samples), n, n // 2 + 1)
     transform[:, plane.ky % n, plane.kx] = samples
@@ -91,13 +113,16 @@ def inverse_fourier_transform(samples: Complex[Tensor, "B J"], plane: HalfPlane)
 
 
 def shift_phases(shift_px: Float[Tensor, "*T 2"], plane: HalfPlane) -> Complex[Tensor, "*T J"]:
-    """`exp(-2 pi i k.t / N)`: multiplying a transform by it moves the image by t = (x, y) pixels."""
+    """`exp(-2 pi i k.t / N)`: multiplying a transform by it moves the image by t = (x, y)
+    pixels."""
     k = torch.stack([plane.kx, plane.ky]).to(shift_px.dtype)
     angle = shift_px @ k * (-2 * torch.pi / plane.box)
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def shell_index(box: int, dimensions: int, device: torch.device | str = "cpu") -> Int[Tensor, "..."]:
+def shell_index(
+    box: int, dimensions: int, device: torch.device | str = "cpu"
+) -> Int[Tensor, "..."]:
     """round(|k|) on the rfftn layout of an N^d box."""
     full = torch.fft.fftfreq(box, 1.0 / box, dtype=torch.float64, device=device)
     half = torch.arange(box // 2 + 1, dtype=torch.float64, device=device)
@@ -105,17 +130,25 @@ def shell_index(box: int, dimensions: int, device: torch.device | str = "cpu") -
     return torch.sqrt(sum((a**2 for a in axes), torch.zeros_like(axes[0]))).round().long()
 
 
-def shell_mean(values: Float[Tensor, "... J"], shell: Int[Tensor, " J"], n_shells: int) -> Float[Tensor, "... S"]:
+def shell_mean(
+    values: Float[Tensor, "... J"], shell: Int[Tensor, " J"], n_shells: int
+) -> Float[Tensor, "... S"]:
     """Mean over the samples of each shell; shells without samples get 0."""
     total = values.new_zeros(*values.shape[:-1], n_shells).index_add_(-1, shell, values)
-    count = values.new_zeros(n_shells).index_add_(0, shell, torch.ones_like(shell, dtype=values.dtype))
+    count = values.new_zeros(n_shells).index_add_(
+        0, shell, torch.ones_like(shell, dtype=values.dtype)
+    )
     return total / count.clamp(min=1)
 
 
 def filter_shells(
-    density: Float[Tensor, "*b N N"] | Float[Tensor, "*b N N N"], gain: Float[Tensor, " S"], *, dimensions: int
+    density: Float[Tensor, "*b N N"] | Float[Tensor, "*b N N N"],
+    gain: Float[Tensor, " S"],
+    *,
+    dimensions: int,
 ) -> Float[Tensor, "..."]:
-    """Multiply the transform by a radial gain given per shell, interpolated linearly in |k|; beyond the last shell it is 0."""
+    """Multiply the transform by a radial gain given per shell, interpolated linearly in |k|; beyond
+    the last shell it is 0."""
     n = density.shape[-1]
     axes = tuple(range(-dimensions, 0))
     full = torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64, device=density.device)
@@ -126,15 +159,26 @@ def filter_shells(
     low = radius.floor().clamp(max=len(gain)).long()
     fraction = (radius - low).clamp(max=1.0)
     values = (table[low] * (1 - fraction) + table[low + 1] * fraction).to(density.dtype)
-    return torch.fft.irfftn(torch.fft.rfftn(density, dim=axes) * values, s=density.shape[-dimensions:], dim=axes)
+    return torch.fft.irfftn(
+        torch.fft.rfftn(density, dim=axes) * values, s=density.shape[-dimensions:], dim=axes
+    )
 
 
 def lowpass(
-    density: Float[Tensor, "..."], resolution_angstrom: float, pixel_size_angstrom: float, *, dimensions: int
+    density: Float[Tensor, "..."],
+    resolution_angstrom: float,
+    pixel_size_angstrom: float,
+    *,
+    dimensions: int,
 ) -> Float[Tensor, "..."]:
-    """Low-pass filter at a resolution, with a raised-cosine edge two Fourier pixels to each side of it."""
+    """Low-pass filter at a resolution, with a raised-cosine edge two Fourier pixels to each side of
+    it."""
     n = density.shape[-1]
     cut = n * pixel_size_angstrom / resolution_angstrom
     radius = torch.arange(n // 2 + 1, dtype=torch.float64, device=density.device)
     edge = ((radius - cut) / 2).clamp(-1, 1)
-    return filter_shells(density, (0.5 - 0.5 * torch.sin(edge * torch.pi / 2)).to(density.dtype), dimensions=dimensions)
+    return filter_shells(
+        density,
+        (0.5 - 0.5 * torch.sin(edge * torch.pi / 2)).to(density.dtype),
+        dimensions=dimensions,
+    )

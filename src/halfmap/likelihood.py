@@ -1,10 +1,12 @@
 """E-step: images and references -> scores, as a matrix product.
 
-Rows are (image, shift), columns are (class, orientation); the sum runs over the J samples of a Fourier half-plane:
+Rows are (image, shift), columns are (class, orientation); the sum runs over the J samples of a
+Fourier half-plane:
 
     a = sum_j w_j Re(conj(S_t^-1 C X / sigma^2) R)_j       b = sum_j w_j (C^2 / sigma^2)_j |R|^2_j
 
-with w the half-plane weights. Everything that any method asks of an image and a reference is a function of a and b.
+with w the half-plane weights. Everything that any method asks of an image and a reference is a
+function of a and b.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from halfmap.fourier import HalfPlane
 
 @dataclass(frozen=True)
 class ImageTerms:
-    """What the scores need of a batch of images: `data = C X / sigma^2` and `power = C^2 / sigma^2` on a half-plane.
+    """What the scores need of a batch of images: `data = C X / sigma^2` and `power = C^2 / sigma^2`
+    on a half-plane.
 
     `sigma^2` is the noise variance E|N(k)|^2 of a Fourier coefficient.
     """
@@ -41,10 +44,11 @@ def image_terms(
     premultiplied: Float[Tensor, " B"],
     with_mean: bool,
 ) -> ImageTerms:
-    """`C X / sigma^2` and `C^2 / sigma^2`; where an image is stored as C X already (`premultiplied` 1), it is not multiplied again.
+    """`C X / sigma^2` and `C^2 / sigma^2`; where an image is stored as C X already (`premultiplied`
+    1), it is not multiplied again.
 
-    sigma2 is the noise of the image before any premultiplication. `with_mean` keeps k = 0: the mean grey value belongs into a map, but
-    carries no pose, so that the E-step leaves it out.
+    sigma2 is the noise of the image before any premultiplication. `with_mean` keeps k = 0: the mean
+    grey value belongs into a map, but carries no pose, so that the E-step leaves it out.
     """
     once = premultiplied[:, None]
     data = transforms * ((1 - once) * ctf + once) / sigma2
@@ -55,28 +59,44 @@ def image_terms(
 
 
 def cross_terms(
-    terms: ImageTerms, phases: Complex[Tensor, "T J"], slices: Complex[Tensor, "M J"], plane: HalfPlane
+    terms: ImageTerms,
+    phases: Complex[Tensor, "T J"],
+    slices: Complex[Tensor, "M J"],
+    plane: HalfPlane,
 ) -> Float[Tensor, "B T M"]:
-    """a for every image, shift and shared slice: one real matrix product, (B T) x 2J times 2J x M."""
+    """a for every image, shift and shared slice: one real matrix product, (B T) x 2J times 2J x
+    M."""
     shifted = (terms.data * plane.hermitian_weight)[:, None] * phases
-    product = torch.view_as_real(shifted).flatten(-2).flatten(0, 1) @ torch.view_as_real(slices).flatten(-2).T
+    product = (
+        torch.view_as_real(shifted).flatten(-2).flatten(0, 1)
+        @ torch.view_as_real(slices).flatten(-2).T
+    )
     return product.view(len(terms), len(phases), len(slices))
 
 
-def slice_power(terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+def slice_power(
+    terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane
+) -> Float[Tensor, "B M"]:
     """b for every image and shared slice, given |R|^2 with samples first: B x J times J x M."""
     return (terms.power * plane.hermitian_weight) @ squared
 
 
 def cross_terms_own(
-    terms: ImageTerms, phases: Complex[Tensor, "T J"], slices: Complex[Tensor, "B M J"], plane: HalfPlane
+    terms: ImageTerms,
+    phases: Complex[Tensor, "T J"],
+    slices: Complex[Tensor, "B M J"],
+    plane: HalfPlane,
 ) -> Float[Tensor, "B T M"]:
     """a where each image has slices of its own: a batch of small matrix products."""
     shifted = (terms.data * plane.hermitian_weight)[:, None] * phases
-    return torch.bmm(torch.view_as_real(shifted).flatten(-2), torch.view_as_real(slices).flatten(-2).mT)
+    return torch.bmm(
+        torch.view_as_real(shifted).flatten(-2), torch.view_as_real(slices).flatten(-2).mT
+    )
 
 
-def slice_power_own(terms: ImageTerms, squared: Float[Tensor, "B M J"], plane: HalfPlane) -> Float[Tensor, "B M"]:
+def slice_power_own(
+    terms: ImageTerms, squared: Float[Tensor, "B M J"], plane: HalfPlane
+) -> Float[Tensor, "B M"]:
     """b where each image has slices of its own, given |R|^2."""
     return torch.bmm(squared, (terms.power * plane.hermitian_weight)[..., None])[..., 0]
 
@@ -87,7 +107,8 @@ def squared_modulus(slices: Complex[Tensor, "*M J"]) -> Float[Tensor, "*M J"]:
 
 
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images, times a constant per image."""
+    """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images,
+    times a constant per image."""
     return a / b.clamp(min=1e-20).sqrt()
 
 

@@ -1,4 +1,5 @@
-"""Real-space masks: soft spheres, masks from a file, and filling the outside with the background as RELION does."""
+"""Real-space masks: soft spheres, masks from a file, and filling the outside with the background as
+RELION does."""
 
 from math import pi
 from pathlib import Path
@@ -24,7 +25,8 @@ def soft_sphere(
 ) -> Float[Tensor, "..."]:
     """Sphere (3D) or disc (2D) that falls from 1 to 0 along a raised cosine.
 
-    ``m(r) = 1`` for ``r <= radius``, ``(1 + cos(pi (r - radius) / edge)) / 2`` up to ``radius + edge``, 0 beyond; an edge of 0 is hard.
+    ``m(r) = 1`` for ``r <= radius``, ``(1 + cos(pi (r - radius) / edge)) / 2`` up to ``radius +
+    edge``, 0 beyond; an edge of 0 is hard.
 
     Args:
         box: side N in pixels.
@@ -40,14 +42,18 @@ def soft_sphere(
         InputError: a negative radius or edge, or a centre of the wrong length.
     """
     if radius_px < 0 or edge_px < 0:
-        raise InputError(f"mask: expected radius_px and edge_px of at least 0, got {radius_px} and {edge_px}")
+        raise InputError(
+            f"mask: expected radius_px and edge_px of at least 0, got {radius_px} and {edge_px}"
+        )
     centre = tuple(centre_px) if centre_px is not None else (float(box // 2),) * dimensions
     if len(centre) != dimensions:
         raise InputError(f"mask: centre_px needs {dimensions} numbers (x first), got {len(centre)}")
     squared = torch.zeros((1,) * dimensions, dtype=dtype, device=device)
     for axis, middle in enumerate(reversed(centre)):  # axes are [z, y, x], the centre is x first
         line = torch.arange(box, dtype=dtype, device=device) - middle
-        squared = squared + line.square().reshape([box if a == axis else 1 for a in range(dimensions)])
+        squared = squared + line.square().reshape(
+            [box if a == axis else 1 for a in range(dimensions)]
+        )
     radius = squared.sqrt()
     if edge_px == 0:
         return (radius <= radius_px).to(dtype)
@@ -55,26 +61,39 @@ def soft_sphere(
     return 0.5 * (1 + torch.cos(pi * along_edge))
 
 
-def read_mask(path: str | Path, box: int, pixel_size_angstrom: float) -> Float[Tensor, "box box box"]:
+def read_mask(
+    path: str | Path, box: int, pixel_size_angstrom: float
+) -> Float[Tensor, "box box box"]:
     """Mask from an MRC file, checked against the maps it is for.
 
     Returns:
         (N, N, N) float32, values in 0..1.
 
     Raises:
-        InputError: the file is missing or no MRC, its box or pixel size (by over 1 %) differs, its values leave 0..1 or are all zero.
+        InputError: the file is missing or no MRC, its box or pixel size (by over 1 %) differs, its
+            values leave 0..1 or are all zero.
     """
     data, mask_pixel_size = read_map(path)
     values = torch.from_numpy(data)
     if values.shape != (box,) * 3:
-        raise InputError(f"mask {path}: box is {'x'.join(map(str, values.shape))}, the map's is {box}; make it from a map of this box")
+        raise InputError(
+            f"mask {path}: box is {'x'.join(map(str, values.shape))}, the map's is {box}; make it "
+            "from a map of this box"
+        )
     if not same_pixel_size(mask_pixel_size, pixel_size_angstrom):
         raise InputError(
-            f"mask {path}: pixel size {mask_pixel_size:.4g} A, the map's is {pixel_size_angstrom:.4g} A; correct or resample it"
+            f"mask {path}: pixel size {mask_pixel_size:.4g} A, the map's is "
+            f"{pixel_size_angstrom:.4g} A; correct or resample it"
         )
     low, high = values.min().item(), values.max().item()
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # also catches NaN
-        raise InputError(f"mask {path}: values run from {low:.4g} to {high:.4g}, expected 0 to 1; threshold and soften it first")
+        raise InputError(
+            f"mask {path}: values run from {low:.4g} to {high:.4g}, expected 0 to 1; threshold "
+            "and soften it first"
+        )
     if high <= 0:
-        raise InputError(f"mask {path}: every value is 0, nothing is left inside; make the mask from a lower threshold")
+        raise InputError(
+            f"mask {path}: every value is 0, nothing is left inside; make the mask from a lower "
+            "threshold"
+        )
     return values.clamp(0, 1)

@@ -13,7 +13,16 @@ from halfmap.io.cryosparc import cs_to_star, read_cs
 from halfmap.io.dialects import relion31_blocks
 from halfmap.io.mrc import open_stack
 from halfmap.io.paths import ImageNames, not_found, rename_images, resolve, split_image_names
-from halfmap.io.relion import ANGLES, OLD_ORIGINS, ORIGINS, ParticleTables, ctf_columns, particle_tables, pixel_size, poses
+from halfmap.io.relion import (
+    ANGLES,
+    OLD_ORIGINS,
+    ORIGINS,
+    ParticleTables,
+    ctf_columns,
+    particle_tables,
+    pixel_size,
+    poses,
+)
 from halfmap.io.stacks import OpenStacks, check_stacks
 from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
@@ -28,7 +37,8 @@ STACK_SUFFIXES = (".mrcs", ".mrc", ".st")  # what `load_particles` takes for a b
 class Particles:
     """n particles: one row per image in every array, RELION's conventions, Angstrom and degrees.
 
-    `take` and `with_results` return new data sets; nothing is changed in place. Images are read by `images` only.
+    `take` and `with_results` return new data sets; nothing is changed in place. Images are read by
+    `images` only.
     """
 
     path: str
@@ -57,7 +67,9 @@ class Particles:
     ctf_scale: np.ndarray
     beam_tilt_x_mrad: np.ndarray
     beam_tilt_y_mrad: np.ndarray
-    image_sign: np.ndarray  # (n,) +1, or -1 where cryoSPARC says that the stored contrast is inverted
+    image_sign: (
+        np.ndarray
+    )  # (n,) +1, or -1 where cryoSPARC says that the stored contrast is inverted
     image_file: np.ndarray  # (n,) index into `files`
     image_index: np.ndarray  # (n,) from 0, inside the file
     files: tuple[str, ...]  # stack names as the table has them
@@ -69,11 +81,14 @@ class Particles:
         return len(self.image_file)
 
     @classmethod
-    def from_stack(cls, path: str | os.PathLike[str], *, pixel_size_angstrom: float | None = None) -> "Particles":
+    def from_stack(
+        cls, path: str | os.PathLike[str], *, pixel_size_angstrom: float | None = None
+    ) -> "Particles":
         """Data set of a bare MRC stack: no poses, no CTF.
 
         Raises:
-            InputError: unreadable stack, images not square, or no pixel size given and none in the header.
+            InputError: unreadable stack, images not square, or no pixel size given and none in the
+                header.
         """
         stack = open_stack(path)
         names = [f"{i + 1:06d}@{Path(path).absolute()}" for i in range(len(stack))]
@@ -95,7 +110,9 @@ class Particles:
         file = self.image_file[indices]
         for number in np.unique(file):
             rows = np.flatnonzero(file == number)
-            rows = rows[np.argsort(self.image_index[indices[rows]], kind="stable")]  # the disk is read forwards
+            rows = rows[
+                np.argsort(self.image_index[indices[rows]], kind="stable")
+            ]  # the disk is read forwards
             path = self.stack_paths[number]
             if path is None:
                 raise not_found(self.files[number], int(indices[rows[0]]), self.path)
@@ -105,10 +122,15 @@ class Particles:
         return out
 
     def take(self, indices: np.ndarray) -> "Particles":
-        """The particles at `indices` (integers in any order, or a boolean mask); stacks stay shared."""
+        """The particles at `indices` (integers in any order, or a boolean mask); stacks stay
+        shared."""
         indices = np.asarray(indices)
         indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
-        rows = {f.name: getattr(self, f.name)[indices] for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
+        rows = {
+            f.name: getattr(self, f.name)[indices]
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), np.ndarray)
+        }
         new_columns = {name: values[indices] for name, values in self.new_columns.items()}
         return replace(self, table=self.table.take(indices), new_columns=new_columns, **rows)
 
@@ -121,7 +143,8 @@ class Particles:
         half_set: np.ndarray | None = None,
         extra: Mapping[str, np.ndarray] | None = None,
     ) -> "Particles":
-        """Data set with new poses, classes, half sets or further RELION columns (`extra`), which `write_star` will write.
+        """Data set with new poses, classes, half sets or further RELION columns (`extra`), which
+        `write_star` will write.
 
         Raises:
             InputError: an array has not one row per particle.
@@ -129,7 +152,10 @@ class Particles:
         columns = dict(extra or {})
         changed: dict[str, object] = {}
         if rotations_deg is not None:
-            changed["rotations_deg"], changed["has_poses"] = np.array(rotations_deg, np.float64), True
+            changed["rotations_deg"], changed["has_poses"] = (
+                np.array(rotations_deg, np.float64),
+                True,
+            )
             columns |= dict(zip(ANGLES, np.asarray(rotations_deg).T, strict=True))
         if shift_angstrom is not None:
             changed["shift_angstrom"] = np.array(shift_angstrom, np.float64)
@@ -140,29 +166,41 @@ class Particles:
             changed["half_set"] = columns["rlnRandomSubset"] = np.array(half_set, np.int64)
         for name, values in columns.items():
             if np.shape(values) != (len(self),):
-                raise InputError(f"column {name}: expected one value for each of {len(self)} particles, shape {np.shape(values)} arrived")
+                raise InputError(
+                    f"column {name}: expected one value for each of {len(self)} particles, shape "
+                    f"{np.shape(values)} arrived"
+                )
         return replace(self, new_columns={**self.new_columns, **columns}, **changed)  # type: ignore[arg-type]
 
     def write_star(self, path: str | os.PathLike[str]) -> None:
-        """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column, atomically.
+        """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column,
+        atomically.
 
-        Shifts in pixels (RELION 3.0 and before) become Angstrom; image names that the new place would break become absolute paths, see
-        `halfmap.io.paths.rename_images`.
+        Shifts in pixels (RELION 3.0 and before) become Angstrom; image names that the new place
+        would break become absolute paths, see `halfmap.io.paths.rename_images`.
         """
         table = self.table.without(*OLD_ORIGINS) if ORIGINS[0] in self.new_columns else self.table
         table = table.with_columns(self.new_columns)
-        table = rename_images(table, ImageNames(self.files, self.image_file, self.image_index), self.stack_paths, path)
+        table = rename_images(
+            table, ImageNames(self.files, self.image_file, self.image_index), self.stack_paths, path
+        )
         tables = ParticleTables(self.path, table, self.optics, self.optics_group)
         pixel, box = self.pixel_size_angstrom, self.box or None
-        write_star(path, relion31_blocks(tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=pixel, box=box))
+        write_star(
+            path,
+            relion31_blocks(
+                tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=pixel, box=box
+            ),
+        )
 
     def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
         """Particles whose image is unusable, with the reason.
 
         - NaN or infinite pixels;
         - a constant image (zero variance);
-        - hot pixels: a pixel farther from the median than 10 times the 99.5th percentile of that distance in its own image. In Gaussian
-          noise that is 28 standard deviations; a particle covers more than 0.5 % of its box, so it never is an outlier of itself.
+        - hot pixels: a pixel farther from the median than 10 times the 99.5th percentile of that
+          distance in its own image. In Gaussian noise that is 28 standard deviations; a particle
+          covers more than 0.5 % of its box, so it never is an outlier of itself.
         """
         bad: dict[int, str] = {}
         indices = np.asarray(indices, np.int64)
@@ -191,7 +229,12 @@ def _fault(image: np.ndarray) -> str:
     distance = np.abs(image - np.median(image))
     typical = float(np.percentile(distance, 99.5))
     hot = int(np.count_nonzero(distance > 10 * typical)) if typical > 0 else 0
-    return f"{hot} hot pixels (up to {distance.max() / typical:.0f} times the image's 99.5th percentile)" if hot else ""
+    return (
+        f"{hot} hot pixels (up to {distance.max() / typical:.0f} times the image's 99.5th "
+        "percentile)"
+        if hot
+        else ""
+    )
 
 
 def load_particles(
@@ -202,14 +245,17 @@ def load_particles(
     use_ctf: bool = True,
     passthrough: str | os.PathLike[str] | None = None,
 ) -> Particles:
-    """Read a RELION STAR of any version, a cryoSPARC `.cs` (with its `passthrough` file, see `read_cs`), or a bare MRC stack.
+    """Read a RELION STAR of any version, a cryoSPARC `.cs` (with its `passthrough` file, see
+    `read_cs`), or a bare MRC stack.
 
-    `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no stack (one, if it is there and the STAR
-    has no image size or pixel size; `box` is 0 if neither tells): a missing stack is then found out when its images are read.
-    `use_ctf=False` (--no-ctf) leaves the CTF columns alone, complete or not.
+    `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no
+    stack (one, if it is there and the STAR has no image size or pixel size; `box` is 0 if neither
+    tells): a missing stack is then found out when its images are read. `use_ctf=False` (--no-ctf)
+    leaves the CTF columns alone, complete or not.
 
     Raises:
-        InputError: anything wrong in the table or the stacks, in one line with file, row and column.
+        InputError: anything wrong in the table or the stacks, in one line with file, row and
+            column.
     """
     path = Path(path)
     if path.suffix.lower() in STACK_SUFFIXES:
@@ -221,7 +267,9 @@ def load_particles(
     return _from_star(read_star(path), data_dir, check_images, use_ctf)
 
 
-def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool, use_ctf: bool) -> Particles:
+def _from_star(
+    star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool, use_ctf: bool
+) -> Particles:
     tables = particle_tables(star)
     particles = tables.particles
     names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
@@ -231,33 +279,51 @@ def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_im
     box, header_size = 0, 0.0
     stacks = OpenStacks()
     if check_images or need_header:
-        box, header_size = check_stacks(star.path, names, found, data_dir, stacks, first_only=not check_images)
+        box, header_size = check_stacks(
+            star.path, names, found, data_dir, stacks, first_only=not check_images
+        )
     if tables.has("rlnImageSize"):
         sizes = tables.floats("rlnImageSize")
         differs = np.flatnonzero(sizes != (box or sizes[0]))
         if len(differs):
             row = int(differs[0])
             raise InputError(
-                f"{star.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says _rlnImageSize {sizes[row]:g}, "
-                f"{'the stack has' if box else 'row 1 says'} {box or sizes[0]:g} pixels; images of one size are needed"
+                f"{star.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
+                f"_rlnImageSize {sizes[row]:g}, "
+                f"{'the stack has' if box else 'row 1 says'} {box or sizes[0]:g} pixels; images "
+                "of one size are needed"
             )
         box = box or int(sizes[0])
     if size is None:
         if header_size <= 0:
             raise InputError(
-                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize with _rlnMagnification), and the MRC "
+                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or "
+                "_rlnDetectorPixelSize with _rlnMagnification), and the MRC "
                 "header has none; add the column"
             )
         size = header_size
-        notes.append(f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header")
+        notes.append(
+            f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header"
+        )
     rotations, shifts, has_poses = poses(tables, size)
     ctf, has_ctf = ctf_columns(tables, use_ctf=use_ctf)
     n = len(particles)
-    half_set = particles.ints("rlnRandomSubset") if "rlnRandomSubset" in particles else np.zeros(n, np.int64)
+    half_set = (
+        particles.ints("rlnRandomSubset")
+        if "rlnRandomSubset" in particles
+        else np.zeros(n, np.int64)
+    )
     wrong = np.flatnonzero((half_set < 0) | (half_set > 2))
     if len(wrong):
-        raise InputError(f"{particles.where(int(wrong[0]), 'rlnRandomSubset')}: expected half set 1 or 2, found {half_set[wrong[0]]}")
-    micrograph = pd.factorize(particles.strings("rlnMicrographName"))[0] if "rlnMicrographName" in particles else np.zeros(n, np.int64)
+        raise InputError(
+            f"{particles.where(int(wrong[0]), 'rlnRandomSubset')}: expected half set 1 or 2, "
+            f"found {half_set[wrong[0]]}"
+        )
+    micrograph = (
+        pd.factorize(particles.strings("rlnMicrographName"))[0]
+        if "rlnMicrographName" in particles
+        else np.zeros(n, np.int64)
+    )
     return Particles(
         path=star.path,
         table=particles,
@@ -269,7 +335,9 @@ def _from_star(star: StarFile, data_dir: str | os.PathLike[str] | None, check_im
         notes=tuple(notes),
         rotations_deg=rotations,
         shift_angstrom=shifts,
-        class_number=particles.ints("rlnClassNumber") if "rlnClassNumber" in particles else np.ones(n, np.int64),
+        class_number=particles.ints("rlnClassNumber")
+        if "rlnClassNumber" in particles
+        else np.ones(n, np.int64),
         half_set=half_set,
         optics_group=tables.optics_group,
         micrograph=micrograph.astype(np.int64),

@@ -1,7 +1,9 @@
-"""P and its adjoint: central slices of volumes, rotated copies of class images, and their insertion (Fourier slice theorem).
+"""P and its adjoint: central slices of volumes, rotated copies of class images, and their insertion
+(Fourier slice theorem).
 
-A reference is transformed once, padded twice, divided beforehand by the interpolation kernel's transform (sinc^2), and read
-by trilinear interpolation. 2D references are the same thing with a flat z axis; see `kernels`.
+A reference is transformed once, padded twice, divided beforehand by the interpolation kernel's
+transform (sinc^2), and read by trilinear interpolation. 2D references are the same thing with a
+flat z axis; see `kernels`.
 """
 
 import math
@@ -32,13 +34,17 @@ class FourierReferences:
 
 
 def grid_shape(radius: int, dimensions: int) -> tuple[int, int, int]:
-    """(Z, Y, X) of the grid that holds every frequency up to radius, with the interpolation's upper neighbours."""
+    """(Z, Y, X) of the grid that holds every frequency up to radius, with the interpolation's upper
+    neighbours."""
     reach = PADDING * radius + 2
     return (2 * reach + 1 if dimensions == 3 else 2, 2 * reach + 1, reach + 1)
 
 
-def gridding_correction(box: int, dimensions: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:
-    """Transform of the (bi-, tri-)linear kernel, `prod_axes sinc^2(n / (padding N))`, on the box in real space."""
+def gridding_correction(
+    box: int, dimensions: int, *, device: torch.device | str = "cpu"
+) -> Float[Tensor, "..."]:
+    """Transform of the (bi-, tri-)linear kernel, `prod_axes sinc^2(n / (padding N))`, on the box in
+    real space."""
     n = (torch.arange(box, device=device) - box // 2) / (PADDING * box)
     axis = torch.sinc(n) ** 2
     grids = torch.meshgrid(*([axis] * dimensions), indexing="ij")
@@ -46,14 +52,17 @@ def gridding_correction(box: int, dimensions: int, *, device: torch.device | str
 
 
 def prepare_references(references: Float[Tensor, "K *box"], radius: int) -> FourierReferences:
-    """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to `radius` Fourier pixels."""
+    """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to
+    `radius` Fourier pixels."""
     dimensions, box = references.ndim - 1, references.shape[-1]
     shape = grid_shape(radius, dimensions)
     grid = torch.zeros(len(references), *shape, dtype=torch.complex64, device=references.device)
     correction = gridding_correction(box, dimensions, device=references.device)
     reach = min(shape[2] - 1, PADDING * box // 2)
     inner = slice((shape[1] - 1) // 2 - reach, (shape[1] - 1) // 2 + reach + 1)
-    for k in range(len(references)):  # one at a time: a padded transform is the largest array of a run
+    for k in range(
+        len(references)
+    ):  # one at a time: a padded transform is the largest array of a run
         transform = _padded_transform(references[k] / correction, reach)
         if dimensions == 3:
             grid[k, inner, inner, : reach + 1] = transform
@@ -63,9 +72,11 @@ def prepare_references(references: Float[Tensor, "K *box"], radius: int) -> Four
 
 
 def _padded_transform(density: Float[Tensor, "*box"], reach: int) -> Complex[Tensor, "*grid"]:
-    """Transform of the density in a box padded `PADDING` times, its centre N // 2 at the origin; frequencies -reach..reach (0..reach in x).
+    """Transform of the density in a box padded `PADDING` times, its centre N // 2 at the origin;
+    frequencies -reach..reach (0..reach in x).
 
-    One axis at a time, each padded just before and cropped just after its own transform: far less work than a transform of the padded box.
+    One axis at a time, each padded just before and cropped just after its own transform: far less
+    work than a transform of the padded box.
     """
     box, size, last = density.shape[-1], PADDING * density.shape[-1], density.ndim - 1
     transform: Tensor = density
@@ -79,7 +90,8 @@ def _padded_transform(density: Float[Tensor, "*box"], reach: int) -> Complex[Ten
 
 
 def _spread(array: Tensor, axis: int, centre: int, size: int) -> Tensor:
-    """The array along one axis of `size` zeros, its element `centre` at 0 and those before it at the end, as FFTs order things."""
+    """The array along one axis of `size` zeros, its element `centre` at 0 and those before it at
+    the end, as FFTs order things."""
     n = array.shape[axis]
     out = array.new_zeros([size if a == axis else m for a, m in enumerate(array.shape)])
     out.narrow(axis, 0, n - centre).copy_(array.narrow(axis, centre, n - centre))
@@ -89,38 +101,61 @@ def _spread(array: Tensor, axis: int, centre: int, size: int) -> Tensor:
 
 def _gather(array: Tensor, axis: int, centre: int, n: int) -> Tensor:
     """The inverse of `_spread`: n elements of which `centre` is the array's element 0."""
-    return torch.cat([array.narrow(axis, array.shape[axis] - centre, centre), array.narrow(axis, 0, n - centre)], axis)
+    return torch.cat(
+        [array.narrow(axis, array.shape[axis] - centre, centre), array.narrow(axis, 0, n - centre)],
+        axis,
+    )
 
 
-def project(
-    references: FourierReferences, rotations: Float[Tensor, "M 3 3"], plane: HalfPlane, *, classes: Int[Tensor, " M"] | None = None
+def extract_slices(
+    references: FourierReferences,
+    rotations: Float[Tensor, "M 3 3"],
+    plane: HalfPlane,
+    *,
+    classes: Int[Tensor, " M"] | None = None,
 ) -> Complex[Tensor, "M J"]:
-    """`P_phi A_k`: slices on the half-plane; `F(A^T (kx, ky, 0))` by trilinear interpolation of the padded transform.
+    """`P_phi A_k`: slices on the half-plane; `F(A^T (kx, ky, 0))` by trilinear interpolation of the
+    padded transform.
 
-    Lecture: "Reconstruction using the Fourier Slice Theorem". Rotations take object to view coordinates (RELION).
+    Lecture: "Reconstruction using the Fourier Slice Theorem". Rotations take object to view
+    coordinates (RELION).
     """
     classes = _classes(classes, rotations)
     kx, ky = plane.kx.float(), plane.ky.float()
     if references.grid.device.type != "cpu":
         parts = zip(*(t.split(_at_once(plane)) for t in (rotations, classes)), strict=True)
-        return torch.cat([torch_kernels.slices(references.grid, r, c, kx, ky, PADDING) for r, c in parts])
+        return torch.cat(
+            [torch_kernels.slices(references.grid, r, c, kx, ky, PADDING) for r, c in parts]
+        )
     from halfmap.kernels import cpu
 
     out = torch.empty(len(rotations), len(plane), dtype=torch.complex64)
     cpu.slices(
-        torch.view_as_real(references.grid).numpy(), rotations.contiguous().numpy(), classes.numpy(), kx.numpy(), ky.numpy(), PADDING,
+        torch.view_as_real(references.grid).numpy(),
+        rotations.contiguous().numpy(),
+        classes.numpy(),
+        kx.numpy(),
+        ky.numpy(),
+        PADDING,
         torch.view_as_real(out).numpy(),
-    )  # fmt: skip
+    )
     return out
 
 
-def _classes(classes: Int[Tensor, " M"] | None, rotations: Float[Tensor, "M 3 3"]) -> Int[Tensor, " M"]:
-    return torch.zeros(len(rotations), dtype=torch.long, device=rotations.device) if classes is None else classes.contiguous()
+def _classes(
+    classes: Int[Tensor, " M"] | None, rotations: Float[Tensor, "M 3 3"]
+) -> Int[Tensor, " M"]:
+    return (
+        torch.zeros(len(rotations), dtype=torch.long, device=rotations.device)
+        if classes is None
+        else classes.contiguous()
+    )
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The two sums of every method: `num = sum Gamma P^T S^-1 C X / sigma^2`, `den = sum Gamma P^T C^2 / sigma^2`, per class."""
+    """The two sums of every method: `num = sum Gamma P^T S^-1 C X / sigma^2`, `den = sum Gamma P^T
+    C^2 / sigma^2`, per class."""
 
     num: Complex[Tensor, "K Z Y X"]
     den: Float[Tensor, "K Z Y X"]
@@ -129,10 +164,14 @@ class Sums:
     dimensions: int
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.num + other.num, self.den + other.den, self.box, self.radius, self.dimensions)
+        return Sums(
+            self.num + other.num, self.den + other.den, self.box, self.radius, self.dimensions
+        )
 
 
-def empty_sums(n_classes: int, box: int, radius: int, dimensions: int, *, device: torch.device | str = "cpu") -> Sums:
+def empty_sums(
+    n_classes: int, box: int, radius: int, dimensions: int, *, device: torch.device | str = "cpu"
+) -> Sums:
     """Sums of nothing."""
     shape = (n_classes, *grid_shape(radius, dimensions))
     num = torch.zeros(shape, dtype=torch.complex64, device=device)
@@ -149,28 +188,44 @@ def insert_slices(
     classes: Int[Tensor, " M"] | None = None,
     symmetry: Float[Tensor, "G 3 3"] | None = None,
 ) -> None:
-    """`P^T`: add slices and their weights into the sums, in place; the adjoint of `project` up to `hermitian_mates`.
+    """`P^T`: add slices and their weights into the sums, in place; the adjoint of `extract_slices`
+    up to `hermitian_mates`.
 
     With `symmetry`, each slice is inserted at A S for every S of the group.
 
-    The one function here that writes into its argument: the sums of a run are too large to copy for every batch.
+    The one function here that writes into its argument: the sums of a run are too large to copy for
+    every batch.
     """
     classes = _classes(classes, rotations)
     kx, ky = plane.kx.float(), plane.ky.float()
     half = plane.hermitian_weight / 2  # k = 0 is its own mate and enters once
     values, weights = (values * half).contiguous(), (weights * half).contiguous()
-    mates = [rotations] if symmetry is None else [compose(rotations, mate) for mate in symmetry.to(rotations)]
+    mates = (
+        [rotations]
+        if symmetry is None
+        else [compose(rotations, mate) for mate in symmetry.to(rotations)]
+    )
     if values.device.type != "cpu":
         for mate in mates:
-            for v, w, r, c in zip(*(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True):
+            for v, w, r, c in zip(
+                *(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True
+            ):
                 torch_kernels.insert(sums.num, sums.den, v, w, r, c, kx, ky, PADDING)
         return
     from halfmap.kernels import cpu
 
     cpu.insert(
-        torch.view_as_real(sums.num).numpy(), sums.den.numpy(), torch.view_as_real(values).numpy(), weights.numpy(),
-        torch.cat(mates).numpy(), classes.numpy(), kx.numpy(), ky.numpy(), PADDING, slabs(sums.num.shape[1]),
-    )  # fmt: skip
+        torch.view_as_real(sums.num).numpy(),
+        sums.den.numpy(),
+        torch.view_as_real(values).numpy(),
+        weights.numpy(),
+        torch.cat(mates).numpy(),
+        classes.numpy(),
+        kx.numpy(),
+        ky.numpy(),
+        PADDING,
+        slabs(sums.num.shape[1]),
+    )
 
 
 def _at_once(plane: HalfPlane) -> int:
@@ -179,22 +234,26 @@ def _at_once(plane: HalfPlane) -> int:
 
 
 def slabs(planes: int) -> int:
-    """Number of z slabs of an insertion: a multiple of the threads. Each slab looks at every sample, but a thin one stays in cache: four to
-    six were the fastest for boxes of 96."""
+    """Number of z slabs of an insertion: a multiple of the threads. Each slab looks at every
+    sample, but a thin one stays in cache: four to six were the fastest for boxes of 96."""
     threads = torch.get_num_threads()
     return max(1, min(threads * math.ceil(4 / threads), planes))
 
 
 def hermitian_mates(sums: Sums) -> Sums:
-    """Add the mates (-k, conjugate) that fall on the stored half, those of the plane x = 0, in place. Apply once, after all insertions."""
+    """Add the mates (-k, conjugate) that fall on the stored half, those of the plane x = 0, in
+    place. Apply once, after all insertions."""
     mirror = (1, 2) if sums.dimensions == 3 else (2,)
     sums.num[..., 0] += sums.num[..., 0].flip(mirror).conj()
     sums.den[..., 0] += sums.den[..., 0].flip(mirror)
     return sums
 
 
-def grid_to_density(grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int) -> Float[Tensor, "*box"]:
-    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's transform divided out.
+def grid_to_density(
+    grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int
+) -> Float[Tensor, "*box"]:
+    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's
+    transform divided out.
 
     One axis at a time, as `_padded_transform`.
     """
@@ -204,17 +263,25 @@ def grid_to_density(grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int) -
     transform = grid[inner, inner, : reach + 1] if dimensions == 3 else grid[0, inner, : reach + 1]
     last = dimensions - 1
     for axis in range(last):
-        transform = _gather(torch.fft.ifft(_spread(transform, axis, reach, size), dim=axis), axis, box // 2, box)
+        transform = _gather(
+            torch.fft.ifft(_spread(transform, axis, reach, size), dim=axis), axis, box // 2, box
+        )
     density = _gather(torch.fft.irfft(transform, n=size, dim=last), last, box // 2, box)
     return density / gridding_correction(box, dimensions, device=grid.device)
 
 
 def backproject(
-    values: Complex[Tensor, "M J"], rotations: Float[Tensor, "M 3 3"], plane: HalfPlane, *, dimensions: int
+    values: Complex[Tensor, "M J"],
+    rotations: Float[Tensor, "M 3 3"],
+    plane: HalfPlane,
+    *,
+    dimensions: int,
 ) -> Float[Tensor, "..."]:
-    """`P^T u` in real space, the exact adjoint of `project(prepare_references(v))` under the whole-plane inner product.
+    """`P^T u` in real space, the exact adjoint of `extract_slices(prepare_references(v))` under the
+    whole-plane inner product.
 
-    `<P v, u> = sum_j w_j Re(conj(u_j) (P v)_j)` with w the half-plane weights equals `sum_n v_n (P^T u)_n`.
+    `<P v, u> = sum_j w_j Re(conj(u_j) (P v)_j)` with w the half-plane weights equals `sum_n v_n
+    (P^T u)_n`.
     """
     sums = empty_sums(1, plane.box, plane.radius, dimensions, device=values.device)
     insert_slices(sums, values, torch.zeros_like(values.real), rotations, plane)

@@ -1,7 +1,10 @@
-"""How far two independent maps or images agree: Fourier ring and shell correlation, SSNR, resolution, RELION-style STAR.
+"""How far two independent maps or images agree: Fourier ring and shell correlation, SSNR,
+resolution, RELION-style STAR.
 
-The lecture's judge: ``FSC(s) = Re sum_s A conj(B) / sqrt(sum_s |A|^2  sum_s |B|^2)``, sums over the Fourier coefficients of shell s.
-A shell is the coefficients whose radius ``|k|`` in Fourier pixels rounds to s, from 0 to N // 2, as in RELION.
+The lecture's judge: ``FSC(s) = Re sum_s A conj(B) / sqrt(sum_s |A|^2  sum_s |B|^2)``,
+sums over the Fourier coefficients of shell s.
+A shell is the coefficients whose radius ``|k|`` in Fourier pixels rounds to s, from 0 to N // 2,
+as in RELION.
 """
 
 from dataclasses import dataclass
@@ -22,7 +25,8 @@ from halfmap.mask import read_mask, soft_sphere
 
 @dataclass(frozen=True)
 class Curve:
-    """Correlation per Fourier shell: ``correlation[s]`` belongs to the frequency ``s / (box * pixel_size)``."""
+    """Correlation per Fourier shell: ``correlation[s]`` belongs to the frequency ``s / (box *
+    pixel_size)``."""
 
     box: int
     pixel_size_angstrom: float
@@ -31,7 +35,9 @@ class Curve:
     @property
     def frequency_per_angstrom(self) -> Float[Tensor, "shells"]:
         """Spatial frequency of each shell, 1/Angstrom."""
-        return torch.arange(len(self.correlation), dtype=torch.float64) / (self.box * self.pixel_size_angstrom)
+        return torch.arange(len(self.correlation), dtype=torch.float64) / (
+            self.box * self.pixel_size_angstrom
+        )
 
     @property
     def resolution_angstrom(self) -> Float[Tensor, "shells"]:
@@ -43,8 +49,9 @@ class Curve:
 class HalfMapCurves:
     """The curves that two half maps give; those that need a mask are None without one.
 
-    ``corrected`` is the masked curve freed of what the mask itself put in (Chen et al. 2013), ``randomised`` the masked FSC of
-    maps whose phases were randomised from shell ``randomised_from`` on.
+    ``corrected`` is the masked curve freed of what the mask itself put in (Chen et al. 2013),
+    ``randomised`` the masked FSC of maps whose phases were randomised from shell
+    ``randomised_from`` on.
     """
 
     unmasked: Curve
@@ -62,8 +69,9 @@ class HalfMapCurves:
 def _column_weights(box: int, device: torch.device) -> Float[Tensor, " half"]:
     """How many coefficients of the full transform each column kx of an rfftn stands for.
 
-    The half that rfftn leaves out is the conjugate of the half it keeps, so a kept coefficient counts twice; the columns
-    kx = 0 and, for even N, kx = N / 2 hold their own conjugates and count once.
+    The half that rfftn leaves out is the conjugate of the half it keeps, so a kept coefficient
+    counts twice; the columns kx = 0 and, for even N, kx = N / 2 hold their own conjugates and count
+    once.
     """
     weights = torch.full((box // 2 + 1,), 2.0, dtype=torch.float64, device=device)
     weights[0] = 1
@@ -73,74 +81,106 @@ def _column_weights(box: int, device: torch.device) -> Float[Tensor, " half"]:
 
 
 def _shell_sums(values: Float[Tensor, "batch *half"]) -> Float[Tensor, "batch shells"]:
-    """Sums over the full transform's shells of a batch of real values in the rfftn layout, whose last axis is N // 2 + 1 long."""
+    """Sums over the full transform's shells of a batch of real values in the rfftn layout, whose
+    last axis is N // 2 + 1 long."""
     box, n_shells = values.shape[1], values.shape[-1]
-    shells = shell_index(box, values.ndim - 1, device=values.device).clamp_max(n_shells)  # the corners: one more bin, dropped
+    shells = shell_index(box, values.ndim - 1, device=values.device).clamp_max(
+        n_shells
+    )  # the corners: one more bin, dropped
     sums = torch.zeros(values.shape[0], n_shells + 1, dtype=torch.float64, device=values.device)
-    sums.index_add_(1, shells.flatten(), (values.double() * _column_weights(box, values.device)).flatten(1))
+    sums.index_add_(
+        1, shells.flatten(), (values.double() * _column_weights(box, values.device)).flatten(1)
+    )
     return sums[:, :n_shells]
 
 
 def shell_power(a: Float[Tensor, "batch *box"]) -> Float[Tensor, "batch shells"]:
-    """Mean of ``|A(k)|^2`` over each Fourier shell of a batch of images (B, N, N) or volumes (B, N, N, N); unnormalised transform."""
+    """Mean of ``|A(k)|^2`` over each Fourier shell of a batch of images (B, N, N) or volumes (B, N,
+    N, N); unnormalised transform."""
     power = torch.fft.rfftn(a, dim=tuple(range(1, a.ndim))).abs().square()
     return _shell_sums(power) / _shell_sums(torch.ones_like(power[:1]))
 
 
-def shell_correlations(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "batch shells"]:
+def shell_correlations(
+    a: Float[Tensor, "..."], b: Float[Tensor, "..."]
+) -> Float[Tensor, "batch shells"]:
     """FRC of each pair in two batches of images (B, N, N), or FSC of volumes (B, N, N, N).
 
-    Every coefficient of the full transform counts once; sums are in float64. Shell 0 is one real number, whose
-    correlation with another says nothing: it is 1 by definition, as in RELION. A shell without power in either map gives 0.
+    Every coefficient of the full transform counts once; sums are in float64. Shell 0 is one real
+    number, whose correlation with another says nothing: it is 1 by definition, as in RELION. A
+    shell without power in either map gives 0.
 
     Returns:
         (B, N // 2 + 1) float64.
     """
     if a.shape != b.shape:
-        raise InputError(f"FSC: the two maps must have one shape, got {tuple(a.shape[1:])} and {tuple(b.shape[1:])}")
+        raise InputError(
+            f"FSC: the two maps must have one shape, got {tuple(a.shape[1:])} and "
+            f"{tuple(b.shape[1:])}"
+        )
     if len(set(a.shape[1:])) != 1:
-        raise InputError(f"FSC: expected sides of equal length, got {tuple(a.shape[1:])}; pad or crop the map first")
+        raise InputError(
+            f"FSC: expected sides of equal length, got {tuple(a.shape[1:])}; pad or crop the map "
+            "first"
+        )
     axes = tuple(range(1, a.ndim))
     return transform_correlations(torch.fft.rfftn(a, dim=axes), torch.fft.rfftn(b, dim=axes))
 
 
-def transform_correlations(a: Complex[Tensor, "batch *half"], b: Complex[Tensor, "batch *half"]) -> Float[Tensor, "batch shells"]:
-    """:func:`shell_correlations` of arrays that are already transformed by ``torch.fft.rfftn`` over all but the batch axis."""
+def transform_correlations(
+    a: Complex[Tensor, "batch *half"], b: Complex[Tensor, "batch *half"]
+) -> Float[Tensor, "batch shells"]:
+    """:func:`shell_correlations` of arrays that are already transformed by ``torch.fft.rfftn`` over
+    all but the batch axis."""
     cross = _shell_sums((a * b.conj()).real)
     power_a = _shell_sums(a.real.square() + a.imag.square())
     power_b = _shell_sums(b.real.square() + b.imag.square())
     norm = (power_a * power_b).sqrt()
-    correlation = torch.where(norm > 0, cross / norm.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    correlation = torch.where(
+        norm > 0, cross / norm.clamp_min(torch.finfo(torch.float64).tiny), 0.0
+    )
     correlation[:, 0] = 1
     return correlation.clamp(-1, 1)
 
 
 def fourier_shell_correlation(
-    a: Float[Tensor, "..."], b: Float[Tensor, "..."], *, pixel_size_angstrom: float, mask: Float[Tensor, "..."] | None = None
+    a: Float[Tensor, "..."],
+    b: Float[Tensor, "..."],
+    *,
+    pixel_size_angstrom: float,
+    mask: Float[Tensor, "..."] | None = None,
 ) -> Curve:
-    """Fourier shell correlation of two volumes (N, N, N), or Fourier ring correlation of two images (N, N).
+    """Fourier shell correlation of two volumes (N, N, N), or Fourier ring correlation of two images
+    (N, N).
 
-    ``FSC(s) = Re sum_s A conj(B) / sqrt(sum_s |A|^2 sum_s |B|^2)``; a mask multiplies both maps first. See :func:`shell_correlations`.
+    ``FSC(s) = Re sum_s A conj(B) / sqrt(sum_s |A|^2 sum_s |B|^2)``; a mask multiplies both maps
+    first. See :func:`shell_correlations`.
 
     Raises:
         InputError: shapes differ, sides differ, or the mask does not fit.
 
-    Source: Harauz and van Heel 1986; lecture, "Estimate the resolution with Fourier ring correlation".
+    Source: Harauz and van Heel 1986; lecture, "Estimate the resolution with Fourier ring
+    correlation".
     """
     if mask is not None:
         if mask.shape != a.shape:
-            raise InputError(f"FSC: the mask's shape {tuple(mask.shape)} is not the map's {tuple(a.shape)}")
+            raise InputError(
+                f"FSC: the mask's shape {tuple(mask.shape)} is not the map's {tuple(a.shape)}"
+            )
         a, b = a * mask, b * mask
     correlation = shell_correlations(a.unsqueeze(0), b.unsqueeze(0))[0]
-    return Curve(box=a.shape[-1], pixel_size_angstrom=pixel_size_angstrom, correlation=correlation.cpu())
+    return Curve(
+        box=a.shape[-1], pixel_size_angstrom=pixel_size_angstrom, correlation=correlation.cpu()
+    )
 
 
 def resolution_at(curve: Curve, threshold: float) -> float:
     """Resolution, Angstrom, where the curve first falls below a threshold.
 
-    The crossing is interpolated linearly between the last shell at or above the threshold and the first below it. A curve that never
-    falls below gives its last shell (Nyquist for an even box); one that is below at shell 1 gives infinity. The *first* crossing
-    counts: what comes back later is noise or an artefact until shown otherwise.
+    The crossing is interpolated linearly between the last shell at or above the threshold and the
+    first below it. A curve that never falls below gives its last shell (Nyquist for an even box);
+    one that is below at shell 1 gives infinity. The *first* crossing counts: what comes back later
+    is noise or an artefact until shown otherwise.
     """
     below = (curve.correlation[1:] < threshold).nonzero()
     if len(below) == 0:
@@ -153,12 +193,15 @@ def resolution_at(curve: Curve, threshold: float) -> float:
     return curve.box * curve.pixel_size_angstrom / shell
 
 
-def ssnr_from_fsc(fsc: Float[Tensor, "*shells"], *, of_sum: bool = False, largest: float = 1e4) -> Float[Tensor, "*shells"]:
+def ssnr_from_fsc(
+    fsc: Float[Tensor, "*shells"], *, of_sum: bool = False, largest: float = 1e4
+) -> Float[Tensor, "*shells"]:
     """Spectral signal-to-noise ratio from the FSC of two halves.
 
-    ``SSNR = FSC / (1 - FSC)`` is that of **one half** (FSC = SSNR / (1 + SSNR) for signal plus independent noise of equal power);
-    the sum of the halves holds half the noise power, so ``of_sum`` gives ``2 FSC / (1 - FSC)``. RELION uses the first for tau^2.
-    A negative FSC gives 0; an FSC near 1 is held at ``largest``, because noise-free halves would give infinity.
+    ``SSNR = FSC / (1 - FSC)`` is that of **one half** (FSC = SSNR / (1 + SSNR) for signal plus
+    independent noise of equal power); the sum of the halves holds half the noise power, so
+    ``of_sum`` gives ``2 FSC / (1 - FSC)``. RELION uses the first for tau^2. A negative FSC gives 0;
+    an FSC near 1 is held at ``largest``, because noise-free halves would give infinity.
 
     Source: Rosenthal and Henderson 2003; Scheres 2012.
     """
@@ -167,16 +210,23 @@ def ssnr_from_fsc(fsc: Float[Tensor, "*shells"], *, of_sum: bool = False, larges
     return (2 * ssnr if of_sum else ssnr).clamp_max(largest)
 
 
-def phase_randomise(volume: Float[Tensor, "*box"], beyond_shell: int, generator: torch.Generator) -> Float[Tensor, "*box"]:
-    """The same amplitudes with random phases in all coefficients of ``round(|k|) >= beyond_shell``; an image or a volume.
+def phase_randomise(
+    volume: Float[Tensor, "*box"], beyond_shell: int, generator: torch.Generator
+) -> Float[Tensor, "*box"]:
+    """The same amplitudes with random phases in all coefficients of ``round(|k|) >= beyond_shell``;
+    an image or a volume.
 
     The phases are those of a white-noise array, so the result is exactly real.
     """
     shells = shell_index(volume.shape[-1], volume.ndim, device=volume.device)
-    noise = torch.randn(volume.shape, generator=generator, dtype=volume.dtype, device=generator.device).to(volume.device)
+    noise = torch.randn(
+        volume.shape, generator=generator, dtype=volume.dtype, device=generator.device
+    ).to(volume.device)
     noise_ft, volume_ft = torch.fft.rfftn(noise), torch.fft.rfftn(volume)
     scrambled = volume_ft.abs() * torch.exp(1j * noise_ft.angle())
-    return torch.fft.irfftn(torch.where(shells >= beyond_shell, scrambled, volume_ft), s=volume.shape)
+    return torch.fft.irfftn(
+        torch.where(shells >= beyond_shell, scrambled, volume_ft), s=volume.shape
+    )
 
 
 def half_map_curves(
@@ -188,11 +238,13 @@ def half_map_curves(
     randomise_below: float = 0.8,
     seed: int = 0,
 ) -> HalfMapCurves:
-    """All curves of two half maps: unmasked and, given a mask, masked and corrected for the mask by phase randomisation.
+    """All curves of two half maps: unmasked and, given a mask, masked and corrected for the mask by
+    phase randomisation.
 
-    A mask correlates the two halves by itself. Phases of both maps are randomised from the shell where the unmasked FSC first falls
-    below ``randomise_below``; what the mask then still shows, ``FSC_n``, is not signal:
-    ``FSC_true = (FSC_masked - FSC_n) / (1 - FSC_n)`` from two shells after that, ``FSC_masked`` before.
+    A mask correlates the two halves by itself. Phases of both maps are randomised from the shell
+    where the unmasked FSC first falls below ``randomise_below``; what the mask then still shows,
+    ``FSC_n``, is not signal: ``FSC_true = (FSC_masked - FSC_n) / (1 - FSC_n)`` from two shells
+    after that, ``FSC_masked`` before.
 
     Raises:
         InputError: shapes do not fit.
@@ -202,7 +254,9 @@ def half_map_curves(
     unmasked = fourier_shell_correlation(half1, half2, pixel_size_angstrom=pixel_size_angstrom)
     if mask is None:
         return HalfMapCurves(unmasked=unmasked)
-    masked = fourier_shell_correlation(half1, half2, pixel_size_angstrom=pixel_size_angstrom, mask=mask)
+    masked = fourier_shell_correlation(
+        half1, half2, pixel_size_angstrom=pixel_size_angstrom, mask=mask
+    )
     n_shells = len(unmasked.correlation)
     below = (unmasked.correlation[1:] < randomise_below).nonzero()
     start = int(below[0]) + 1 if len(below) else n_shells
@@ -215,18 +269,23 @@ def half_map_curves(
     )
     by_mask = randomised.correlation
     freed = (masked.correlation - by_mask) / (1 - by_mask).clamp_min(1e-6)
-    corrected = torch.where(torch.arange(n_shells) >= start + 2, freed, masked.correlation).clamp(-1, 1)
+    corrected = torch.where(torch.arange(n_shells) >= start + 2, freed, masked.correlation).clamp(
+        -1, 1
+    )
     return HalfMapCurves(
         unmasked=unmasked,
         masked=masked,
         randomised=randomised,
-        corrected=Curve(box=unmasked.box, pixel_size_angstrom=pixel_size_angstrom, correlation=corrected),
+        corrected=Curve(
+            box=unmasked.box, pixel_size_angstrom=pixel_size_angstrom, correlation=corrected
+        ),
         randomised_from=start if start < n_shells else None,
     )
 
 
 def write_fsc_star(path: str | Path, curves: HalfMapCurves | Curve) -> None:
-    """Curves as RELION's postprocess writes them: ``data_general`` with the resolution at 0.143, ``data_fsc`` with a row per shell."""
+    """Curves as RELION's postprocess writes them: ``data_general`` with the resolution at 0.143,
+    ``data_fsc`` with a row per shell."""
     if isinstance(curves, Curve):
         curves = HalfMapCurves(unmasked=curves)
     final, first = curves.final, curves.unmasked
@@ -246,29 +305,42 @@ def write_fsc_star(path: str | Path, curves: HalfMapCurves | Curve) -> None:
         "rlnFourierShellCorrelationMaskedMaps": curves.masked,
         "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
     }
-    shells |= {name: curve.correlation.numpy() for name, curve in correlations.items() if curve is not None}
+    shells |= {
+        name: curve.correlation.numpy() for name, curve in correlations.items() if curve is not None
+    }
     one_row = Table.from_columns({name: [value] for name, value in general.items()}, is_loop=False)
     write_star(path, {"general": one_row, "fsc": Table.from_columns(shells)})
 
 
 def compare_maps(
-    map1: str | Path, map2: str | Path, *, mask: str | Path | None = None, diameter_angstrom: float | None = None, seed: int = 0
+    map1: str | Path,
+    map2: str | Path,
+    *,
+    mask: str | Path | None = None,
+    diameter_angstrom: float | None = None,
+    seed: int = 0,
 ) -> HalfMapCurves:
-    """:func:`half_map_curves` of two MRC files, inside a mask file or a soft sphere of a diameter (whose edge is 5 pixels), or unmasked.
+    """:func:`half_map_curves` of two MRC files, inside a mask file or a soft sphere of a diameter
+    (whose edge is 5 pixels), or unmasked.
 
     Raises:
-        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size, a map constant or
-            not finite, both or wrong masks.
+        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size,
+            a map constant or not finite, both or wrong masks.
     """
     volume1, pixel_size = read_density(map1)
     volume2, other_pixel_size = read_density(map2)
     box = len(volume1)
     if volume1.shape != volume2.shape:
-        raise InputError(f"{map2}: box is {len(volume2)} pixels, that of {map1} is {box}; rescale one of them")
+        raise InputError(
+            f"{map2}: box is {len(volume2)} pixels, that of {map1} is {box}; rescale one of them"
+        )
     if pixel_size <= 0:
         raise InputError(f"{map1}: the header has no pixel size; write one into it")
     if not same_pixel_size(other_pixel_size, pixel_size):
-        raise InputError(f"{map2}: pixel size is {other_pixel_size:.4g} A, that of {map1} is {pixel_size:.4g} A; correct or rescale one")
+        raise InputError(
+            f"{map2}: pixel size is {other_pixel_size:.4g} A, that of {map1} is {pixel_size:.4g} "
+            "A; correct or rescale one"
+        )
     inside = None
     if mask is not None and diameter_angstrom is not None:
         raise InputError("--mask and --diameter both given; expected at most one of them")
@@ -277,7 +349,10 @@ def compare_maps(
     elif diameter_angstrom is not None:
         largest = box * pixel_size
         if not 0 < diameter_angstrom <= largest:
-            raise InputError(f"--diameter {diameter_angstrom:g}: expected more than 0 and at most the box, {largest:.1f} A")
+            raise InputError(
+                f"--diameter {diameter_angstrom:g}: expected more than 0 and at most the box, "
+                f"{largest:.1f} A"
+            )
         inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
     halves = torch.from_numpy(volume1), torch.from_numpy(volume2)
     return half_map_curves(*halves, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)

@@ -1,6 +1,8 @@
-"""Point groups in RELION's orientation, and the part of the sphere that one copy of the molecule needs.
+"""Point groups in RELION's orientation, and the part of the sphere that one copy of the molecule
+needs.
 
-A group is a tensor S (G, 3, 3) of proper rotations in object coordinates, the identity first: the poses A and A S give the same view.
+A group is a tensor S (G, 3, 3) of proper rotations in object coordinates, the identity first: the
+poses A and A S give the same view.
 """
 
 import re
@@ -13,9 +15,10 @@ from torch import Tensor
 from halfmap.errors import InputError
 
 _GOLDEN = (1 + 5**0.5) / 2
-# Generators (axis, order). RELION's axes: C and D n-fold along z, D 2-fold along x; T 3-fold along z; O 4-fold along z, y and x;
-# I2 2-fold along z, y, x with 5-folds in the xz plane, I1 is I2 turned by 90 degrees about z; I3 and I4 5-fold along z,
-# a 2-fold in the xz plane at negative and positive x (for positive z).
+# Generators (axis, order). RELION's axes: C and D n-fold along z, D 2-fold along x; T 3-fold along
+# z; O 4-fold along z, y and x; I2 2-fold along z, y, x with 5-folds in the xz plane, I1 is I2
+# turned by 90 degrees about z; I3 and I4 5-fold along z, a 2-fold in the xz plane at negative and
+# positive x (for positive z).
 _POLYHEDRAL: dict[str, list[tuple[tuple[float, float, float], int]]] = {
     "T": [((0, 0, 1), 3), ((0, 2**0.5, 1), 2)],
     "O": [((0, 0, 1), 4), ((1, 1, 1), 3)],
@@ -37,27 +40,44 @@ def symmetry_matrices(name: str) -> Float[Tensor, "G 3 3"]:
     if match := re.fullmatch(r"([CD])0*([1-9]\d?)", group):
         kind, n = match[1], int(match[2])
         cyclic = torch.stack([_rotation((0, 0, 1), 2 * torch.pi * i / n) for i in range(n)])
-        return cyclic if kind == "C" else torch.cat([cyclic, cyclic @ _rotation((1, 0, 0), torch.pi)])
+        return (
+            cyclic if kind == "C" else torch.cat([cyclic, cyclic @ _rotation((1, 0, 0), torch.pi)])
+        )
     group = "I2" if group == "I" else group
     if group not in _POLYHEDRAL:
         mirrored = re.fullmatch(r"C[SI]|[CD]\d+[HV]|S\d+|T[DH]|OH|I\d?H", group)
-        reason = "a group with mirrors, which a molecule of one hand cannot have" if mirrored else "not a point group"
-        raise InputError(f"argument symmetry: expected {_ACCEPTED}, found {name!r}, {reason}; choose one of these, C1 if unsure")
+        reason = (
+            "a group with mirrors, which a molecule of one hand cannot have"
+            if mirrored
+            else "not a point group"
+        )
+        raise InputError(
+            f"argument symmetry: expected {_ACCEPTED}, found {name!r}, {reason}; choose one of "
+            "these, C1 if unsure"
+        )
     return _closure([_rotation(axis, 2 * torch.pi / order) for axis, order in _POLYHEDRAL[group]])
 
 
-def expand(rotations: Float[Tensor, "M 3 3"], matrices: Float[Tensor, "G 3 3"]) -> Float[Tensor, "M G 3 3"]:
-    """All symmetry mates A S of each rotation A, in the dtype and on the device of the rotations."""
+def expand(
+    rotations: Float[Tensor, "M 3 3"], matrices: Float[Tensor, "G 3 3"]
+) -> Float[Tensor, "M G 3 3"]:
+    """All symmetry mates A S of each rotation A, in the dtype and on the device of the
+    rotations."""
     mates = matrices.to(rotations)
     # Three products summed, not a matmul, which may run in reduced precision.
-    return torch.stack([rotations[:, None, :, k, None] * mates[:, None, k, :] for k in range(3)]).sum(0)
+    return torch.stack(
+        [rotations[:, None, :, k, None] * mates[:, None, k, :] for k in range(3)]
+    ).sum(0)
 
 
-def asymmetric_unit(directions: Float[Tensor, "M 3"], matrices: Float[Tensor, "G 3 3"]) -> Bool[Tensor, " M"]:
+def asymmetric_unit(
+    directions: Float[Tensor, "M 3"], matrices: Float[Tensor, "G 3 3"]
+) -> Bool[Tensor, " M"]:
     """Which directions lie in the asymmetric unit: one of each orbit S^T d, 1/G of the sphere.
 
-    The unit is the Dirichlet region {d : d.c >= d.(S c) for all S} of a fixed direction c that lies far from its own mates, so the region
-    is compact and no regular grid has points on its edge. A direction on a rotation axis through the region is kept.
+    The unit is the Dirichlet region {d : d.c >= d.(S c) for all S} of a fixed direction c that lies
+    far from its own mates, so the region is compact and no regular grid has points on its edge. A
+    direction on a rotation axis through the region is kept.
     """
     d, group = directions.double(), matrices.double().to(directions.device)
     centre = _far_from_its_mates(matrices.double().cpu()).to(directions.device)
@@ -69,21 +89,28 @@ def asymmetric_unit(directions: Float[Tensor, "M 3"], matrices: Float[Tensor, "G
 
 
 def _far_from_its_mates(matrices: Float[Tensor, "G 3 3"]) -> Float[Tensor, "3"]:
-    """Of 400 directions on a golden-angle spiral, the one whose nearest symmetry mate is farthest."""
+    """Of 400 directions on a golden-angle spiral, the one whose nearest symmetry mate is
+    farthest."""
     i = torch.arange(400, dtype=torch.float64)
     z = 1 - (2 * i + 1) / 400
     longitude = i * torch.pi * (3 - 5**0.5)
     radius = torch.sqrt(1 - z**2)
-    candidates = torch.stack([radius * torch.cos(longitude), radius * torch.sin(longitude), z], dim=1)
+    candidates = torch.stack(
+        [radius * torch.cos(longitude), radius * torch.sin(longitude), z], dim=1
+    )
     nearest = torch.einsum("ni,gij,nj->ng", candidates, matrices[1:], candidates)
     return candidates[torch.argmin(nearest.amax(1))] if len(matrices) > 1 else candidates[0]
 
 
 def _rotation(axis: Sequence[float | int], angle_rad: float) -> Float[Tensor, "3 3"]:
     """exp of the cross-product matrix of the unit vector along `axis` times the angle."""
-    x, y, z = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0) * angle_rad
+    x, y, z = (
+        torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0) * angle_rad
+    )
     zero = torch.zeros_like(x)
-    return torch.linalg.matrix_exp(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3))
+    return torch.linalg.matrix_exp(
+        torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3)
+    )
 
 
 def _closure(generators: list[Tensor]) -> Float[Tensor, "G 3 3"]:

@@ -1,4 +1,5 @@
-"""One iteration is a pure function that keeps true poses; a run that is stopped anywhere and goes on ends with the same bits."""
+"""One iteration is a pure function that keeps true poses; a run that is stopped anywhere and goes
+on ends with the same bits."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,16 +9,23 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.algorithms.projection_matching import projection_matching
-from halfmap.algorithms.settings import Settings
-from halfmap.engine.images import ImageSettings, initial_noise
 from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, sum_at_poses
-from halfmap.engine.modes import SearchSettings
-from halfmap.engine.state import Poses, State, as_candidates, as_they_lie, from_arrays, known_poses
+from halfmap.engine.preprocessing import ImageSettings, initial_noise
+from halfmap.engine.state import (
+    Poses,
+    State,
+    as_candidates,
+    from_arrays,
+    identity_poses,
+    known_poses,
+)
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
 from halfmap.mask import soft_sphere
+from halfmap.methods.projection_matching import projection_matching
+from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
+from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import FourierReferences
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
@@ -29,14 +37,28 @@ C4 = symmetry_matrices("C4").float()
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("loop") / "sim"
-    return halfmap.simulate("phantom", out, n=N, snr=SNR, box=BOX, pixel_size_angstrom=PIXEL, shift_rms_px=1.0, seed=3, quiet=True)
+    return halfmap.simulate(
+        "phantom",
+        out,
+        n=N,
+        snr=SNR,
+        box=BOX,
+        pixel_size_angstrom=PIXEL,
+        shift_rms_px=1.0,
+        seed=3,
+        quiet=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def truth(folder: Path) -> Poses:
     known = load_particles(folder / "truth.star")
     rotations = euler_to_matrix(torch.from_numpy(known.rotations_deg)).float()
-    return known_poses(rotations, torch.from_numpy(known.shift_angstrom / PIXEL).float(), torch.zeros(N, dtype=torch.long))
+    return known_poses(
+        rotations,
+        torch.from_numpy(known.shift_angstrom / PIXEL).float(),
+        torch.zeros(N, dtype=torch.long),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +71,37 @@ def problem(folder: Path) -> Problem:
     half = torch.arange(N) % 2
     half[[5, 40]] = -1  # set aside
     images = ImageSettings(13.0, True, False, torch.device("cpu"))
-    return Problem(load_particles(folder / "particles.star"), images, half, "own", C4, 3, 1, batch_size=48)
+    return Problem(
+        load_particles(folder / "particles.star"), images, half, "own", C4, 3, 1, batch_size=48
+    )
 
 
 @pytest.fixture(scope="module")
 def method(problem: Problem) -> Method:
     search = SearchSettings(C4, 13.0, angular_step_deg=15.0, shift_range_px=2.0)
-    return projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2)))
+    return projection_matching(
+        problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2))
+    )
 
 
-def _start(problem: Problem, volume: torch.Tensor, poses: Poses, *, resolution_angstrom: float = 30.0, radius: int = 8) -> State:
+def _start(
+    problem: Problem,
+    volume: torch.Tensor,
+    poses: Poses,
+    *,
+    resolution_angstrom: float = 30.0,
+    radius: int = 8,
+) -> State:
     used = torch.nonzero(problem.half >= 0)[:, 0]
     noise = initial_noise(problem.particles, used, problem.plane, 1, problem.images, batch_size=64)
-    references = lowpass(volume[None, None], resolution_angstrom, PIXEL, dimensions=3).repeat(2, 1, 1, 1, 1)
+    references = lowpass(volume[None, None], resolution_angstrom, PIXEL, dimensions=3).repeat(
+        2, 1, 1, 1, 1
+    )
     return State(0, references, poses, noise, radius, torch.zeros(1, problem.plane.radius + 1))
 
 
 def _nowhere(n: int) -> Poses:
-    return as_they_lie(torch.zeros(n, dtype=torch.long))
+    return identity_poses(torch.zeros(n, dtype=torch.long))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +140,8 @@ def test_an_iteration_finds_the_poses(problem, one, truth):
 
 
 def test_an_iteration_works_on_what_its_radius_needs(problem, start, one):
-    """Sums and noise reach a quarter beyond the scored radius; noise beyond stays what it was, curves keep their length."""
+    """Sums and noise reach a quarter beyond the scored radius; noise beyond stays what it was,
+    curves keep their length."""
     reach = problem.plane_for(start.radius).radius
     assert reach == 13 < problem.plane.radius
     assert torch.equal(one.noise_variance[:, reach + 1 :], start.noise_variance[:, reach + 1 :])
@@ -125,10 +161,15 @@ def test_images_set_aside_are_left_where_they_were(problem, start, one):
 
 
 def test_true_poses_stay(problem, volume, truth):
-    """Refined locally against the true map, poses move by no more than noise moves them, and the map comes out as it should."""
+    """Refined locally against the true map, poses move by no more than noise moves them, and the
+    map comes out as it should."""
     search = SearchSettings(C4, 13.0, angular_step_deg=7.5, shift_range_px=2.0)
-    local = projection_matching(problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), anchor=truth))
-    state, _ = iterate(problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14))
+    local = projection_matching(
+        problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), anchor=truth)
+    )
+    state, _ = iterate(
+        problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14)
+    )
     used = problem.half >= 0
     error = angular_distance_deg(state.poses.rotations, truth.rotations, symmetry=C4)[used]
     assert error.median() < 1.5
@@ -138,10 +179,11 @@ def test_true_poses_stay(problem, volume, truth):
 
 
 def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
-    """At the true poses with the true map on its grey scale, sigma^2 is what the simulation added: white, the same in every shell."""
+    """At the true poses with the true map on its grey scale, sigma^2 is what the simulation added:
+    white, the same in every shell."""
     scale = sum_at_poses(problem, truth, torch.ones(1, problem.plane.radius + 1))
     whole = scale[0] + scale[1]
-    from halfmap.reconstruct import shell_weight, wiener_update
+    from halfmap.reconstruction import shell_weight, wiener_update
 
     best = wiener_update(whole, 1e-2 * shell_weight(whole))[0]
     on_scale = volume * (best * volume).sum() / (volume**2).sum()
@@ -149,21 +191,28 @@ def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
     def stay(references: FourierReferences, state: State):
         return lambda batch, poses: as_candidates(poses)
 
-    state = replace(_start(problem, volume, truth, radius=14), references=on_scale[None, None].repeat(2, 1, 1, 1, 1))
+    state = replace(
+        _start(problem, volume, truth, radius=14),
+        references=on_scale[None, None].repeat(2, 1, 1, 1, 1),
+    )
     new, _ = iterate(problem, replace(method, prepare=stay), state)
     # backgrounds have deviation 1, so E|N(k)|^2 = N^2
-    torch.testing.assert_close(new.noise_variance[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0)
+    torch.testing.assert_close(
+        new.noise_variance[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-4, 1.0, 1e4])
 def test_the_references_grey_scale_is_not_taken_for_noise(problem, method, start, factor):
-    """Starting maps come on any scale. The score does not see it, and what a pose leaves unexplained cannot much exceed the image."""
+    """Starting maps come on any scale. The score does not see it, and what a pose leaves
+    unexplained cannot much exceed the image."""
     new, _ = iterate(problem, method, replace(start, references=factor * start.references))
     assert (new.noise_variance < 1.5 * start.noise_variance).all()
 
 
 def test_halves_are_independent(problem, method, start, one):
-    """What happens to the images of one half changes nothing in the other half's poses: the gold standard."""
+    """What happens to the images of one half changes nothing in the other half's poses: the gold
+    standard."""
     swapped = problem.half.clone()
     swapped[torch.nonzero(problem.half == 1)[:40, 0]] = -1
     second, _ = iterate(replace(problem, half=swapped), method, start)
@@ -179,7 +228,7 @@ def test_batch_size_changes_next_to_nothing(problem, method, start, one):
     torch.testing.assert_close(one.noise_variance, other.noise_variance, rtol=1e-2, atol=0)
 
 
-# --- stop and go on -----------------------------------------------------------------------------------------------------
+# --- stop and go on -------------------------------------------------------------------------------
 
 
 def test_a_run_stopped_after_any_iteration_ends_with_the_same_bits(problem, method, start):
@@ -200,11 +249,13 @@ def test_run_ends_when_the_method_says_so_and_does_nothing_once_done(problem, me
     assert list(run(problem, method, states[-1], iterations=2)) == []
 
 
-# --- its parts ----------------------------------------------------------------------------------------------------------
+# --- its parts ------------------------------------------------------------------------------------
 
 
 def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(problem, volume, truth):
-    quarter = replace(truth, rotations=truth.rotations @ C4[1], shift_px=truth.shift_px + torch.tensor([0.3, 0.4]))
+    quarter = replace(
+        truth, rotations=truth.rotations @ C4[1], shift_px=truth.shift_px + torch.tensor([0.3, 0.4])
+    )
     aside = problem.half < 0
     wild = quarter.put(torch.nonzero(aside)[:, 0], _nowhere(int(aside.sum())))
     moved = movement(problem, _start(problem, volume, truth), wild)
@@ -214,13 +265,15 @@ def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(problem
 
 
 def test_sums_at_true_poses_make_the_map(problem, truth, volume):
-    from halfmap.reconstruct import unregularised
+    from halfmap.reconstruction import unregularised
     from halfmap.resolution import fourier_shell_correlation
 
     halves = sum_at_poses(problem, truth, torch.ones(1, problem.plane.radius + 1))
     mask = soft_sphere(BOX, radius_px=13, edge_px=2)
     for sums in halves:
-        fsc = fourier_shell_correlation(unregularised(sums)[0], volume, pixel_size_angstrom=PIXEL, mask=mask).correlation
+        fsc = fourier_shell_correlation(
+            unregularised(sums)[0], volume, pixel_size_angstrom=PIXEL, mask=mask
+        ).correlation
         assert fsc[:12].min() > 0.8
 
 

@@ -5,29 +5,47 @@ from dataclasses import fields
 import numpy as np
 import torch
 
-from halfmap.engine.assignment import assign_hard
+from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.state import Candidates, Poses, State, as_candidates, from_arrays
-from halfmap.jobs import Job, load_checkpoint
 from halfmap.so3 import random_rotations
+from halfmap.workspace.job import Job, load_checkpoint
 
 
 def _poses(n: int, seed: int = 0) -> Poses:
     g = torch.Generator().manual_seed(seed)
     return Poses(
-        random_rotations(n, g), torch.randn(n, 2, generator=g), torch.randint(0, 3, (n,), generator=g), torch.randn(n, generator=g),
-        torch.rand(n, generator=g), torch.randint(1, 9, (n,), generator=g), torch.randn(n, generator=g), torch.rand(n, 2, generator=g),
-    )  # fmt: skip
+        random_rotations(n, g),
+        torch.randn(n, 2, generator=g),
+        torch.randint(0, 3, (n,), generator=g),
+        torch.randn(n, generator=g),
+        torch.rand(n, generator=g),
+        torch.randint(1, 9, (n,), generator=g),
+        torch.randn(n, generator=g),
+        torch.rand(n, 2, generator=g),
+    )
 
 
 def _state() -> State:
     g = torch.Generator().manual_seed(1)
     history = (
-        {"iteration": 1, "resolution_angstrom": float("inf"), "resolutions_angstrom": [float("inf"), 1 / 3], "angular_change_deg": 0.1},
+        {
+            "iteration": 1,
+            "resolution_angstrom": float("inf"),
+            "resolutions_angstrom": [float("inf"), 1 / 3],
+            "angular_change_deg": 0.1,
+        },
     )
     return State(
-        1, torch.randn(2, 3, 8, 8, 8, generator=g), _poses(11), torch.rand(2, 4, generator=g), 3, torch.randn(3, 4, generator=g), history,
-        norm=torch.rand(11, generator=g), scale=torch.rand(2, generator=g),
-    )  # fmt: skip
+        1,
+        torch.randn(2, 3, 8, 8, 8, generator=g),
+        _poses(11),
+        torch.rand(2, 4, generator=g),
+        3,
+        torch.randn(3, 4, generator=g),
+        history,
+        norm=torch.rand(11, generator=g),
+        scale=torch.rand(2, generator=g),
+    )
 
 
 def _assert_same(a: State, b: State) -> None:
@@ -76,10 +94,14 @@ def test_put_returns_a_copy_and_take_reads_it_back():
 def _candidates(b: int, n: int) -> Candidates:
     g = torch.Generator().manual_seed(3)
     return Candidates(
-        random_rotations(b * n, g).view(b, n, 3, 3), torch.randn(b, n, 2, generator=g), torch.randint(0, 2, (b, n), generator=g),
-        torch.randn(b, n, generator=g), torch.randn(b, n, generator=g), torch.full((b, n), -1),
+        random_rotations(b * n, g).view(b, n, 3, 3),
+        torch.randn(b, n, 2, generator=g),
+        torch.randint(0, 2, (b, n), generator=g),
+        torch.randn(b, n, generator=g),
+        torch.randn(b, n, generator=g),
+        torch.full((b, n), -1),
         torch.rand(b, n, 2, generator=g),
-    )  # fmt: skip
+    )
 
 
 def test_best_candidates_keep_their_poses_together():
@@ -88,7 +110,9 @@ def test_best_candidates_keep_their_poses_together():
     for i in range(4):
         order = np.argsort(-candidates.log_weight[i].numpy())[:2]
         for name in (f.name for f in fields(Candidates)):
-            assert torch.equal(getattr(best, name)[i], getattr(candidates, name)[i, order.tolist()]), name
+            assert torch.equal(
+                getattr(best, name)[i], getattr(candidates, name)[i, order.tolist()]
+            ), name
     assert candidates.best(99).score.shape == (4, 6)
 
 

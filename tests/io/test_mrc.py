@@ -1,4 +1,5 @@
-"""MRC: every mode and byte order against bytes by hand and against mrcfile; permuted axes; truncation."""
+"""MRC: every mode and byte order against bytes by hand and against mrcfile; permuted axes;
+truncation."""
 
 import io
 import struct
@@ -14,13 +15,17 @@ MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 
 def by_hand(path, data, *, mode, order, axes=(1, 2, 3), cell=None, extended=0, stamp=True):
-    """An MRC file from the format's definition, independent of mrcfile: 4-byte words 1-24, then MAP and the machine stamp at 208."""
+    """An MRC file from the format's definition, independent of mrcfile: 4-byte words 1-24, then MAP
+    and the machine stamp at 208."""
     nz, ny, nx = data.shape
     size = dict(zip(axes, (nx, ny, nz), strict=True))  # by axis 1 = x
     cell = cell or tuple(2.0 * size[axis] for axis in (1, 2, 3))
     words = struct.pack(f"{order}10i", nx, ny, nz, mode, 0, 0, 0, size[1], size[2], size[3])
     words += (
-        struct.pack(f"{order}6f", *cell, 90, 90, 90) + struct.pack(f"{order}3i", *axes) + bytes(12) + struct.pack(f"{order}2i", 0, extended)
+        struct.pack(f"{order}6f", *cell, 90, 90, 90)
+        + struct.pack(f"{order}3i", *axes)
+        + bytes(12)
+        + struct.pack(f"{order}2i", 0, extended)
     )
     header = bytearray(1024)
     header[: len(words)] = words
@@ -33,7 +38,11 @@ def by_hand(path, data, *, mode, order, axes=(1, 2, 3), cell=None, extended=0, s
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("mode", sorted(MODES))
 def test_every_mode_and_byte_order(tmp_path, mode, order, stamp):
-    data = np.random.default_rng(mode).integers(-100 if mode != 6 else 0, 100, (3, 4, 5)).astype(np.float32)
+    data = (
+        np.random.default_rng(mode)
+        .integers(-100 if mode != 6 else 0, 100, (3, 4, 5))
+        .astype(np.float32)
+    )
     by_hand(tmp_path / "a.mrcs", data, mode=mode, order=order, extended=80, stamp=stamp)
     stack = open_stack(tmp_path / "a.mrcs")
     assert (stack.shape, stack.pixel_size_angstrom) == ((3, 4, 5), 2.0)
@@ -63,12 +72,15 @@ def test_reads_what_mrcfile_writes_and_back(tmp_path):
 
 @pytest.mark.parametrize("axes", [(1, 2, 3), (2, 1, 3), (3, 2, 1), (1, 3, 2), (2, 3, 1), (3, 1, 2)])
 def test_permuted_axes_come_out_as_x_y_z(tmp_path, axes):
-    """volume[z, y, x] = 100 z + 10 y + x on a 2 x 3 x 4 grid, stored with columns, rows, sections along `axes`."""
+    """volume[z, y, x] = 100 z + 10 y + x on a 2 x 3 x 4 grid, stored with columns, rows, sections
+    along `axes`."""
     z, y, x = np.indices((2, 3, 4))
     volume = (100 * z + 10 * y + x).astype(np.float32)
     place = {3: 0, 2: 1, 1: 2}
     stored = volume.transpose([place[axis] for axis in axes[::-1]])
-    by_hand(tmp_path / "a.map", stored, mode=2, order="<", axes=axes, cell=(4 * 1.0, 3 * 2.0, 2 * 3.0))
+    by_hand(
+        tmp_path / "a.map", stored, mode=2, order="<", axes=axes, cell=(4 * 1.0, 3 * 2.0, 2 * 3.0)
+    )
     found, voxel = read_map(tmp_path / "a.map", cubic=False)
     np.testing.assert_array_equal(found, volume)
     assert voxel == (1.0, 2.0, 3.0)
@@ -88,13 +100,20 @@ def test_writer_appends_batches_and_leaves_nothing_on_failure(tmp_path):
         out.append(data[2:4])
         out.append(data[4])
     write_stack(tmp_path / "b.mrcs", data, 2.0)
-    assert (tmp_path / "a.mrcs").read_bytes() == (tmp_path / "b.mrcs").read_bytes()  # no time, no chance: the same bytes
+    assert (tmp_path / "a.mrcs").read_bytes() == (
+        tmp_path / "b.mrcs"
+    ).read_bytes()  # no time, no chance: the same bytes
     before = (tmp_path / "a.mrcs").read_bytes()
     with StackWriter(tmp_path / "b.mrcs", 2.0) as out:
         out.append(data)
-        with pytest.raises(InputError, match=r"expected images of \(4, 4\), an array of shape \(1, 5, 5\)"):
+        with pytest.raises(
+            InputError, match=r"expected images of \(4, 4\), an array of shape \(1, 5, 5\)"
+        ):
             out.append(np.zeros((1, 5, 5), np.float32))
-    with pytest.raises(InputError, match="no images to write"), StackWriter(tmp_path / "a.mrcs", 2.0):
+    with (
+        pytest.raises(InputError, match="no images to write"),
+        StackWriter(tmp_path / "a.mrcs", 2.0),
+    ):
         pass
     with pytest.raises(KeyError), StackWriter(tmp_path / "a.mrcs", 2.0) as out:
         raise KeyError
@@ -107,7 +126,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     write_stack(path, np.zeros((3, 4, 4), np.float32), 1.0)
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(InputError, match=r"a.mrcs: is truncated: its header asks for 1216 bytes, the file has 1215"):
+    with pytest.raises(
+        InputError, match=r"a.mrcs: is truncated: its header asks for 1216 bytes, the file has 1215"
+    ):
         open_stack(path)
     path.write_bytes(whole[:100])
     with pytest.raises(InputError, match="expected an MRC header of 1024 bytes, the file has 100"):
@@ -126,7 +147,9 @@ def test_bad_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"expected a cube, found \(4, 4, 3\)"):
         read_map(path)
     by_hand(path, np.zeros((4, 4, 4)), mode=2, order="<", cell=(4.0, 4.0, 5.0))
-    with pytest.raises(InputError, match=r"expected equal voxel sizes, found 1.0000, 1.0000, 1.2500 A"):
+    with pytest.raises(
+        InputError, match=r"expected equal voxel sizes, found 1.0000, 1.0000, 1.2500 A"
+    ):
         read_map(path)
 
 
@@ -141,4 +164,6 @@ def test_maps_of_the_databank(shared_data):
     volume, sizes = read_map(shared_data / "maps" / "emd_1087.map", cubic=False)  # columns along y
     with mrcfile.open(shared_data / "maps" / "emd_1087.map") as file:
         np.testing.assert_array_equal(volume, file.data.transpose(0, 2, 1))
-        assert sizes == pytest.approx((float(file.voxel_size.x), float(file.voxel_size.y), float(file.voxel_size.z)))
+        assert sizes == pytest.approx(
+            (float(file.voxel_size.x), float(file.voxel_size.y), float(file.voxel_size.z))
+        )

@@ -46,7 +46,9 @@ def save(folder: Path, text: str, name: str = "a.star") -> Path:
     return path
 
 
-@pytest.mark.parametrize("chunk", [8, 40, 1 << 20], ids=["chunk=line", "chunk=2 lines", "chunk=file"])
+@pytest.mark.parametrize(
+    "chunk", [8, 40, 1 << 20], ids=["chunk=line", "chunk=2 lines", "chunk=file"]
+)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_dialect_by_hand(tmp_path, monkeypatch, chunk, newline):
     monkeypatch.setattr(star_module, "_CHUNK_BYTES", chunk)
@@ -54,7 +56,11 @@ def test_dialect_by_hand(tmp_path, monkeypatch, chunk, newline):
     assert list(file.blocks) == ["particles", "general", "empty"]
     table = file.blocks["particles"]
     assert table.names == ("rlnImageName", "rlnDefocusU", "rlnClassNumber")
-    assert table.strings("rlnImageName").tolist() == ["1@a.mrcs", '2@it"s.mrcs#1', "3@with space.mrcs"]
+    assert table.strings("rlnImageName").tolist() == [
+        "1@a.mrcs",
+        '2@it"s.mrcs#1',
+        "3@with space.mrcs",
+    ]
     assert table.floats("rlnDefocusU").tolist() == [15000, 16000.1, 17000]
     assert table.ints("rlnClassNumber").tolist() == [2, 3, 1]
     assert file.blocks["general"].strings("rlnText").tolist() == ["two words"]
@@ -73,9 +79,24 @@ def test_rows_quotes_comments_and_blank_lines(tmp_path, monkeypatch, chunk):
     assert table.strings("b").tolist() == ["x y", "", "data_x", "_y", "loop_", "it's#7"]
 
 
-@pytest.mark.parametrize("name", ["data_set1/x.mrc", "_odd/x.mrc", "loop_2/x.mrc", "$x/a.mrc", "'it", ";x", "[x]", "été/é.mrc", "a#b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "data_set1/x.mrc",
+        "_odd/x.mrc",
+        "loop_2/x.mrc",
+        "$x/a.mrc",
+        "'it",
+        ";x",
+        "[x]",
+        "été/é.mrc",
+        "a#b",
+    ],
+)
 def test_names_that_relion_takes_and_cif_forbids(tmp_path, name):
-    table = read_star(save(tmp_path, f"data_a\nloop_\n_n #1\n_m #2\n{name} 1\n{name} 2\n")).blocks["a"]
+    table = read_star(save(tmp_path, f"data_a\nloop_\n_n #1\n_m #2\n{name} 1\n{name} 2\n")).blocks[
+        "a"
+    ]
     assert table.strings("n").tolist() == [name, name]
 
 
@@ -102,11 +123,17 @@ def test_every_dialect_file_agrees_with_gemmi(shared_data):
             name = block.name.strip()
             ours = raw_cells(blocks[name])
             for column, cells in ours.items():
-                item = block.find_loop("_" + column) if blocks[name].is_loop else [block.find_value("_" + column)]
+                item = (
+                    block.find_loop("_" + column)
+                    if blocks[name].is_loop
+                    else [block.find_value("_" + column)]
+                )
                 assert [cell.decode() for cell in cells] == list(item), (path, column)
 
 
-cell_text = st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(" \t\"'#_;"), max_size=12)
+cell_text = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from(" \t\"'#_;"), max_size=12
+)
 
 
 def writable(text: str) -> bool:
@@ -116,7 +143,11 @@ def writable(text: str) -> bool:
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 4).flatmap(
-        lambda width: st.lists(st.lists(cell_text.filter(writable), min_size=width, max_size=width), min_size=1, max_size=6)
+        lambda width: st.lists(
+            st.lists(cell_text.filter(writable), min_size=width, max_size=width),
+            min_size=1,
+            max_size=6,
+        )
     ),
     st.booleans(),
 )
@@ -124,7 +155,10 @@ def test_any_text_round_trips(tmp_path_factory, rows, is_loop):
     path = tmp_path_factory.getbasetemp() / "any.star"
     rows = rows if is_loop else rows[:1]
     columns = {f"c{j}": [row[j] for row in rows] for j in range(len(rows[0]))}
-    write_star(path, {"x": Table.from_columns(columns, is_loop=is_loop), "y": Table.from_columns({"n": [1]})})
+    write_star(
+        path,
+        {"x": Table.from_columns(columns, is_loop=is_loop), "y": Table.from_columns({"n": [1]})},
+    )
     blocks = read_star(path).blocks
     assert list(blocks) == ["x", "y"]
     assert {name: blocks["x"].strings(name).tolist() for name in blocks["x"].names} == columns
@@ -132,11 +166,18 @@ def test_any_text_round_trips(tmp_path_factory, rows, is_loop):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20), st.lists(st.integers(-(2**62), 2**62))
+    st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=20),
+    st.lists(st.integers(-(2**62), 2**62)),
 )
 def test_any_number_round_trips(tmp_path_factory, floats, ints):
     path = tmp_path_factory.getbasetemp() / "numbers.star"
-    write_star(path, {"f": Table.from_columns({"f": np.array(floats)}), "i": Table.from_columns({"i": np.array(ints, np.int64)})})
+    write_star(
+        path,
+        {
+            "f": Table.from_columns({"f": np.array(floats)}),
+            "i": Table.from_columns({"i": np.array(ints, np.int64)}),
+        },
+    )
     blocks = read_star(path).blocks
     np.testing.assert_allclose(blocks["f"].floats("f"), floats, rtol=1e-6, atol=5e-7)
     assert blocks["i"].ints("i").tolist() == ints
@@ -151,7 +192,9 @@ def test_floats_are_exactly_those_of_the_text(tmp_path):
 def test_integers_written_as_floats_are_integers(tmp_path):
     table = read_star(save(tmp_path, "data_\nloop_\n_x\n_y\n1.000000 1.5\n'2' 2\n")).blocks[""]
     assert table.ints("x").tolist() == [1, 2]
-    with pytest.raises(InputError, match=r"a.star: row 1 \(line 5\), column _y: expected an integer, found '1.5'"):
+    with pytest.raises(
+        InputError, match=r"a.star: row 1 \(line 5\), column _y: expected an integer, found '1.5'"
+    ):
         table.ints("y")
 
 
@@ -159,9 +202,16 @@ def test_replaced_columns_leave_all_other_cells_alone(tmp_path):
     source = save(tmp_path, "data_\nloop_\n_a\n_b\n_c\n 01.50 'x y' 3\n 2.e0 \"\" 4\n")
     table = read_star(source).blocks[""]
     changed = table.with_columns({"b": ["new", "p q"], "d": np.array([1.0, 1e-9])}).take([1, 0])
-    assert raw_cells(changed) == {"a": [b"2.e0", b"01.50"], "b": [b'"p q"', b"new"], "c": [b"4", b"3"], "d": [b"1.000000e-09", b"1.000000"]}
+    assert raw_cells(changed) == {
+        "a": [b"2.e0", b"01.50"],
+        "b": [b'"p q"', b"new"],
+        "c": [b"4", b"3"],
+        "d": [b"1.000000e-09", b"1.000000"],
+    }
     assert raw_cells(table)["b"] == [b"'x y'", b'""']  # the old table is what it was
-    with pytest.raises(InputError, match=r"a.star: row 1 \(line 7\), column _b: expected a number, found ''"):
+    with pytest.raises(
+        InputError, match=r"a.star: row 1 \(line 7\), column _b: expected a number, found ''"
+    ):
         table.take([1, 0]).floats("b")  # the row is the selection's, the line the file's
     with pytest.raises(InputError, match="found 'x y'"):
         table.take(np.array([True, False])).floats("b")
@@ -182,13 +232,19 @@ def test_writing_is_atomic(tmp_path):
     [
         ("hello\n", r"a.star: line 1: expected data_..., found 'hello'"),
         ("", "has no data_ block"),
-        ("data_\nloop_\n_a\n_b\n1 2\n3\n", "line 6: a row starting with '3' has 1 cells; the loop has 2 columns"),
+        (
+            "data_\nloop_\n_a\n_b\n1 2\n3\n",
+            "line 6: a row starting with '3' has 1 cells; the loop has 2 columns",
+        ),
         ("data_\nloop_\n_a\n_b\n1 2 3\n", "line 5: a row starting with '1' has 3 cells"),
         ("data_x\n_a 1\ndata_x\n_a 1\n", "line 3: a second block data_x"),
         ("data_x\nloop_\n_a\n_a\n", "line 4: column _a appears twice"),
         ("data_x\n_a 1 2\n", "line 2: expected one value after _a, found 2"),
         ("data_x\n_a\n", "line 2: expected one value after _a, found 0"),
-        ("data_x\nloop_\n1\n", "line 2: loop_ without column names|line 3: loop_ without column names"),
+        (
+            "data_x\nloop_\n1\n",
+            "line 2: loop_ without column names|line 3: loop_ without column names",
+        ),
         ("data_x\nloop_\n_a\n_b\n1 2\nloop_\n_c\n", "line 6: a second table in block data_x"),
         ("data_x\nword\n", "line 2: expected data_, loop_ or a column name, found 'word'"),
         ("data_\n\0", "is a binary file"),
@@ -215,4 +271,11 @@ def test_missing_file_missing_column_and_wrong_lengths(tmp_path):
 
 
 def test_unquote():
-    assert [unquote(token) for token in (b"a", b'"a"', b"'a\"", b'"', b'""', b"'it's'")] == ["a", "a", "'a\"", '"', "", "it's"]
+    assert [unquote(token) for token in (b"a", b'"a"', b"'a\"", b'"', b'""', b"'it's'")] == [
+        "a",
+        "a",
+        "'a\"",
+        '"',
+        "",
+        "it's",
+    ]

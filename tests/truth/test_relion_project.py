@@ -1,4 +1,5 @@
-"""The convention, checked against an independent program: RELION's own projections of the same map at the same poses."""
+"""The convention, checked against an independent program: RELION's own projections of the same map
+at the same poses."""
 
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ from halfmap.fourier import half_plane, inverse_fourier_transform, largest_radiu
 from halfmap.io.mrc import open_stack, write_map
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.phantom import phantom
-from halfmap.projection import prepare_references, project
+from halfmap.projection import extract_slices, prepare_references
+from halfmap.simulation.phantom import phantom
 from halfmap.so3 import euler_to_matrix, matrix_to_euler, random_rotations
 
-pytestmark = pytest.mark.skipif(shutil.which("relion_project") is None, reason="relion_project (RELION) is not installed")
+pytestmark = pytest.mark.skipif(
+    shutil.which("relion_project") is None, reason="relion_project (RELION) is not installed"
+)
 
 
 def test_projections_are_relions_to_a_sign_and_a_pixel(tmp_path):
@@ -36,18 +39,41 @@ def test_projections_are_relions_to_a_sign_and_a_pixel(tmp_path):
         "rlnOriginYAngst": shifts[:, 1] * pixel,
     }
     optics = {
-        "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["one"], "rlnImagePixelSize": [pixel], "rlnImageSize": [box],
-        "rlnImageDimensionality": [2],        "rlnVoltage": [300.0], "rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.1],
-    }  # fmt: skip
-    write_star(tmp_path / "poses.star", {"optics": Table.from_columns(optics), "particles": Table.from_columns(columns)})
-    command = ["relion_project", "--i", "map.mrc", "--ang", "poses.star", "--o", "projected", "--pad", "2", "--angpix", str(pixel)]
+        "rlnOpticsGroup": [1],
+        "rlnOpticsGroupName": ["one"],
+        "rlnImagePixelSize": [pixel],
+        "rlnImageSize": [box],
+        "rlnImageDimensionality": [2],
+        "rlnVoltage": [300.0],
+        "rlnSphericalAberration": [2.7],
+        "rlnAmplitudeContrast": [0.1],
+    }
+    write_star(
+        tmp_path / "poses.star",
+        {"optics": Table.from_columns(optics), "particles": Table.from_columns(columns)},
+    )
+    command = [
+        "relion_project",
+        "--i",
+        "map.mrc",
+        "--ang",
+        "poses.star",
+        "--o",
+        "projected",
+        "--pad",
+        "2",
+        "--angpix",
+        str(pixel),
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=120)
     theirs = torch.from_numpy(open_stack(tmp_path / "projected.mrcs").read(np.arange(n)))
 
     plane = half_plane(box, largest_radius(box))
     poses = euler_to_matrix(torch.from_numpy(angles)).float()
-    slices = project(prepare_references(volume[None], plane.radius), poses, plane)
-    ours = inverse_fourier_transform(slices * shift_phases(torch.from_numpy(shifts).float(), plane).conj(), plane)
+    slices = extract_slices(prepare_references(volume[None], plane.radius), poses, plane)
+    ours = inverse_fourier_transform(
+        slices * shift_phases(torch.from_numpy(shifts).float(), plane).conj(), plane
+    )
     for mine, reference in zip(ours, theirs, strict=True):
         correlation = np.corrcoef(mine.flatten().numpy(), reference.flatten().numpy())[0, 1]
         assert correlation > 0.999

@@ -15,25 +15,58 @@ def abinitio(
     symmetry: options.Symmetry = "C1",
     early_symmetry: Annotated[
         bool,
-        typer.Option("--early-symmetry", help="Apply it from the first iteration on, not when the map's axes have been found: faster."),
+        typer.Option(
+            "--early-symmetry",
+            help="Apply it from the first iteration on, not when the map's axes have been found: faster.",
+        ),
     ] = False,
-    runs: Annotated[int, typer.Option(metavar="R", min=1, help="Runs from different random starts; the likeliest is kept.")] = 1,
-    flip_hand: Annotated[bool, typer.Option("--flip-hand", help="Write the mirror image: both hands fit the images equally.")] = False,
+    runs: Annotated[
+        int,
+        typer.Option(
+            metavar="R", min=1, help="Runs from different random starts; the likeliest is kept."
+        ),
+    ] = 1,
+    flip_hand: Annotated[
+        bool,
+        typer.Option(
+            "--flip-hand", help="Write the mirror image: both hands fit the images equally."
+        ),
+    ] = False,
     iterations: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Iterations on mini-batches; some with all particles follow. Default: 60.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Iterations on mini-batches; some with all particles follow. Default: 60.",
+        ),
     ] = None,
     initial_lowpass: Annotated[
-        float | None, typer.Option(metavar="A", help="Resolution of the first mini-batch, Angstrom. Default: 1/6 of the diameter.")
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Resolution of the first mini-batch, Angstrom. Default: 1/6 of the diameter.",
+        ),
     ] = None,
     final_lowpass: Annotated[
-        float | None, typer.Option(metavar="A", help="Resolution of the last mini-batch, Angstrom. Default: 1/9.5 of the diameter.")
+        float | None,
+        typer.Option(
+            metavar="A",
+            help="Resolution of the last mini-batch, Angstrom. Default: 1/9.5 of the diameter.",
+        ),
     ] = None,
     diameter: options.Diameter = None,
     mask: options.Mask = None,
     allow_negative: Annotated[
-        bool, typer.Option("--allow-negative", help="Density may be lower than the solvent's; else what is negative is set to 0.")
+        bool,
+        typer.Option(
+            "--allow-negative",
+            help="Density may be lower than the solvent's; else what is negative is set to 0.",
+        ),
     ] = False,
-    shift_range: Annotated[float | None, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels. Default: 25 A.")] = None,
+    shift_range: Annotated[
+        float | None,
+        typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels. Default: 25 A."),
+    ] = None,
     ctf: options.Ctf = True,
     pixel_size: options.StackPixelSize = None,
     data_dir: options.DataDir = None,
@@ -48,7 +81,7 @@ def abinitio(
 
     Example: halfmap abinitio --particles p.star --diameter 170 --symmetry C4 --out initial
     """
-    from halfmap.algorithms.abinitio import abinitio as job
+    from halfmap.commands.abinitio import abinitio as job
 
     result = job(
         particles,

@@ -12,14 +12,21 @@ def class2d(
     particles: options.ParticlesFile,
     classes: Annotated[int, typer.Option(min=1, help="Number of classes K.")],
     out: options.OutFolder,
-    method: Annotated[options.Method2D, typer.Option(help="How images are matched to classes.")] = options.Method2D.ml,
+    method: Annotated[
+        options.Method2D, typer.Option(help="How images are matched to classes.")
+    ] = options.Method2D.ml,
     start: Annotated[
-        options.Start, typer.Option(help="First class images: chosen far apart, or averages of random subsets.")
+        options.Start,
+        typer.Option(help="First class images: chosen far apart, or averages of random subsets."),
     ] = options.Start.kmeans,
     iterations: Annotated[int, typer.Option(min=1, help="Iterations at most.")] = 25,
     diameter: options.Diameter = None,
     angular_step: Annotated[
-        float | None, typer.Option(metavar="DEG", help="Step of the finer grid of in-plane angles, 3 to 30 degrees. Default: 6.")
+        float | None,
+        typer.Option(
+            metavar="DEG",
+            help="Step of the finer grid of in-plane angles, 3 to 30 degrees. Default: 6.",
+        ),
     ] = None,
     shift_range: options.ShiftRange = 5.0,
     shift_step: options.ShiftStep = 1.0,
@@ -39,7 +46,7 @@ def class2d(
 
     Example: halfmap class2d --particles p.star --classes 50 --out classes
     """
-    from halfmap.algorithms.class2d import class2d as job
+    from halfmap.commands.class2d import class2d as job
 
     result = job(
         particles,

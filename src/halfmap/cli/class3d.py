@@ -12,18 +12,29 @@ from halfmap.cli.report import say_done
 def class3d(
     particles: options.ParticlesFile,
     reference: Annotated[
-        list[Path], typer.Option(metavar="MAP", help="Starting map (MRC): one for all classes, or give it once per class.")
+        list[Path],
+        typer.Option(
+            metavar="MAP",
+            help="Starting map (MRC): one for all classes, or give it once per class.",
+        ),
     ],
     classes: Annotated[int, typer.Option(min=1, help="Number of classes K.")],
     out: options.OutFolder,
-    method: Annotated[options.Method3D, typer.Option(help="How poses and classes are found.")] = options.Method3D.ml,
+    method: Annotated[
+        options.Method3D, typer.Option(help="How poses and classes are found.")
+    ] = options.Method3D.ml,
     search: options.SearchOption = options.Search.adaptive,
     symmetry: options.Symmetry = "C1",
     diameter: options.DiameterOfReference = None,
     initial_lowpass: options.InitialLowpass = None,
     mask: options.Mask = None,
     iterations: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Iterations at most; fewer where nothing improves any more. Default: 25.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Iterations at most; fewer where nothing improves any more. Default: 25.",
+        ),
     ] = None,
     angular_step: options.AngularStep = None,
     shift_range: options.ShiftRange = 5.0,
@@ -43,9 +54,10 @@ def class3d(
 ) -> None:
     """Classify particles into K maps, poses and classes found together.
 
-    Example: halfmap class3d --particles p.star --reference a.mrc --reference b.mrc --classes 2 --out states
+    Example: halfmap class3d --particles p.star --reference a.mrc --reference b.mrc --classes 2
+    --out states
     """
-    from halfmap.algorithms.class3d import class3d as job
+    from halfmap.commands.class3d import class3d as job
 
     result = job(
         particles,

@@ -18,15 +18,27 @@ class Relion(StrEnum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="STAR of any RELION version, or cryoSPARC .cs (its passthrough is found beside it).")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            help="STAR of any RELION version, or cryoSPARC .cs (its passthrough is found beside it).",
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help=".star or .cs.")],
     passthrough: Annotated[
-        Path | None, typer.Option(metavar="CS", help="The .cs file with further columns, where it is not found beside IN.")
+        Path | None,
+        typer.Option(
+            metavar="CS", help="The .cs file with further columns, where it is not found beside IN."
+        ),
     ] = None,
-    relion: Annotated[Relion, typer.Option(help="STAR to write: optics groups as in RELION 3.1 to 5, or one table.")] = Relion.v31,
+    relion: Annotated[
+        Relion,
+        typer.Option(help="STAR to write: optics groups as in RELION 3.1 to 5, or one table."),
+    ] = Relion.v31,
     data_dir: options.DataDir = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
 ) -> None:
     """Convert a particle file: any STAR dialect or .cs in, STAR of RELION 3.1 (or 3.0) or .cs out.
 

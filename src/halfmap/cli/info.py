@@ -8,14 +8,19 @@ import typer
 
 
 def info(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="STAR, .cs, MRC maps and stacks, job folders.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per file, for programs.")] = False,
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="STAR, .cs, MRC maps and stacks, job folders."),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object per file, for programs.")
+    ] = False,
 ) -> None:
     """Tell what a STAR, .cs or MRC file or a job folder holds.
 
     Example: halfmap info particles.star map.mrc refined
     """
-    from halfmap.describe import describe
+    from halfmap.commands.info import describe
 
     for file in files:
         facts = describe(file)

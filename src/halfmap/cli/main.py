@@ -41,7 +41,9 @@ for _panel, _commands in _PANELS.items():
     for _command in _commands:
         app.command(_command.__name__, rich_help_panel=_panel)(_command)
 
-_USAGE_ERROR = typer.BadParameter.__bases__[0]  # typer brings its own click or uses the installed one: ask it
+_USAGE_ERROR = typer.BadParameter.__bases__[
+    0
+]  # typer brings its own click or uses the installed one: ask it
 
 
 def _version(asked: bool) -> None:
@@ -52,16 +54,22 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")
+    ] = False,
 ) -> None:
-    """Cryo-EM single-particle reconstruction: particle images in, refined half maps and honest resolution out."""
+    """Cryo-EM single-particle reconstruction: particle images in, refined half maps and honest
+    resolution out."""
     if debug:
         os.environ["HALFMAP_DEBUG"] = "1"
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 unexpected error, 2 bad input (one line, no traceback), 130 stopped."""
+    """Run the command line and exit: 0 done, 1 unexpected error, 2 bad input (one line, no
+    traceback), 130 stopped."""
     given = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
     try:  # not app(...): that swallows the message of a KeyboardInterrupt, which says how to go on
@@ -86,7 +94,10 @@ def run(arguments: list[str] | None = None) -> None:
             _leave(f"{error.format_message()} ({name} --help shows the options)", 2)  # type: ignore[attr-defined]
         if os.environ.get("HALFMAP_DEBUG"):
             raise
-        notes = "; ".join(getattr(error, "__notes__", [])) or "halfmap --debug COMMAND shows the traceback"
+        notes = (
+            "; ".join(getattr(error, "__notes__", []))
+            or "halfmap --debug COMMAND shows the traceback"
+        )
         _leave(f"unexpected error, {type(error).__name__}: {error}; {notes}", 1)
 
 

@@ -48,7 +48,9 @@ def parse_memory(text: str) -> int:
     """Bytes of `8GB`, `500 MB`, `1.5T` or a plain number."""
     units = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
     trimmed = text.strip().upper().removesuffix("B").removesuffix("I").strip()
-    number, unit = (trimmed[:-1], trimmed[-1]) if trimmed[-1:] in units and trimmed else (trimmed, "")
+    number, unit = (
+        (trimmed[:-1], trimmed[-1]) if trimmed[-1:] in units and trimmed else (trimmed, "")
+    )
     try:
         size = float(number) * units[unit]
     except ValueError:
@@ -59,26 +61,54 @@ def parse_memory(text: str) -> int:
 
 
 ParticlesFile = Annotated[
-    Path, typer.Option("--particles", metavar="STAR", help="Particles: RELION STAR of any version, or cryoSPARC .cs.")
+    Path,
+    typer.Option(
+        "--particles",
+        metavar="STAR",
+        help="Particles: RELION STAR of any version, or cryoSPARC .cs.",
+    ),
 ]
 OutFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Job folder to make.")]
 Symmetry = Annotated[str, typer.Option(metavar="G", help="Point group: C1, C4, D2, T, O, I ...")]
 Diameter = Annotated[
-    float | None, typer.Option(metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: 0.9 of the box.")
+    float | None,
+    typer.Option(
+        metavar="A",
+        help="Diameter of the particle, Angstrom, for the soft mask. Default: 0.9 of the box.",
+    ),
 ]
 DiameterOfReference = Annotated[
     float | None,
-    typer.Option("--diameter", metavar="A", help="Diameter of the particle, Angstrom, for the soft mask. Default: from the reference."),
+    typer.Option(
+        "--diameter",
+        metavar="A",
+        help="Diameter of the particle, Angstrom, for the soft mask. Default: from the reference.",
+    ),
 ]
-InitialLowpass = Annotated[float | None, typer.Option(metavar="A", help="Low-pass of the starting map, Angstrom. Default: 60.")]
-Mask = Annotated[Path | None, typer.Option(metavar="MAP", help="Mask (MRC, values 0 to 1) in place of a sphere.")]
+InitialLowpass = Annotated[
+    float | None,
+    typer.Option(metavar="A", help="Low-pass of the starting map, Angstrom. Default: 60."),
+]
+Mask = Annotated[
+    Path | None, typer.Option(metavar="MAP", help="Mask (MRC, values 0 to 1) in place of a sphere.")
+]
 Iterations = Annotated[
-    int | None, typer.Option(metavar="N", min=1, help="Iterations at most; fewer where resolution and poses stop improving. Default: 20.")
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Iterations at most; fewer where resolution and poses stop improving. Default: 20.",
+    ),
 ]
 AngularStep = Annotated[
-    float | None, typer.Option(metavar="DEG", help="Angular step of the finer search grid, 3 to 30 degrees. Default: 7.5.")
+    float | None,
+    typer.Option(
+        metavar="DEG", help="Angular step of the finer search grid, 3 to 30 degrees. Default: 7.5."
+    ),
 ]
-ShiftRange = Annotated[float, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels.")]
+ShiftRange = Annotated[
+    float, typer.Option(metavar="PX", min=0, help="Largest shift searched, pixels.")
+]
 ShiftStep = Annotated[float, typer.Option(metavar="PX", help="Step of the shift search, pixels.")]
 SearchOption = Annotated[
     Search,
@@ -87,26 +117,69 @@ SearchOption = Annotated[
         help="How all orientations are searched: the best cells, or every cell that a bound cannot exclude (slower).",
     ),
 ]
-Local = Annotated[bool, typer.Option("--local", help="Search only around the poses in the particle file.")]
-LocalRange = Annotated[float | None, typer.Option(metavar="DEG", help="Range of a local search, degrees.")]
+Local = Annotated[
+    bool, typer.Option("--local", help="Search only around the poses in the particle file.")
+]
+LocalRange = Annotated[
+    float | None, typer.Option(metavar="DEG", help="Range of a local search, degrees.")
+]
 StackPixelSize = Annotated[
     float | None,
-    typer.Option("--pixel-size", metavar="ANGSTROM", help="Pixel size of a bare stack (no STAR) whose header has none."),
+    typer.Option(
+        "--pixel-size",
+        metavar="ANGSTROM",
+        help="Pixel size of a bare stack (no STAR) whose header has none.",
+    ),
 ]
 WienerConstant = Annotated[
-    float | None, typer.Option(metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC.")
+    float | None,
+    typer.Option(
+        metavar="K", help="Constant k of the Wiener update num / (k + den). Default: from the FSC."
+    ),
 ]
 TauFudge = Annotated[
-    float | None, typer.Option(metavar="T", help="T of the MAP update: 1 is what the half maps tell; more keeps more noise. Default: 1.")
+    float | None,
+    typer.Option(
+        metavar="T",
+        help="T of the MAP update: 1 is what the half maps tell; more keeps more noise. Default: 1.",
+    ),
 ]
-Ctf = Annotated[bool, typer.Option("--ctf/--no-ctf", help="Correct for the CTF in the particle file, or take images as they are.")]
-DataDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for.")]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of everything random: the same seed gives the same result.")]
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes CUDA if there is one, else the CPU.")]
-Threads = Annotated[int | None, typer.Option(metavar="N", min=1, help="CPU threads, up to the processors. Default: all.")]
+Ctf = Annotated[
+    bool,
+    typer.Option(
+        "--ctf/--no-ctf",
+        help="Correct for the CTF in the particle file, or take images as they are.",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Further folder in which image stacks are looked for."),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Seed of everything random: the same seed gives the same result."
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option(
+        "--device", help="Where to compute; auto takes CUDA if there is one, else the CPU."
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="CPU threads, up to the processors. Default: all."),
+]
 Memory = Annotated[
     int | None,
-    typer.Option(parser=parse_memory, metavar="SIZE", help="Memory to stay below, for example 8GB. Default: half of the machine's."),
+    typer.Option(
+        parser=parse_memory,
+        metavar="SIZE",
+        help="Memory to stay below, for example 8GB. Default: half of the machine's.",
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier job in the folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier job in the folder.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]

@@ -9,10 +9,19 @@ from halfmap.cli import options
 
 
 def project(
-    map: Annotated[Path, typer.Argument(help="Map to project (MRC), same box and pixel size as the particles.")],
+    map: Annotated[
+        Path, typer.Argument(help="Map to project (MRC), same box and pixel size as the particles.")
+    ],
     particles: options.ParticlesFile,
-    out: Annotated[Path, typer.Option("--out", metavar="STACK", help="Stack to write (.mrcs); a STAR is written beside it.")],
-    ctf: Annotated[bool, typer.Option("--ctf", help="Multiply the projections by each particle's CTF.")] = False,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="STACK", help="Stack to write (.mrcs); a STAR is written beside it."
+        ),
+    ],
+    ctf: Annotated[
+        bool, typer.Option("--ctf", help="Multiply the projections by each particle's CTF.")
+    ] = False,
     data_dir: options.DataDir = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
@@ -21,7 +30,9 @@ def project(
 
     Example: halfmap project map.mrc --particles refined/particles.star --ctf --out projections.mrcs
     """
-    from halfmap.reproject import project as job
+    from halfmap.commands.project import project as job
 
-    count = job(map, particles, out, ctf=ctf, data_dir=data_dir, threads=threads, overwrite=overwrite)
+    count = job(
+        map, particles, out, ctf=ctf, data_dir=data_dir, threads=threads, overwrite=overwrite
+    )
     typer.echo(f"project: {count} projections in {out}, their poses in {out.with_suffix('.star')}")

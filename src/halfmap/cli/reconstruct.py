@@ -13,7 +13,12 @@ def reconstruct(
     particles: options.ParticlesFile,
     out: Annotated[Path, typer.Option("--out", metavar="MAP", help="Map to write (MRC).")],
     symmetry: options.Symmetry = "C1",
-    halves: Annotated[bool, typer.Option("--halves", help="Write the two half maps too, and the resolution between them.")] = False,
+    halves: Annotated[
+        bool,
+        typer.Option(
+            "--halves", help="Write the two half maps too, and the resolution between them."
+        ),
+    ] = False,
     wiener_constant: options.WienerConstant = None,
     ctf: options.Ctf = True,
     diameter: options.Diameter = None,
@@ -28,9 +33,10 @@ def reconstruct(
 ) -> None:
     """Reconstruct a map from the poses in the particle file.
 
-    Example: halfmap reconstruct --particles refined/particles.star --symmetry C4 --halves --out map.mrc
+    Example: halfmap reconstruct --particles refined/particles.star --symmetry C4 --halves --out
+    map.mrc
     """
-    from halfmap.algorithms.reconstruct3d import reconstruct as job
+    from halfmap.commands.reconstruct import reconstruct as job
 
     result = job(
         particles,

@@ -11,9 +11,16 @@ from halfmap.cli.report import say_done
 
 def refine(
     particles: options.ParticlesFile,
-    reference: Annotated[Path, typer.Option(metavar="MAP", help="Starting map (MRC), same box and pixel size as the images.")],
+    reference: Annotated[
+        Path,
+        typer.Option(
+            metavar="MAP", help="Starting map (MRC), same box and pixel size as the images."
+        ),
+    ],
     out: options.OutFolder,
-    method: Annotated[options.Method3D, typer.Option(help="How poses are found and used.")] = options.Method3D.ml,
+    method: Annotated[
+        options.Method3D, typer.Option(help="How poses are found and used.")
+    ] = options.Method3D.ml,
     search: options.SearchOption = options.Search.adaptive,
     symmetry: options.Symmetry = "C1",
     diameter: options.DiameterOfReference = None,
@@ -36,11 +43,12 @@ def refine(
     overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Refine poses against a starting map, in two independent halves, and measure the resolution between them.
+    """Refine poses against a starting map, in two independent halves, and measure the resolution
+    between them.
 
     Example: halfmap refine --particles p.star --reference start.mrc --symmetry C4 --out refined
     """
-    from halfmap.algorithms.refine3d import refine as job
+    from halfmap.commands.refine import refine as job
 
     result = job(
         particles,

@@ -21,11 +21,23 @@ class Method(StrEnum):
 
 def restore(
     particles: options.ParticlesFile,
-    method: Annotated[Method, typer.Option(help="divide, flip, wiener: each image; wiener-stack, wiener-ssnr: one image from all.")],
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="divide, flip, wiener: each image; wiener-stack, wiener-ssnr: one image from all."
+        ),
+    ],
     out: options.OutFolder,
-    constant: Annotated[float, typer.Option(metavar="K", help="The k of wiener and wiener-stack.")] = 0.1,
-    class_number: Annotated[int | None, typer.Option("--class", metavar="N", help="Use the particles of this class only.")] = None,
-    view_tolerance: Annotated[float, typer.Option(metavar="DEG", help="Directions that differ by more are not one view.")] = 3.0,
+    constant: Annotated[
+        float, typer.Option(metavar="K", help="The k of wiener and wiener-stack.")
+    ] = 0.1,
+    class_number: Annotated[
+        int | None,
+        typer.Option("--class", metavar="N", help="Use the particles of this class only."),
+    ] = None,
+    view_tolerance: Annotated[
+        float, typer.Option(metavar="DEG", help="Directions that differ by more are not one view.")
+    ] = 3.0,
     data_dir: options.DataDir = None,
     seed: options.Seed = 1,
     threads: options.Threads = None,
@@ -35,12 +47,13 @@ def restore(
     """Undo the CTF of particle images, one by one or from many images of one view.
 
     divide: X / C. flip: sgn(C) X. wiener: C X / (C^2 + k). wiener-stack: sum C X / (k + sum C^2).
-    wiener-ssnr: the same with k = 1/SSNR in each shell, the spectral SNR measured from the images themselves.
+    wiener-ssnr: the same with k = 1/SSNR in each shell, the spectral SNR measured from the images
+    themselves.
 
     Example: halfmap restore --particles particles.star --method flip --out flipped
     """
+    from halfmap.commands.restore import restore as job
     from halfmap.resolution import resolution_at
-    from halfmap.restore import restore as job
 
     result = job(
         particles,
@@ -58,5 +71,8 @@ def restore(
     aside = f", {result.set_aside} set aside" if result.set_aside else ""
     typer.echo(f"{method.value}: {result.images} images{aside}, in {result.folder}")
     if result.curve is not None:
-        at = [f"at {threshold} {in_words(resolution_at(result.curve, threshold), threshold)}" for threshold in (0.5, 0.143)]
+        at = [
+            f"at {threshold} {in_words(resolution_at(result.curve, threshold), threshold)}"
+            for threshold in (0.5, 0.143)
+        ]
         typer.echo(f"FRC of independent halves: {', '.join(at)}")

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.prior import Prior
+from halfmap.engine.pose_prior import Prior
 
 Own = TypeVar("Own", bound="_PerImage")
 
@@ -19,7 +19,7 @@ class _PerImage:
     def fields(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
 
-    def of_images(self: Own, index: Int[Tensor, " M"]) -> Own:
+    def select_images(self: Own, index: Int[Tensor, " M"]) -> Own:
         """Those of the chosen images."""
         return type(self)(*(f[index] for f in self.fields()))
 
@@ -29,9 +29,10 @@ class _PerImage:
 
 @dataclass(frozen=True)
 class Poses(_PerImage):
-    """One pose per particle, the best one: rotation A (object to view), the shift that centres the image, class (from 0), and score;
-    with how sure it is: the largest weight of its posterior, the number of weights worth keeping, the logarithm of their sum, and the
-    standard deviations of rotation (degrees) and shift (pixels) around it."""
+    """One pose per particle, the best one: rotation A (object to view), the shift that centres the
+    image, class (from 0), and score; with how sure it is: the largest weight of its posterior, the
+    number of weights worth keeping, the logarithm of their sum, and the standard deviations of
+    rotation (degrees) and shift (pixels) around it."""
 
     rotations: Float[Tensor, "N 3 3"]
     shift_px: Float[Tensor, "N 2"]
@@ -46,7 +47,7 @@ class Poses(_PerImage):
         return len(self.rotations)
 
     def take(self, index: Int[Tensor, " M"]) -> "Poses":
-        return self.of_images(index)
+        return self.select_images(index)
 
     def put(self, index: Int[Tensor, " M"], new: "Poses") -> "Poses":
         """A copy in which the poses at `index` are `new`."""
@@ -62,20 +63,32 @@ class Poses(_PerImage):
         return replace(self, classes=torch.zeros_like(self.classes))
 
 
-def known_poses(rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"], classes: Int[Tensor, " N"]) -> Poses:
+def known_poses(
+    rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"], classes: Int[Tensor, " N"]
+) -> Poses:
     """Poses that somebody else found: each is certain, and none has been scored yet."""
     n = len(rotations)
     zero, one = rotations.new_zeros(n), rotations.new_ones(n)
-    return Poses(rotations, shift_px, classes, zero, one, torch.ones_like(classes), zero.clone(), rotations.new_full((n, 2), torch.nan))
+    return Poses(
+        rotations,
+        shift_px,
+        classes,
+        zero,
+        one,
+        torch.ones_like(classes),
+        zero.clone(),
+        rotations.new_full((n, 2), torch.nan),
+    )
 
 
 @dataclass(frozen=True)
 class Candidates(_PerImage):
     """Up to n poses for each of B images; what a search returns and an assignment weighs.
 
-    `score` is what the method compares, `log_weight` the logarithm of the weight of a pose in its image's posterior, up to a constant per
-    image; a place that holds no pose has the weight -inf. `cell` numbers the pose's orientation where it is one of a grid's, else -1;
-    `accuracy` are the standard deviations of rotation (degrees) and shift (pixels), NaN where they are not known.
+    `score` is what the method compares, `log_weight` the logarithm of the weight of a pose in its
+    image's posterior, up to a constant per image; a place that holds no pose has the weight -inf.
+    `cell` numbers the pose's orientation where it is one of a grid's, else -1; `accuracy` are the
+    standard deviations of rotation (degrees) and shift (pixels), NaN where they are not known.
     """
 
     rotations: Float[Tensor, "B n 3 3"]
@@ -100,14 +113,20 @@ class Candidates(_PerImage):
         missing = n - self.score.shape[1]
         if missing <= 0:
             return self
-        copies = self.take(torch.zeros(len(self.score), missing, dtype=torch.long, device=self.score.device))
-        return self.append(replace(copies, log_weight=torch.full_like(copies.log_weight, -torch.inf)))
+        copies = self.take(
+            torch.zeros(len(self.score), missing, dtype=torch.long, device=self.score.device)
+        )
+        return self.append(
+            replace(copies, log_weight=torch.full_like(copies.log_weight, -torch.inf))
+        )
 
     def append(self, other: "Candidates") -> "Candidates":
-        return Candidates(*(torch.cat([a, b], dim=1) for a, b in zip(self.fields(), other.fields(), strict=True)))
+        return Candidates(
+            *(torch.cat([a, b], dim=1) for a, b in zip(self.fields(), other.fields(), strict=True))
+        )
 
 
-def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
+def identity_poses(classes: Int[Tensor, " N"]) -> Poses:
     """Poses of images that are neither turned nor moved."""
     n = len(classes)
     return known_poses(torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), classes)
@@ -116,21 +135,34 @@ def as_they_lie(classes: Int[Tensor, " N"]) -> Poses:
 def as_candidates(poses: Poses) -> Candidates:
     """One candidate per image."""
     weight, cell = torch.zeros_like(poses.score), torch.full_like(poses.classes, -1)
-    here = (poses.rotations, poses.shift_px, poses.classes, poses.score, weight, cell, poses.accuracy)
+    here = (
+        poses.rotations,
+        poses.shift_px,
+        poses.classes,
+        poses.score,
+        weight,
+        cell,
+        poses.accuracy,
+    )
     return Candidates(*(field[:, None] for field in here))
 
 
 def in_every_class(candidates: Candidates, n_classes: int) -> Candidates:
     """The best candidate of each image, once in each of K classes."""
     first = candidates.take(candidates.log_weight.argmax(1, keepdim=True).expand(-1, n_classes))
-    classes = torch.arange(n_classes, device=candidates.score.device).expand(len(candidates.score), -1).contiguous()
+    classes = (
+        torch.arange(n_classes, device=candidates.score.device)
+        .expand(len(candidates.score), -1)
+        .contiguous()
+    )
     return replace(first, classes=classes)
 
 
 @dataclass(frozen=True)
-class Gamma:
-    """The assignment Gamma(i, k, phi, t), sparse: entry e gives image `image[e]`, moved by `shift_px[e]`, the weight `weight[e]` on the
-    slice `reference[e]`; slice r has orientation `rotations[r]` of class `classes[r]`. Entries of one image sum to 1."""
+class PosteriorWeights:
+    """The assignment PosteriorWeights(i, k, phi, t), sparse: entry e gives image `image[e]`, moved
+    by `shift_px[e]`, the weight `weight[e]` on the slice `reference[e]`; slice r has orientation
+    `rotations[r]` of class `classes[r]`. Entries of one image sum to 1."""
 
     image: Int[Tensor, " E"]
     reference: Int[Tensor, " E"]
@@ -142,11 +174,13 @@ class Gamma:
 
 @dataclass(frozen=True)
 class State:
-    """Everything an iteration needs from the one before. `references` are H sets (one per half of the data, or one shared) of K each.
+    """Everything an iteration needs from the one before. `references` are H sets (one per half of
+    the data, or one shared) of K each.
 
-    `modes` are the few best poses of each image with their weights, where a method follows more than the best one; `prior` is what the last
-    posteriors told of class, direction and shift; `norm` and `scale` tell how strong noise is in each image and signal in each group, where
-    that is learnt (`intensity`).
+    `modes` are the few best poses of each image with their weights, where a method follows more
+    than the best one; `prior` is what the last posteriors told of class, direction and shift;
+    `norm` and `scale` tell how strong noise is in each image and signal in each group, where that
+    is learnt (`intensity`).
     """
 
     iteration: int
@@ -169,7 +203,10 @@ class State:
         """Its plain values, for the checkpoint's JSON."""
         plain = {"iteration": self.iteration, "radius": self.radius, "history": list(self.history)}
         if self.prior is not None:
-            plain |= {"prior_order": self.prior.order, "prior_shift_sigma_px": self.prior.shift_sigma_px}
+            plain |= {
+                "prior_order": self.prior.order,
+                "prior_shift_sigma_px": self.prior.shift_sigma_px,
+            }
         return plain
 
 
@@ -190,7 +227,11 @@ def from_arrays(arrays: dict[str, np.ndarray], meta: dict, *, device: torch.devi
     t = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
 
     def inside(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}."): value for key, value in t.items() if key.startswith(f"{name}.")}
+        return {
+            key.removeprefix(f"{name}."): value
+            for key, value in t.items()
+            if key.startswith(f"{name}.")
+        }
 
     own = {name: value for name, value in t.items() if "." not in name}
     own |= {name: own[name].to(device) for name in ("references", "noise_variance")}
@@ -198,8 +239,15 @@ def from_arrays(arrays: dict[str, np.ndarray], meta: dict, *, device: torch.devi
     prior = None
     if "prior.classes" in t:
         tables = {name: value.to(device) for name, value in inside("prior").items()}
-        prior = Prior(**tables, order=meta["prior_order"], shift_sigma_px=meta["prior_shift_sigma_px"])
+        prior = Prior(
+            **tables, order=meta["prior_order"], shift_sigma_px=meta["prior_shift_sigma_px"]
+        )
     return State(
-        **own, iteration=meta["iteration"], radius=meta["radius"], history=tuple(meta["history"]), poses=Poses(**inside("poses")),
-        modes=modes, prior=prior,
-    )  # fmt: skip
+        **own,
+        iteration=meta["iteration"],
+        radius=meta["radius"],
+        history=tuple(meta["history"]),
+        poses=Poses(**inside("poses")),
+        modes=modes,
+        prior=prior,
+    )

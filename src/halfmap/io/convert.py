@@ -21,20 +21,26 @@ def convert(
     relion: Literal["3.1", "3.0"] = "3.1",
     data_dir: str | os.PathLike[str] | None = None,
 ) -> tuple[str, ...]:
-    """Convert a particle file; the suffixes `.star` and `.cs` say from what to what. Returns notes for the user.
+    """Convert a particle file; the suffixes `.star` and `.cs` say from what to what. Returns notes
+    for the user.
 
-    `relion="3.0"` writes one table as RELION 3.0 and before; the default writes optics groups, as RELION 3.1 to 5. Image names are kept
-    where they resolve from the new place, see `rename_images`; images need not be there.
+    `relion="3.0"` writes one table as RELION 3.0 and before; the default writes optics groups, as
+    RELION 3.1 to 5. Image names are kept where they resolve from the new place, see
+    `rename_images`; images need not be there.
 
     Raises:
-        InputError: unknown suffix, bad input, no pixel size; for `.cs` also no image size (no column, and no stack to look at).
+        InputError: unknown suffix, bad input, no pixel size; for `.cs` also no image size (no
+            column, and no stack to look at).
     """
     source, target = Path(input), Path(output)
     for path in (source, target):
         if path.suffix.lower() not in (".star", ".cs"):
             raise InputError(f"{path}: expected a file name ending in .star or .cs")
     if passthrough is not None and source.suffix.lower() != ".cs":
-        raise InputError(f"passthrough: {passthrough} was given, but only a .cs input has a passthrough file; {source} is a STAR file")
+        raise InputError(
+            f"passthrough: {passthrough} was given, but only a .cs input has a passthrough file; "
+            f"{source} is a STAR file"
+        )
     notes: tuple[str, ...] = ()
     if source.suffix.lower() == ".cs":
         star, notes = cs_to_star(read_cs(source, passthrough=passthrough), str(source))
@@ -46,18 +52,32 @@ def convert(
     header = next((open_stack(path) for path in found if path is not None), None)
     size = pixel_size(tables) or (header.pixel_size_angstrom if header else 0.0)
     if size <= 0:
-        raise InputError(f"{source}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize with _rlnMagnification); add it")
-    box = int(tables.floats("rlnImageSize")[0]) if tables.has("rlnImageSize") else header.shape[1] if header else None
+        raise InputError(
+            f"{source}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize "
+            "with _rlnMagnification); add it"
+        )
+    box = (
+        int(tables.floats("rlnImageSize")[0])
+        if tables.has("rlnImageSize")
+        else header.shape[1]
+        if header
+        else None
+    )
     particles = rename_images(tables.particles, names, found, target)
     tables = ParticleTables(tables.path, particles, tables.optics, tables.optics_group)
     if target.suffix.lower() == ".cs":
         if box is None:
-            raise InputError(f"{source}: no image size: no column _rlnImageSize, and {names.files[0]} was not found; add the column")
+            raise InputError(
+                f"{source}: no image size: no column _rlnImageSize, and {names.files[0]} was not "
+                "found; add the column"
+            )
         write_cs(target, star_to_cs(tables, box=box, pixel_size_angstrom=size))
         return notes
     shift = poses(tables, size)[1]
     if relion == "3.0":
         write_star(target, relion30_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size))
     else:
-        write_star(target, relion31_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size, box=box))
+        write_star(
+            target, relion31_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size, box=box)
+        )
     return notes

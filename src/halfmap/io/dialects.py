@@ -1,4 +1,5 @@
-"""The two layouts of RELION's particle STAR: optics groups (3.1 and newer) and one table (3.0 and before)."""
+"""The two layouts of RELION's particle STAR: optics groups (3.1 and newer) and one table (3.0 and
+before)."""
 
 from collections.abc import Iterable
 
@@ -11,12 +12,17 @@ _PER_GROUP = (*MICROSCOPE, "rlnBeamTiltX", "rlnBeamTiltY", "rlnCtfDataAreCtfPrem
 
 
 def relion31_blocks(
-    tables: ParticleTables, *, shift_angstrom: np.ndarray, pixel_size_angstrom: float, box: int | None = None
+    tables: ParticleTables,
+    *,
+    shift_angstrom: np.ndarray,
+    pixel_size_angstrom: float,
+    box: int | None = None,
 ) -> dict[str, Table]:
     """Blocks `optics` and `particles` of RELION 3.1 and newer.
 
-    The one-table layout gets one optics group for each set of microscope values, and its shifts in pixels (rlnOriginX, rlnOriginY) are
-    replaced by Angstrom. All other cells keep their text; columns that RELION 3.1 needs are added where missing.
+    The one-table layout gets one optics group for each set of microscope values, and its shifts in
+    pixels (rlnOriginX, rlnOriginY) are replaced by Angstrom. All other cells keep their text;
+    columns that RELION 3.1 needs are added where missing.
     """
     particles, optics = tables.particles, tables.optics
     if any(name in particles for name in OLD_ORIGINS):
@@ -30,8 +36,19 @@ def relion31_blocks(
         kept = "rlnOpticsGroup" in particles and len(groups) == len(np.unique(tables.optics_group))
         numbers = particles.ints("rlnOpticsGroup")[first] if kept else np.arange(1, len(groups) + 1)
         optics = Table.from_columns({"rlnOpticsGroup": numbers}, path=tables.path)
-        named = ("rlnOpticsGroupName", "rlnImagePixelSize", "rlnImageSize", "rlnImageDimensionality")
-        optics = optics.with_cells({name: particles.cells(name).take(first) for name in (*named, *per_group) if name in particles})
+        named = (
+            "rlnOpticsGroupName",
+            "rlnImagePixelSize",
+            "rlnImageSize",
+            "rlnImageDimensionality",
+        )
+        optics = optics.with_cells(
+            {
+                name: particles.cells(name).take(first)
+                for name in (*named, *per_group)
+                if name in particles
+            }
+        )
         if not kept:
             particles = particles.with_columns({"rlnOpticsGroup": numbers[inverse.ravel()]})
     added: dict[str, Iterable[object]] = {
@@ -42,23 +59,39 @@ def relion31_blocks(
     if box is not None:
         added["rlnImageSize"] = [box] * len(optics)
     if "rlnOpticsGroup" not in particles:
-        particles = particles.with_columns({"rlnOpticsGroup": optics.ints("rlnOpticsGroup")[tables.optics_group]})
-    optics = optics.with_columns({name: values for name, values in added.items() if name not in optics})
+        particles = particles.with_columns(
+            {"rlnOpticsGroup": optics.ints("rlnOpticsGroup")[tables.optics_group]}
+        )
+    optics = optics.with_columns(
+        {name: values for name, values in added.items() if name not in optics}
+    )
     return {"optics": optics, "particles": particles}
 
 
-def relion30_blocks(tables: ParticleTables, *, shift_angstrom: np.ndarray, pixel_size_angstrom: float) -> dict[str, Table]:
-    """The one-table block of RELION 3.0 and before: optics columns repeated in each row, shifts in pixels.
+def relion30_blocks(
+    tables: ParticleTables, *, shift_angstrom: np.ndarray, pixel_size_angstrom: float
+) -> dict[str, Table]:
+    """The one-table block of RELION 3.0 and before: optics columns repeated in each row, shifts in
+    pixels.
 
-    The pixel size is written as a magnification of 10000 and a detector pixel of as many micrometres as the pixel has Angstrom.
+    The pixel size is written as a magnification of 10000 and a detector pixel of as many
+    micrometres as the pixel has Angstrom.
     """
     table, n = tables.particles, len(tables.particles)
     if tables.optics is not None:
-        table = table.with_cells({name: tables.optics.cells(name).take(tables.optics_group) for name in tables.optics.names})
+        table = table.with_cells(
+            {
+                name: tables.optics.cells(name).take(tables.optics_group)
+                for name in tables.optics.names
+            }
+        )
     added: dict[str, Iterable[object]] = {}
     if ORIGINS[0] in table or ORIGINS[1] in table:
         table = table.without(*ORIGINS)
         added |= dict(zip(OLD_ORIGINS, (shift_angstrom / pixel_size_angstrom).T, strict=True))
     if "rlnMagnification" not in table or "rlnDetectorPixelSize" not in table:
-        added |= {"rlnMagnification": [10000.0] * n, "rlnDetectorPixelSize": [pixel_size_angstrom] * n}
+        added |= {
+            "rlnMagnification": [10000.0] * n,
+            "rlnDetectorPixelSize": [pixel_size_angstrom] * n,
+        }
     return {"": table.with_columns(added)}

@@ -10,7 +10,8 @@ from halfmap.errors import InputError
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary name in the folder of `path`; rename it to `path` on success, remove it on failure.
+    """Yield a temporary name in the folder of `path`; rename it to `path` on success, remove it on
+    failure.
 
     A reader sees the old file or the whole new one, never a part, even when the process is killed.
 
@@ -24,9 +25,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb") as written:
-            os.fsync(written.fileno())  # else a crash soon after the rename could leave an empty file
+            os.fsync(
+                written.fileno()
+            )  # else a crash soon after the rename could leave an empty file
         os.replace(temporary, path)
     except PermissionError as error:
-        raise InputError(f"{path}: no permission to write here ({error.strerror}); choose another place") from error
+        raise InputError(
+            f"{path}: no permission to write here ({error.strerror}); choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""What the columns of a RELION particle table mean: the particle and optics tables, pixel size, poses, CTF."""
+"""What the columns of a RELION particle table mean: the particle and optics tables, pixel size,
+poses, CTF."""
 
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 
 @dataclass(frozen=True, eq=False)
 class ParticleTables:
-    """The particle table of a file, its optics table (None in RELION 3.0 and before), and the optics row of each particle."""
+    """The particle table of a file, its optics table (None in RELION 3.0 and before), and the
+    optics row of each particle."""
 
     path: str
     particles: Table
@@ -28,7 +30,8 @@ class ParticleTables:
         return name in self.particles or (self.optics is not None and name in self.optics)
 
     def floats(self, name: str, default: float | None = None) -> np.ndarray:
-        """Values per particle, from the optics table if it has them, else from the particle table, else `default`.
+        """Values per particle, from the optics table if it has them, else from the particle table,
+        else `default`.
 
         Raises:
             InputError: absent without a default, not a number, NaN or infinite.
@@ -38,7 +41,10 @@ class ParticleTables:
         if name in self.particles:
             return _finite(self.particles, name)
         if default is None:
-            raise InputError(f"{self.path}: column _{name} is missing (neither optics nor particle table has it); add it")
+            raise InputError(
+                f"{self.path}: column _{name} is missing (neither optics nor particle table has "
+                "it); add it"
+            )
         return np.full(len(self.particles), float(default))
 
 
@@ -46,7 +52,10 @@ def _finite(table: Table, name: str) -> np.ndarray:
     values = table.floats(name)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise InputError(f"{table.where(int(bad[0]), name)}: expected a finite number, found {values[bad[0]]}; correct or remove the row")
+        raise InputError(
+            f"{table.where(int(bad[0]), name)}: expected a finite number, found {values[bad[0]]}; "
+            "correct or remove the row"
+        )
     return values
 
 
@@ -54,7 +63,8 @@ def particle_tables(star: StarFile) -> ParticleTables:
     """Find the table with image names, whatever its block is called, and its optics groups.
 
     Raises:
-        InputError: no such table (the blocks found are named) or several; no rows; an optics group that is not in the optics table.
+        InputError: no such table (the blocks found are named) or several; no rows; an optics group
+            that is not in the optics table.
     """
     found = [name for name, table in star.blocks.items() if "rlnImageName" in table]
     if "particles" in found:
@@ -62,29 +72,54 @@ def particle_tables(star: StarFile) -> ParticleTables:
     if len(found) != 1:
         blocks = ", ".join(f"data_{name}" for name in star.blocks)
         what = f"{len(found)} tables have" if found else "no table has"
-        raise InputError(f"{star.path}: expected one particle table, {what} the column _rlnImageName; blocks found: {blocks}")
+        raise InputError(
+            f"{star.path}: expected one particle table, {what} the column _rlnImageName; blocks "
+            f"found: {blocks}"
+        )
     particles = star.blocks[found[0]]
     if not len(particles):
-        raise InputError(f"{star.path}: the particle table data_{found[0]} has no rows; nothing to process")
-    optics = next((t for n, t in star.blocks.items() if n != found[0] and "rlnOpticsGroup" in t and "rlnImageName" not in t), None)
+        raise InputError(
+            f"{star.path}: the particle table data_{found[0]} has no rows; nothing to process"
+        )
+    optics = next(
+        (
+            t
+            for n, t in star.blocks.items()
+            if n != found[0] and "rlnOpticsGroup" in t and "rlnImageName" not in t
+        ),
+        None,
+    )
     if optics is None:
-        labels = particles.ints("rlnOpticsGroup") if "rlnOpticsGroup" in particles else np.zeros(len(particles), np.int64)
+        labels = (
+            particles.ints("rlnOpticsGroup")
+            if "rlnOpticsGroup" in particles
+            else np.zeros(len(particles), np.int64)
+        )
         return ParticleTables(star.path, particles, None, np.unique(labels, return_inverse=True)[1])
     rows = {label: row for row, label in enumerate(optics.ints("rlnOpticsGroup").tolist())}
     if "rlnOpticsGroup" not in particles:
         if len(optics) > 1:
-            raise InputError(f"{star.path}: column _rlnOpticsGroup is missing from the particle table; {len(optics)} groups exist")
+            raise InputError(
+                f"{star.path}: column _rlnOpticsGroup is missing from the particle table; "
+                f"{len(optics)} groups exist"
+            )
         return ParticleTables(star.path, particles, optics, np.zeros(len(particles), np.int64))
     labels, inverse = np.unique(particles.ints("rlnOpticsGroup"), return_inverse=True)
     for i, label in enumerate(labels.tolist()):
         if label not in rows:
             place = particles.where(int(np.argmax(inverse == i)), "rlnOpticsGroup")
-            raise InputError(f"{place}: optics group {label} is not in the optics table, which has {sorted(rows)}")
-    return ParticleTables(star.path, particles, optics, np.array([rows[label] for label in labels.tolist()])[inverse])
+            raise InputError(
+                f"{place}: optics group {label} is not in the optics table, which has "
+                f"{sorted(rows)}"
+            )
+    return ParticleTables(
+        star.path, particles, optics, np.array([rows[label] for label in labels.tolist()])[inverse]
+    )
 
 
 def pixel_size(tables: ParticleTables) -> float | None:
-    """Pixel size in Angstrom: rlnImagePixelSize, or detector pixel size (um) x 1e4 / magnification, or rlnPixelSize; None if no column.
+    """Pixel size in Angstrom: rlnImagePixelSize, or detector pixel size (um) x 1e4 / magnification,
+    or rlnPixelSize; None if no column.
 
     Raises:
         InputError: not positive, or different between particles or optics groups.
@@ -95,24 +130,39 @@ def pixel_size(tables: ParticleTables) -> float | None:
         name, magnification = "rlnMagnification", tables.floats("rlnMagnification")
         if magnification.min() <= 0:
             row = int(magnification.argmin())
-            raise InputError(f"{tables.path}: row {row + 1}, column _rlnMagnification: expected more than 0, found {magnification[row]:g}")
+            raise InputError(
+                f"{tables.path}: row {row + 1}, column _rlnMagnification: expected more than 0, "
+                f"found {magnification[row]:g}"
+            )
         sizes = tables.floats("rlnDetectorPixelSize") * 1e4 / magnification
     elif tables.has("rlnPixelSize"):
         name, sizes = "rlnPixelSize", tables.floats("rlnPixelSize")
     else:
         return None
     if sizes.min() <= 0:
-        raise InputError(f"{tables.path}: row {int(sizes.argmin()) + 1}: pixel size {sizes.min():g} A (from _{name}); expected more than 0")
+        raise InputError(
+            f"{tables.path}: row {int(sizes.argmin()) + 1}: pixel size {sizes.min():g} A (from "
+            f"_{name}); expected more than 0"
+        )
     differs = np.flatnonzero(np.abs(sizes - sizes[0]) > 1e-3 * sizes[0])
     if len(differs):
         row = int(differs[0])
-        first, other = (f"{sizes[i]:.4f} A in row {i + 1} (optics group {tables.optics_group[i] + 1})" for i in (0, row))
-        raise InputError(f"{tables.path}: pixel sizes differ: {first}, {other}, from _{name}; rescale the images or select one group")
+        first, other = (
+            f"{sizes[i]:.4f} A in row {i + 1} (optics group {tables.optics_group[i] + 1})"
+            for i in (0, row)
+        )
+        raise InputError(
+            f"{tables.path}: pixel sizes differ: {first}, {other}, from _{name}; rescale the "
+            "images or select one group"
+        )
     return float(sizes[0])
 
 
-def poses(tables: ParticleTables, pixel_size_angstrom: float) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom (zeros where absent), and whether all three angles are there."""
+def poses(
+    tables: ParticleTables, pixel_size_angstrom: float
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom (zeros where absent), and whether all
+    three angles are there."""
     angles = np.stack([tables.floats(name, 0.0) for name in ANGLES], axis=1)
     shifts = [
         tables.floats(new) if tables.has(new) else tables.floats(old, 0.0) * pixel_size_angstrom
@@ -121,8 +171,11 @@ def poses(tables: ParticleTables, pixel_size_angstrom: float) -> tuple[np.ndarra
     return angles, np.stack(shifts, axis=1), all(tables.has(name) for name in ANGLES)
 
 
-def ctf_columns(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[dict[str, np.ndarray], bool]:
-    """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all (`use_ctf=False`: zeros, no matter what it has).
+def ctf_columns(
+    tables: ParticleTables, *, use_ctf: bool = True
+) -> tuple[dict[str, np.ndarray], bool]:
+    """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all
+    (`use_ctf=False`: zeros, no matter what it has).
 
     Raises:
         InputError: some CTF columns are there and others are missing.
@@ -131,7 +184,10 @@ def ctf_columns(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[dict[s
     missing = [name for name in (*DEFOCUS, *MICROSCOPE) if not tables.has(name)]
     if has_ctf and missing:
         names = ", ".join(f"_{name}" for name in missing)
-        raise InputError(f"{tables.path}: the CTF is incomplete: missing {names}; add the column, or run with --no-ctf")
+        raise InputError(
+            f"{tables.path}: the CTF is incomplete: missing {names}; add the column, or run with "
+            "--no-ctf"
+        )
     columns = {
         "defocus_u_angstrom": ("rlnDefocusU", 0.0),
         "defocus_v_angstrom": ("rlnDefocusV", 0.0),
@@ -146,7 +202,13 @@ def ctf_columns(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[dict[s
         "beam_tilt_y_mrad": ("rlnBeamTiltY", 0.0),
     }
     n = len(tables.particles)
-    arrays = {field: tables.floats(name, default) if use_ctf else np.full(n, default) for field, (name, default) in columns.items()}
+    arrays = {
+        field: tables.floats(name, default) if use_ctf else np.full(n, default)
+        for field, (name, default) in columns.items()
+    }
     if has_ctf and arrays["voltage_kv"].min() <= 0:
-        raise InputError(f"{tables.path}: row {int(arrays['voltage_kv'].argmin()) + 1}, column _rlnVoltage: expected more than 0 kV")
+        raise InputError(
+            f"{tables.path}: row {int(arrays['voltage_kv'].argmin()) + 1}, column _rlnVoltage: "
+            "expected more than 0 kV"
+        )
     return arrays, has_ctf

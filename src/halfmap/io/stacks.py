@@ -1,4 +1,5 @@
-"""The stacks of a data set: kept open in small number, and checked against the table that names their images."""
+"""The stacks of a data set: kept open in small number, and checked against the table that names
+their images."""
 
 import os
 from collections import OrderedDict
@@ -15,7 +16,8 @@ _OPEN_FILES = 64
 
 
 class OpenStacks:
-    """The stacks read last, kept mapped; shared by all selections of a data set. Travels to other processes empty."""
+    """The stacks read last, kept mapped; shared by all selections of a data set. Travels to other
+    processes empty."""
 
     def __init__(self) -> None:
         self._stacks: OrderedDict[Path, MrcStack] = OrderedDict()
@@ -40,7 +42,8 @@ def check_stacks(
     *,
     first_only: bool,
 ) -> tuple[int, float]:
-    """Open the stacks' headers: all there, square, of one size, and long enough. Returns box and the header's pixel size."""
+    """Open the stacks' headers: all there, square, of one size, and long enough. Returns box and
+    the header's pixel size."""
     first_row = pd.Series(np.arange(len(names.file))).groupby(names.file).first()
     longest = pd.Series(names.index).groupby(names.file).idxmax()
     box, header_size = 0, 0.0
@@ -51,15 +54,25 @@ def check_stacks(
         stack = stacks.get(place)
         n, ny, nx = stack.shape
         if ny != nx:
-            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images are needed")
+            raise InputError(
+                f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images "
+                "are needed"
+            )
         if box and nx != box:
-            raise InputError(f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before {box}; one size is needed")
+            raise InputError(
+                f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before "
+                f"{box}; one size is needed"
+            )
         if number in names.single and n > 1:
-            raise InputError(f"{path}: row {row + 1}: {place} holds {n} images and the name gives no index; expected index@{name}")
+            raise InputError(
+                f"{path}: row {row + 1}: {place} holds {n} images and the name gives no index; "
+                f"expected index@{name}"
+            )
         last = int(longest[number])
         if names.index[last] >= n:
             raise InputError(
-                f"{path}: row {last + 1}, column _rlnImageName: asks for image {names.index[last] + 1} of {place}, which holds {n}; "
+                f"{path}: row {last + 1}, column _rlnImageName: asks for image "
+                f"{names.index[last] + 1} of {place}, which holds {n}; "
                 "correct the row or copy the stack again"
             )
         box, header_size = nx, header_size or stack.pixel_size_angstrom

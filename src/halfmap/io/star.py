@@ -1,4 +1,5 @@
-"""STAR files of every RELION version and of other programs: read once as bytes, cell text kept to the letter, written atomically."""
+"""STAR files of every RELION version and of other programs: read once as bytes, cell text kept to
+the letter, written atomically."""
 
 import os
 import re
@@ -30,8 +31,9 @@ class StarFile:
 def read_star(path: str | os.PathLike[str]) -> StarFile:
     """Read a STAR file: RELION 1.x to 5 and other programs' dialects.
 
-    A block is one table (`loop_`) or one list of single values, in any order of blocks, with single or double quotes, `#` comments,
-    blank lines, tabs, and empty loops. Cells stay text until a column is asked for as numbers.
+    A block is one table (`loop_`) or one list of single values, in any order of blocks, with single
+    or double quotes, `#` comments, blank lines, tabs, and empty loops. Cells stay text until a
+    column is asked for as numbers.
 
     Raises:
         InputError: the file is missing, binary, or not STAR (the line is named).
@@ -87,14 +89,22 @@ class _Parser:
             if keyword.startswith(b"data_"):
                 name = word[5:].decode("utf-8", "surrogateescape")
                 if name in blocks:
-                    raise self.error(f"a second block data_{name}; names of blocks must differ, rename one", at)
+                    raise self.error(
+                        f"a second block data_{name}; names of blocks must differ, rename one", at
+                    )
                 blocks[name] = Table({}, is_loop=False, path=self.path, block=name)
                 line = self.next_line()
                 continue
             if name is None:
-                raise self.error(f"expected data_..., found {_shown(word)}; this is not a STAR file", at)
+                raise self.error(
+                    f"expected data_..., found {_shown(word)}; this is not a STAR file", at
+                )
             if blocks[name].names:
-                raise self.error(f"a second table in block data_{name} (at {_shown(word)}); give it a data_ line of its own", at)
+                raise self.error(
+                    f"a second table in block data_{name} (at {_shown(word)}); give it a data_ "
+                    "line of its own",
+                    at,
+                )
             if keyword == b"loop_":
                 columns, line = self.loop()
                 blocks[name] = Table(columns, is_loop=True, path=self.path, block=name)
@@ -102,7 +112,9 @@ class _Parser:
                 columns, line = self.items(line)
                 blocks[name] = Table(columns, is_loop=False, path=self.path, block=name)
             else:
-                raise self.error(f"expected data_, loop_ or a column name, found {_shown(word)}", at)
+                raise self.error(
+                    f"expected data_, loop_ or a column name, found {_shown(word)}", at
+                )
         if not blocks:
             raise InputError(f"{self.path}: has no data_ block; this is not a STAR file")
         return blocks
@@ -113,16 +125,25 @@ class _Parser:
         while line is not None and self.data[line[0][0]] == ord("_"):
             name = self.column_name(line[0], columns)
             if len(line) != 2:
-                raise self.error(f"expected one value after _{name}, found {len(line) - 1} (quote a value that has spaces)", line[0][0])
+                raise self.error(
+                    f"expected one value after _{name}, found {len(line) - 1} (quote a value that "
+                    "has spaces)",
+                    line[0][0],
+                )
             start, end = line[1]
-            columns[name] = FileCells(self.buffer, np.array([start]), np.array([end - start], np.int32))
+            columns[name] = FileCells(
+                self.buffer, np.array([start]), np.array([end - start], np.int32)
+            )
             line = self.next_line()
         return columns, line
 
     def column_name(self, span: tuple[int, int], seen: Mapping[str, object]) -> str:
         name = self.data[slice(*span)][1:].decode("utf-8", "surrogateescape")
         if not name or name in seen:
-            raise self.error(f"column _{name} " + ("appears twice; remove one" if name else "has no name"), span[0])
+            raise self.error(
+                f"column _{name} " + ("appears twice; remove one" if name else "has no name"),
+                span[0],
+            )
         return name
 
     def loop(self):
@@ -137,13 +158,19 @@ class _Parser:
         if line is not None:
             self.position = self.line_start
         starts, lengths = self.rows(len(names))
-        columns = {name: FileCells(self.buffer, starts[:, j], lengths[:, j]) for j, name in enumerate(names)}
+        columns = {
+            name: FileCells(self.buffer, starts[:, j], lengths[:, j])
+            for j, name in enumerate(names)
+        }
         return columns, self.next_line()
 
     def rows(self, n_columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Split rows up to the next block; returns starts and lengths `(rows, columns)`."""
         offset_type = np.uint32 if len(self.data) < 2**32 else np.int64
-        starts, lengths = [np.empty((0, n_columns), offset_type)], [np.empty((0, n_columns), np.int32)]
+        starts, lengths = (
+            [np.empty((0, n_columns), offset_type)],
+            [np.empty((0, n_columns), np.int32)],
+        )
         done = False
         while not done and self.position < len(self.data):
             end = min(self.position + _CHUNK_BYTES, len(self.data))
@@ -158,7 +185,8 @@ class _Parser:
         return np.concatenate(starts), np.concatenate(lengths)
 
     def chunk(self, first: int, last: int, n_columns: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Split the lines of `data[first:last]` by whole-array operations; only lines with spaces in quotes or comments go one by one."""
+        """Split the lines of `data[first:last]` by whole-array operations; only lines with spaces
+        in quotes or comments go one by one."""
         text = self.buffer[first:last]
         space = np.concatenate([[True], _IS_SPACE[text], [True]])
         edges = np.flatnonzero(space[1:] != space[:-1])
@@ -175,9 +203,14 @@ class _Parser:
         odd_line = np.zeros(len(count), bool)
         odd_line[np.searchsorted(line_end, start[odd_token])] = True
 
-        # a line may open the next block: data_..., loop_, or _name, which no row of n_columns cells can be
+        # a line may open the next block: data_..., loop_, or _name, which no row of n_columns cells
+        # can be
         opener = np.append(head, 0)[token_first] if len(head) else np.zeros(len(count), np.uint8)
-        suspect = (count > 0) & np.isin(opener, np.frombuffer(b"_dDlL", np.uint8)) & ((count != n_columns) | (n_columns == 1))
+        suspect = (
+            (count > 0)
+            & np.isin(opener, np.frombuffer(b"_dDlL", np.uint8))
+            & ((count != n_columns) | (n_columns == 1))
+        )
         suspect |= odd_line
         plain = (count == n_columns) & ~suspect
         rows: dict[int, list[tuple[int, int]]] = {}
@@ -192,7 +225,11 @@ class _Parser:
                 break
             if len(found) != n_columns:
                 shown = _shown(self.data[slice(*found[0])])
-                raise self.error(f"a row starting with {shown} has {len(found)} cells; the loop has {n_columns} columns", found[0][0])
+                raise self.error(
+                    f"a row starting with {shown} has {len(found)} cells; the loop has "
+                    f"{n_columns} columns",
+                    found[0][0],
+                )
             rows[i] = found
 
         keep = plain.copy()
@@ -221,7 +258,8 @@ def _shown(word: bytes) -> str:
 
 
 def write_star(path: str | os.PathLike[str], blocks: Mapping[str, Table]) -> None:
-    """Write blocks in RELION's layout, atomically; cells that were not replaced keep the text they were read with.
+    """Write blocks in RELION's layout, atomically; cells that were not replaced keep the text they
+    were read with.
 
     Raises:
         InputError: the folder is missing or not writable.
@@ -236,7 +274,11 @@ def write_star(path: str | os.PathLike[str], blocks: Mapping[str, Table]) -> Non
             else:
                 width = max(map(len, table.names), default=0) + 2
                 for column, cells in table.columns.items():
-                    out.write(f"_{column:<{width}}".encode("utf-8", "surrogateescape") + cells.raw(0) + b"\n")
+                    out.write(
+                        f"_{column:<{width}}".encode("utf-8", "surrogateescape")
+                        + cells.raw(0)
+                        + b"\n"
+                    )
             out.write(b"\n")
 
 
@@ -254,5 +296,7 @@ def _write_rows(out, columns: list[Cells]) -> None:
             size = lengths[:, j] - 1
             within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
             target = np.repeat(ends[:, j] - lengths[:, j], size) + within
-            text[target] = cells.buffer[np.repeat(cells.start[rows].astype(np.int64), size) + within]
+            text[target] = cells.buffer[
+                np.repeat(cells.start[rows].astype(np.int64), size) + within
+            ]
         out.write(text.tobytes())

@@ -1,4 +1,5 @@
-"""A table of text cells: what a STAR block holds, kept as the bytes that were read and converted only where asked."""
+"""A table of text cells: what a STAR block holds, kept as the bytes that were read and converted
+only where asked."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ _SPACES = b" \t\n\r\v\f"
 class Cells:
     """One column: cell i is `buffer[start[i] : start[i] + length[i]]`, quotes included.
 
-    Many columns and tables share one buffer (the file), so that a million rows cost 8 bytes a cell besides the file itself.
+    Many columns and tables share one buffer (the file), so that a million rows cost 8 bytes a cell
+    besides the file itself.
     """
 
     buffer: np.ndarray  # uint8
@@ -40,7 +42,11 @@ class Cells:
             start = self.start[first : first + _CHUNK_ROWS].astype(np.int64)
             length = self.length[first : first + _CHUNK_ROWS]
             offset = np.arange(max(1, int(length.max(initial=0))))
-            text = self.buffer.take(start[:, None] + offset, mode="clip") if self.buffer.size else np.zeros((len(start), 1), np.uint8)
+            text = (
+                self.buffer.take(start[:, None] + offset, mode="clip")
+                if self.buffer.size
+                else np.zeros((len(start), 1), np.uint8)
+            )
             text *= offset < length[:, None]
             yield text.view(f"S{len(offset)}")[:, 0]
 
@@ -74,28 +80,43 @@ def quote(value: str) -> bytes:
     """Raw token of a value: as it is, or in quotes where STAR needs them.
 
     Raises:
-        InputError: the value holds a line break, or both kinds of quote before a space, and cannot be written.
+        InputError: the value holds a line break, or both kinds of quote before a space, and cannot
+            be written.
     """
     token = value.encode("utf-8", "surrogateescape")
-    reserved = token[:1] in (b"", b'"', b"'", b"#", b"_") or token.lower().startswith((b"data_", b"loop_"))
+    reserved = token[:1] in (b"", b'"', b"'", b"#", b"_") or token.lower().startswith(
+        (b"data_", b"loop_")
+    )
     if not reserved and not any(byte in _SPACES for byte in token):
         return token
     for mark in (b'"', b"'"):
-        if not any(mark + bytes([space]) in token for space in _SPACES) and not any(byte in b"\n\r" for byte in token):
+        if not any(mark + bytes([space]) in token for space in _SPACES) and not any(
+            byte in b"\n\r" for byte in token
+        ):
             return mark + token + mark
-    raise InputError(f"text {value!r} cannot be a STAR cell: it has a line break or both kinds of quote before a space")
+    raise InputError(
+        f"text {value!r} cannot be a STAR cell: it has a line break or both kinds of quote before "
+        "a space"
+    )
 
 
 def format_number(value: float) -> str:
-    """Text of a float as RELION writes it: six decimals, or scientific where those would lose the number."""
-    return f"{value:.6f}" if value == 0 or 1e-3 <= abs(value) < 1e7 or value != value else f"{value:.6e}"
+    """Text of a float as RELION writes it: six decimals, or scientific where those would lose the
+    number."""
+    return (
+        f"{value:.6f}"
+        if value == 0 or 1e-3 <= abs(value) < 1e7 or value != value
+        else f"{value:.6e}"
+    )
 
 
 def format_cells(values: Iterable[object]) -> Cells:
     """Column of text from an array or list of floats, ints, bools (0 or 1) or strings."""
     array = values if isinstance(values, np.ndarray) else np.asarray(list(values), dtype=None)
     if array.ndim != 1:
-        raise InputError(f"a table column needs one dimension; an array of shape {array.shape} arrived")
+        raise InputError(
+            f"a table column needs one dimension; an array of shape {array.shape} arrived"
+        )
     if array.dtype.kind == "f":
         return cells_from_tokens([format_number(value).encode() for value in array.tolist()])
     if array.dtype.kind in "iub":
@@ -105,10 +126,12 @@ def format_cells(values: Iterable[object]) -> Cells:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Named columns of text cells of equal length; floats and ints are made from the columns that are asked for.
+    """Named columns of text cells of equal length; floats and ints are made from the columns that
+    are asked for.
 
-    `is_loop` is False for a RELION list of single values, which is a table of one row. `path` and `block` say in error messages
-    where the table came from. Tables are never changed: `with_columns` and `take` return new ones that share untouched cells.
+    `is_loop` is False for a RELION list of single values, which is a table of one row. `path` and
+    `block` say in error messages where the table came from. Tables are never changed:
+    `with_columns` and `take` return new ones that share untouched cells.
     """
 
     columns: Mapping[str, Cells]
@@ -119,10 +142,14 @@ class Table:
     def __post_init__(self) -> None:
         lengths = {name: len(cells) for name, cells in self.columns.items()}
         if len(set(lengths.values())) > 1:
-            raise InputError(f"{self.path}: columns of one table must be equally long; lengths are {lengths}")
+            raise InputError(
+                f"{self.path}: columns of one table must be equally long; lengths are {lengths}"
+            )
 
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Iterable[object]], *, is_loop: bool = True, path: str = "table") -> "Table":
+    def from_columns(
+        cls, columns: Mapping[str, Iterable[object]], *, is_loop: bool = True, path: str = "table"
+    ) -> "Table":
         """Table of new columns: floats are written with six decimals, see `format_number`."""
         return cls({name: format_cells(values) for name, values in columns.items()}, is_loop, path)
 
@@ -148,7 +175,8 @@ class Table:
         """
         if name not in self.columns:
             raise InputError(
-                f"{self.path}: column _{name} is missing from block data_{self.block}; it has {', '.join(self.names) or 'none'}"
+                f"{self.path}: column _{name} is missing from block data_{self.block}; it has "
+                f"{', '.join(self.names) or 'none'}"
             )
         return self.columns[name]
 
@@ -158,9 +186,13 @@ class Table:
         out = np.empty(len(cells), object)
         first = 0
         for chunk in cells.chunks():
-            quoted = np.isin(chunk.view(np.uint8)[:: chunk.itemsize], np.frombuffer(b"'\"", np.uint8)).any()
+            quoted = np.isin(
+                chunk.view(np.uint8)[:: chunk.itemsize], np.frombuffer(b"'\"", np.uint8)
+            ).any()
             tokens = chunk.tolist()
-            out[first : first + len(chunk)] = [unquote(t) if quoted else t.decode("utf-8", "surrogateescape") for t in tokens]
+            out[first : first + len(chunk)] = [
+                unquote(t) if quoted else t.decode("utf-8", "surrogateescape") for t in tokens
+            ]
             first += len(chunk)
         return out
 
@@ -192,12 +224,16 @@ class Table:
                     try:
                         out[i] = parse(unquote(token))
                     except (ValueError, OverflowError):
-                        raise InputError(f"{self.where(i, name)}: expected {kind}, found {unquote(token)!r}; correct the cell") from None
+                        raise InputError(
+                            f"{self.where(i, name)}: expected {kind}, found {unquote(token)!r}; "
+                            "correct the cell"
+                        ) from None
             first += len(chunk)
         return out
 
     def where(self, row: int, name: str) -> str:
-        """Place of a cell for messages: file, 1-based data row, line where the cell still is the file's, column."""
+        """Place of a cell for messages: file, 1-based data row, line where the cell still is the
+        file's, column."""
         cells = self.columns[name]
         line = f" (line {cells.line(row)})" if isinstance(cells, FileCells) else ""
         return f"{self.path}: row {row + 1}{line}, column _{name}"
@@ -211,7 +247,9 @@ class Table:
         made = {name: format_cells(values) for name, values in columns.items()}
         for name, cells in made.items():
             if self.columns and len(cells) != len(self):
-                raise InputError(f"new column {name} has {len(cells)} values; the table has {len(self)} rows")
+                raise InputError(
+                    f"new column {name} has {len(cells)} values; the table has {len(self)} rows"
+                )
         return replace(self, columns={**self.columns, **made})
 
     def with_cells(self, columns: Mapping[str, Cells]) -> "Table":
@@ -220,13 +258,17 @@ class Table:
 
     def without(self, *names: str) -> "Table":
         """Table without the named columns (those that it has)."""
-        return replace(self, columns={name: cells for name, cells in self.columns.items() if name not in names})
+        return replace(
+            self, columns={name: cells for name, cells in self.columns.items() if name not in names}
+        )
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Table":
         """Rows in the given order: integers, or a boolean mask."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
-        return replace(self, columns={name: cells.take(rows) for name, cells in self.columns.items()})
+        return replace(
+            self, columns={name: cells.take(rows) for name, cells in self.columns.items()}
+        )
 
 
 def _integer(text: str) -> int:

@@ -1,7 +1,7 @@
 """numba kernels for the CPU; each is tested equal to the function of the same name in `reference`.
 
-Complex arrays come as float32 with a last axis (re, im). Parallel loops write disjoint memory in a fixed order, so results
-do not depend on timing, nor on the number of threads.
+Complex arrays come as float32 with a last axis (re, im). Parallel loops write disjoint memory in a
+fixed order, so results do not depend on timing, nor on the number of threads.
 """
 
 from functools import partial
@@ -9,12 +9,15 @@ from functools import partial
 import numba
 import numpy as np
 
-_jit = partial(numba.njit, parallel=True, fastmath=True, cache=True, boundscheck=False, error_model="numpy")
+_jit = partial(
+    numba.njit, parallel=True, fastmath=True, cache=True, boundscheck=False, error_model="numpy"
+)
 
 
 @numba.njit(fastmath=True, inline="always")
 def _locate(rotation, kx, ky, padding):
-    """Padded object frequency of view frequency (kx, ky), brought to x >= 0: x, y, z and the sign of the imaginary part."""
+    """Padded object frequency of view frequency (kx, ky), brought to x >= 0: x, y, z and the sign
+    of the imaginary part."""
     x = padding * (rotation[0, 0] * kx + rotation[1, 0] * ky)
     y = padding * (rotation[0, 1] * kx + rotation[1, 1] * ky)
     z = padding * (rotation[0, 2] * kx + rotation[1, 2] * ky)
@@ -27,7 +30,10 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
     """out[m, j] = trilinear value of grid[classes[m]] at `rotations[m]^T (kx_j, ky_j, 0)`."""
     n_slices, n_samples = out.shape[0], len(kx)
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2
-    row, plane = 2 * grid.shape[3], 2 * grid.shape[3] * grid.shape[2]  # floats from one y, one z to the next
+    row, plane = (
+        2 * grid.shape[3],
+        2 * grid.shape[3] * grid.shape[2],
+    )  # floats from one y, one z to the next
     padding = np.float32(padding)
     for m in numba.prange(n_slices):
         volume = grid[classes[m]].reshape(-1)
@@ -39,10 +45,22 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
             c = (int(fz) + cz) * plane + (int(fy) + cy) * row + 2 * int(fx)
             cy1, cz1, czy = c + row, c + plane, c + plane + row
             # along x on four edges, then along y on two faces, then along z
-            r00, i00 = volume[c] + wx * (volume[c + 2] - volume[c]), volume[c + 1] + wx * (volume[c + 3] - volume[c + 1])
-            r01, i01 = volume[cy1] + wx * (volume[cy1 + 2] - volume[cy1]), volume[cy1 + 1] + wx * (volume[cy1 + 3] - volume[cy1 + 1])
-            r10, i10 = volume[cz1] + wx * (volume[cz1 + 2] - volume[cz1]), volume[cz1 + 1] + wx * (volume[cz1 + 3] - volume[cz1 + 1])
-            r11, i11 = volume[czy] + wx * (volume[czy + 2] - volume[czy]), volume[czy + 1] + wx * (volume[czy + 3] - volume[czy + 1])
+            r00, i00 = (
+                volume[c] + wx * (volume[c + 2] - volume[c]),
+                volume[c + 1] + wx * (volume[c + 3] - volume[c + 1]),
+            )
+            r01, i01 = (
+                volume[cy1] + wx * (volume[cy1 + 2] - volume[cy1]),
+                volume[cy1 + 1] + wx * (volume[cy1 + 3] - volume[cy1 + 1]),
+            )
+            r10, i10 = (
+                volume[cz1] + wx * (volume[cz1 + 2] - volume[cz1]),
+                volume[cz1 + 1] + wx * (volume[cz1 + 3] - volume[cz1 + 1]),
+            )
+            r11, i11 = (
+                volume[czy] + wx * (volume[czy + 2] - volume[czy]),
+                volume[czy + 1] + wx * (volume[czy + 3] - volume[czy + 1]),
+            )
             r0, i0 = r00 + wy * (r01 - r00), i00 + wy * (i01 - i00)
             r1, i1 = r10 + wy * (r11 - r10), i10 + wy * (i11 - i10)
             out[m, j, 0] = r0 + wz * (r1 - r0)
@@ -51,11 +69,13 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
 
 @_jit()
 def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_slabs):
-    """Adjoint of `slices`: spread values into num and weights into den with the same eight trilinear weights.
+    """Adjoint of `slices`: spread values into num and weights into den with the same eight
+    trilinear weights.
 
-    Each slab of z planes is one parallel task that looks at every sample and keeps what falls inside: no two tasks write the
-    same cell, and each cell receives its terms in the order of the slices. Rotations may be a multiple of the values: symmetry mates,
-    all of the first mate before the second.
+    Each slab of z planes is one parallel task that looks at every sample and keeps what falls
+    inside: no two tasks write the same cell, and each cell receives its terms in the order of the
+    slices. Rotations may be a multiple of the values: symmetry mates, all of the first mate before
+    the second.
     """
     n_slices, n_samples = len(rotations), len(kx)
     planes = num.shape[1]
@@ -97,7 +117,8 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
 
 @numba.njit(fastmath=True, inline="always")
 def _phases(shift, box, reach, table):
-    """table[axis, reach + k] = exp(-2 pi i k shift[axis] / N), (re, im): the shift's phase factorises, and its powers are products."""
+    """table[axis, reach + k] = exp(-2 pi i k shift[axis] / N), (re, im): the shift's phase
+    factorises, and its powers are products."""
     for axis in range(2):
         angle = -2 * np.pi / box * shift[axis]
         step_re, step_im = np.cos(angle), np.sin(angle)
@@ -110,7 +131,8 @@ def _phases(shift, box, reach, table):
 
 @_jit()
 def gather(data, power, images, shifts, entry_weights, starts, kx, ky, box, values, weights):
-    """values[r] = sum over entries e in starts[r]:starts[r + 1] of `w_e S_t^-1 data[images[e]]`, weights[r] the same of `w_e power`."""
+    """values[r] = sum over entries e in starts[r]:starts[r + 1] of `w_e S_t^-1 data[images[e]]`,
+    weights[r] the same of `w_e power`."""
     reach = box // 2
     for r in numba.prange(len(values)):
         phase = np.empty((2, 2 * reach + 1, 2), np.float32)
@@ -128,12 +150,30 @@ def gather(data, power, images, shifts, entry_weights, starts, kx, ky, box, valu
                 weights[r, j] += weight * power[i, j]
 
 
-_BLOCK = 64  # samples whose values and derivatives are laid out side by side, so that the 27 sums run at vector speed
+# samples whose values and derivatives are laid out side by side, so that the 27 sums run at vector
+# speed
+_BLOCK = 64
 
 
 @_jit()
-def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky, weight, n_samples, box, padding, out):
-    """For each pose, the sums that a Gauss-Newton step needs (see `reference.pose_equations`); out has 27 columns."""
+def pose_equations(
+    grid,
+    rotations,
+    shifts,
+    classes,
+    images,
+    data,
+    power,
+    kx,
+    ky,
+    weight,
+    n_samples,
+    box,
+    padding,
+    out,
+):
+    """For each pose, the sums that a Gauss-Newton step needs (see `reference.pose_equations`); out
+    has 27 columns."""
     cz, cy = (grid.shape[1] - 1) // 2, (grid.shape[2] - 1) // 2
     row, plane = 2 * grid.shape[3], 2 * grid.shape[3] * grid.shape[2]
     planar = grid.shape[1] == 2
@@ -165,17 +205,33 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                 ay, by = phase[1, int(qy) + reach, 0], phase[1, int(qy) + reach, 1]
                 ca, sa = ax * ay - bx * by, ax * by + bx * ay
                 w = weight[j]
-                re[6, s], im[6, s] = w * (data[i, j, 0] * ca - data[i, j, 1] * sa), w * (data[i, j, 0] * sa + data[i, j, 1] * ca)
+                re[6, s], im[6, s] = (
+                    w * (data[i, j, 0] * ca - data[i, j, 1] * sa),
+                    w * (data[i, j, 0] * sa + data[i, j, 1] * ca),
+                )
                 p[s] = w * power[i, j]
-                if planar:  # a class image: nothing changes along z, and the view turns about z alone
+                if (
+                    planar
+                ):  # a class image: nothing changes along z, and the view turns about z alone
                     dr0, di0 = volume[c + 2] - volume[c], volume[c + 3] - volume[c + 1]
                     dr1, di1 = volume[cy1 + 2] - volume[cy1], volume[cy1 + 3] - volume[cy1 + 1]
                     r0, i0 = volume[c] + wx * dr0, volume[c + 1] + wx * di0
                     r1, i1 = volume[cy1] + wx * dr1, volume[cy1 + 1] + wx * di1
-                    gxr, gxi, gyr, gyi = dr0 + wy * (dr1 - dr0), di0 + wy * (di1 - di0), r1 - r0, i1 - i0
+                    gxr, gxi, gyr, gyi = (
+                        dr0 + wy * (dr1 - dr0),
+                        di0 + wy * (di1 - di0),
+                        r1 - r0,
+                        i1 - i0,
+                    )
                     value_re, value_im = r0 + wy * gyr, sign * (i0 + wy * gyi)
-                    vxr, vxi = sr * (r[0, 0] * gxr + r[0, 1] * gyr), padding * (r[0, 0] * gxi + r[0, 1] * gyi)
-                    vyr, vyi = sr * (r[1, 0] * gxr + r[1, 1] * gyr), padding * (r[1, 0] * gxi + r[1, 1] * gyi)
+                    vxr, vxi = (
+                        sr * (r[0, 0] * gxr + r[0, 1] * gyr),
+                        padding * (r[0, 0] * gxi + r[0, 1] * gyi),
+                    )
+                    vyr, vyi = (
+                        sr * (r[1, 0] * gxr + r[1, 1] * gyr),
+                        padding * (r[1, 0] * gxi + r[1, 1] * gyi),
+                    )
                     re[0, s], im[0, s] = value_re, value_im
                     re[3, s], im[3, s] = qy * vxr - qx * vyr, qy * vxi - qx * vyi
                     re[4, s], im[4, s] = -turn * qx * value_im, turn * qx * value_re
@@ -189,11 +245,19 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                 r01, i01 = volume[cy1] + wx * dr01, volume[cy1 + 1] + wx * di01
                 r10, i10 = volume[cz1] + wx * dr10, volume[cz1 + 1] + wx * di10
                 r11, i11 = volume[czy] + wx * dr11, volume[czy + 1] + wx * di11
-                r0, i0, r1, i1 = r00 + wy * (r01 - r00), i00 + wy * (i01 - i00), r10 + wy * (r11 - r10), i10 + wy * (i11 - i10)
+                r0, i0, r1, i1 = (
+                    r00 + wy * (r01 - r00),
+                    i00 + wy * (i01 - i00),
+                    r10 + wy * (r11 - r10),
+                    i10 + wy * (i11 - i10),
+                )
                 value_re, value_im = r0 + wz * (r1 - r0), sign * (i0 + wz * (i1 - i0))
                 # gradient along the object's axes
                 gzr, gzi = r1 - r0, i1 - i0
-                gyr, gyi = (r01 - r00) + wz * ((r11 - r10) - (r01 - r00)), (i01 - i00) + wz * ((i11 - i10) - (i01 - i00))
+                gyr, gyi = (
+                    (r01 - r00) + wz * ((r11 - r10) - (r01 - r00)),
+                    (i01 - i00) + wz * ((i11 - i10) - (i01 - i00)),
+                )
                 er0, ei0, er1, ei1 = (
                     dr00 + wy * (dr01 - dr00),
                     di00 + wy * (di01 - di00),
@@ -201,10 +265,20 @@ def pose_equations(grid, rotations, shifts, classes, images, data, power, kx, ky
                     di10 + wy * (di11 - di10),
                 )
                 gxr, gxi = er0 + wz * (er1 - er0), ei0 + wz * (ei1 - ei0)
-                # along the view's axes, per unpadded Fourier pixel; where the conjugate was read (sign -1), d/dk of the real part flips
-                vxr, vxi = sr * (r[0, 0] * gxr + r[0, 1] * gyr + r[0, 2] * gzr), padding * (r[0, 0] * gxi + r[0, 1] * gyi + r[0, 2] * gzi)
-                vyr, vyi = sr * (r[1, 0] * gxr + r[1, 1] * gyr + r[1, 2] * gzr), padding * (r[1, 0] * gxi + r[1, 1] * gyi + r[1, 2] * gzi)
-                vzr, vzi = sr * (r[2, 0] * gxr + r[2, 1] * gyr + r[2, 2] * gzr), padding * (r[2, 0] * gxi + r[2, 1] * gyi + r[2, 2] * gzi)
+                # along the view's axes, per unpadded Fourier pixel; where the conjugate was read
+                # (sign -1), d/dk of the real part flips
+                vxr, vxi = (
+                    sr * (r[0, 0] * gxr + r[0, 1] * gyr + r[0, 2] * gzr),
+                    padding * (r[0, 0] * gxi + r[0, 1] * gyi + r[0, 2] * gzi),
+                )
+                vyr, vyi = (
+                    sr * (r[1, 0] * gxr + r[1, 1] * gyr + r[1, 2] * gzr),
+                    padding * (r[1, 0] * gxi + r[1, 1] * gyi + r[1, 2] * gzi),
+                )
+                vzr, vzi = (
+                    sr * (r[2, 0] * gxr + r[2, 1] * gyr + r[2, 2] * gzr),
+                    padding * (r[2, 0] * gxi + r[2, 1] * gyi + r[2, 2] * gzi),
+                )
                 re[0, s], im[0, s] = value_re, value_im
                 re[1, s], im[1, s] = -qy * vzr, -qy * vzi
                 re[2, s], im[2, s] = qx * vzr, qx * vzi

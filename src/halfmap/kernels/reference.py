@@ -6,10 +6,15 @@ from torch import Tensor
 _SAMPLES_AT_ONCE = 16_000_000  # of entries: they take about 40 bytes each on the way
 
 
-def _corners(grid: Tensor, rotations: Tensor, kx: Tensor, ky: Tensor, padding: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat index (M, J) of the lower corner, its three trilinear fractions (M, J, 3), and where x was negative (M, J)."""
+def _corners(
+    grid: Tensor, rotations: Tensor, kx: Tensor, ky: Tensor, padding: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat index (M, J) of the lower corner, its three trilinear fractions (M, J, 3), and where x
+    was negative (M, J)."""
     view = torch.stack([kx, ky], -1).to(rotations.dtype)
-    position = padding * torch.einsum("ja,mai->mji", view, rotations[:, :2])  # A^T (kx, ky, 0), components x, y, z
+    position = padding * torch.einsum(
+        "ja,mai->mji", view, rotations[:, :2]
+    )  # A^T (kx, ky, 0), components x, y, z
     flipped = position[..., 0] < 0
     position = torch.where(flipped[..., None], -position, position)
     lower = position.floor()
@@ -22,7 +27,9 @@ def _corners(grid: Tensor, rotations: Tensor, kx: Tensor, ky: Tensor, padding: f
 def _strides(grid: Tensor) -> list[tuple[int, int, int, int]]:
     """(dx, dy, dz, flat offset) of the eight corners."""
     _, _, ny, nx = grid.shape[:4]
-    return [(dx, dy, dz, (dz * ny + dy) * nx + dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)]
+    return [
+        (dx, dy, dz, (dz * ny + dy) * nx + dx) for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)
+    ]
 
 
 def _weight(fraction: Tensor, dx: int, dy: int, dz: int) -> Tensor:
@@ -30,19 +37,37 @@ def _weight(fraction: Tensor, dx: int, dy: int, dz: int) -> Tensor:
     return (pick * fraction + (1 - pick) * (1 - fraction)).prod(-1)
 
 
-def slices(grid: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float) -> Tensor:
-    """Trilinear values (M, J) of complex grid[classes[m]] at `padding * rotations[m]^T (kx_j, ky_j, 0)`."""
+def slices(
+    grid: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float
+) -> Tensor:
+    """Trilinear values (M, J) of complex grid[classes[m]] at `padding * rotations[m]^T (kx_j, ky_j,
+    0)`."""
     index, fraction, flipped = _corners(grid, rotations, kx, ky, padding)
     flat = grid.reshape(-1)
     base = classes[:, None] * grid[0].numel()
-    value = sum((_weight(fraction, x, y, z) * flat[base + index + step] for x, y, z, step in _strides(grid)), torch.zeros_like(flat[:1]))
+    value = sum(
+        (
+            _weight(fraction, x, y, z) * flat[base + index + step]
+            for x, y, z, step in _strides(grid)
+        ),
+        torch.zeros_like(flat[:1]),
+    )
     return torch.where(flipped, value.conj(), value)
 
 
 def insert(
-    num: Tensor, den: Tensor, values: Tensor, weights: Tensor, rotations: Tensor, classes: Tensor, kx: Tensor, ky: Tensor, padding: float
+    num: Tensor,
+    den: Tensor,
+    values: Tensor,
+    weights: Tensor,
+    rotations: Tensor,
+    classes: Tensor,
+    kx: Tensor,
+    ky: Tensor,
+    padding: float,
 ) -> None:
-    """Adjoint of `slices`, in place: num (complex) and den gather values and weights with the trilinear weights."""
+    """Adjoint of `slices`, in place: num (complex) and den gather values and weights with the
+    trilinear weights."""
     index, fraction, flipped = _corners(num, rotations, kx, ky, padding)
     values = torch.where(flipped, values.conj(), values)
     index = index + classes[:, None] * num[0].numel()
@@ -53,14 +78,27 @@ def insert(
 
 
 def gather(
-    data: Tensor, power: Tensor, images: Tensor, shifts: Tensor, entry_weights: Tensor, starts: Tensor, kx: Tensor, ky: Tensor, box: int
+    data: Tensor,
+    power: Tensor,
+    images: Tensor,
+    shifts: Tensor,
+    entry_weights: Tensor,
+    starts: Tensor,
+    kx: Tensor,
+    ky: Tensor,
+    box: int,
 ) -> tuple[Tensor, Tensor]:
-    """Values (R, J) `sum_e w_e S_t^-1 data[images[e]]` and weights (R, J) `sum_e w_e power[images[e]]` over the entries e of each r, which
-    are starts[r]:starts[r + 1]; `S_t^-1` multiplies by `exp(-2 pi i k.t / N)`."""
-    target = torch.repeat_interleave(torch.arange(len(starts) - 1, device=data.device), starts.diff())
+    """Values (R, J) `sum_e w_e S_t^-1 data[images[e]]` and weights (R, J) `sum_e w_e
+    power[images[e]]` over the entries e of each r, which are starts[r]:starts[r + 1]; `S_t^-1`
+    multiplies by `exp(-2 pi i k.t / N)`."""
+    target = torch.repeat_interleave(
+        torch.arange(len(starts) - 1, device=data.device), starts.diff()
+    )
     values = data.new_zeros(len(starts) - 1, data.shape[1])
     weights = power.new_zeros(len(starts) - 1, power.shape[1])
-    for part in torch.arange(len(images), device=data.device).split(max(1, _SAMPLES_AT_ONCE // len(kx))):
+    for part in torch.arange(len(images), device=data.device).split(
+        max(1, _SAMPLES_AT_ONCE // len(kx))
+    ):
         weight, own = entry_weights[part, None], images[part]
         angle = shifts[part] @ torch.stack([kx, ky]) * (-2 * torch.pi / box)
         values.index_add_(0, target[part], torch.polar(weight.expand_as(angle), angle) * data[own])
@@ -69,13 +107,24 @@ def gather(
 
 
 def pose_equations(
-    grid: Tensor, rotations: Tensor, shifts: Tensor, classes: Tensor, data: Tensor, power: Tensor, kx: Tensor, ky: Tensor, weight: Tensor,
-    box: int, padding: float,
-) -> Tensor:  # fmt: skip
-    """Sums (M, 27) of a Gauss-Newton step for poses m; data `d = C X / sigma^2` and power `p = C^2 / sigma^2` are each pose's own rows.
+    grid: Tensor,
+    rotations: Tensor,
+    shifts: Tensor,
+    classes: Tensor,
+    data: Tensor,
+    power: Tensor,
+    kx: Tensor,
+    ky: Tensor,
+    weight: Tensor,
+    box: int,
+    padding: float,
+) -> Tensor:
+    """Sums (M, 27) of a Gauss-Newton step for poses m; data `d = C X / sigma^2` and power `p = C^2
+    / sigma^2` are each pose's own rows.
 
-    With R the slice, D_a its derivative by parameter a (rotation vector in the view frame, radians: x, y, z; shift in pixels: x, y),
-    `d'` the data centred by the shift, and w the half-plane weights:
+    With R the slice, D_a its derivative by parameter a (rotation vector in the view frame, radians:
+    x, y, z; shift in pixels: x, y), `d'` the data centred by the shift, and w the half-plane
+    weights:
 
         [0]     a    = sum w Re(conj(d') R)          [1]     b    = sum w p |R|^2
         [2:7]   u_a  = sum w Re(conj(d') D_a)        [7:12]  h_a  = sum w p Re(conj(R) D_a)
@@ -91,14 +140,25 @@ def pose_equations(
         value = value + _weight(fraction, x, y, z) * corner
         along = [(x, 0), (y, 1), (z, 2)]
         for upper, axis in along:  # the weight of the other two axes
-            others = [fraction[..., other] if up else 1 - fraction[..., other] for up, other in along if other != axis]
+            others = [
+                fraction[..., other] if up else 1 - fraction[..., other]
+                for up, other in along
+                if other != axis
+            ]
             gradient[..., axis] += (1 if upper else -1) * others[0] * others[1] * corner
     value = torch.where(flipped, value.conj(), value)
     gradient = torch.where(flipped[..., None], -gradient.conj(), gradient)
     view = padding * torch.einsum("mai,mji->mja", rotations.to(grid.dtype), gradient)
     turn = 2 * torch.pi / box
     derivative = torch.stack(
-        [-ky * view[..., 2], kx * view[..., 2], ky * view[..., 0] - kx * view[..., 1], 1j * turn * kx * value, 1j * turn * ky * value], 1
+        [
+            -ky * view[..., 2],
+            kx * view[..., 2],
+            ky * view[..., 0] - kx * view[..., 1],
+            1j * turn * kx * value,
+            1j * turn * ky * value,
+        ],
+        1,
     )
     if grid.shape[1] == 2:  # a class image does not turn out of its plane
         derivative[:, :2] = 0
@@ -106,7 +166,9 @@ def pose_equations(
     centred = weight * data * torch.polar(torch.ones_like(angle), angle)
     weighted = weight * power
     triangle = torch.triu_indices(5, 5, device=grid.device)
-    gram = torch.einsum("mj,maj,mbj->mab", weighted.to(grid.dtype), derivative.conj(), derivative).real
+    gram = torch.einsum(
+        "mj,maj,mbj->mab", weighted.to(grid.dtype), derivative.conj(), derivative
+    ).real
     return torch.cat(
         [
             (centred.conj() * value).real.sum(-1, keepdim=True),

@@ -1,1 +1,0 @@
-"""The methods, each a page like its lecture slide, and the jobs that run them."""

@@ -1,0 +1,233 @@
+"""What goes into a job: particles and their faults, halves, starting references, radius and
+masks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.engine.preprocessing import EDGE_PX
+from halfmap.engine.state import Poses, known_poses
+from halfmap.errors import InputError
+from halfmap.fourier import lowpass
+from halfmap.io.mrc import open_stack, read_density, same_pixel_size
+from halfmap.mask import read_mask, soft_sphere
+from halfmap.particles import STACK_SUFFIXES, Particles, load_particles
+from halfmap.so3 import euler_to_matrix
+from halfmap.workspace.job import SET_ASIDE, Job
+from halfmap.workspace.progress import Progress
+
+_IMAGES_CHECKED_AT_ONCE = 1000
+
+
+def read_particles(
+    path: str | Path,
+    *,
+    data_dir: str | Path | None,
+    ctf: bool,
+    pixel_size_angstrom: float | None = None,
+) -> Particles:
+    """The data set, with what it needs to be matched against references; `pixel_size_angstrom` is
+    for bare stacks whose header has none.
+
+    Raises:
+        InputError: as `load_particles`; or `ctf` is wanted and the file has none.
+    """
+    bare = Path(path).suffix.lower() in STACK_SUFFIXES
+    if bare and pixel_size_angstrom is None and open_stack(path).pixel_size_angstrom <= 0:
+        raise InputError(
+            f"{path}: the header has no pixel size; give it with --pixel-size (halfmap class2d, "
+            "abinitio), or write it into the header"
+        )
+    if pixel_size_angstrom is not None:
+        if Path(path).suffix.lower() in (".star", ".cs"):
+            raise InputError(
+                f"--pixel-size {pixel_size_angstrom:g}: is for bare stacks; {path} tells its own, "
+                "correct it there"
+            )
+        particles = Particles.from_stack(path, pixel_size_angstrom=pixel_size_angstrom)
+    else:
+        particles = load_particles(path, data_dir=data_dir, use_ctf=ctf)
+    if ctf and not particles.has_ctf:
+        raise InputError(
+            f"{path}: no CTF columns (rlnDefocusU ...) found; add them, or say --no-ctf where "
+            "images have no CTF, as class averages"
+        )
+    return particles
+
+
+def find_bad_images(
+    particles: Particles, half: Int[Tensor, " N"], progress: Progress
+) -> tuple[Int[Tensor, " N"], dict[int, str]]:
+    """Halves with -1 for images that hold NaN, are constant or have wild pixels, and the reason by
+    row; the job goes on without them.
+
+    Raises:
+        InputError: no image is left in one of the halves, or there never was one.
+    """
+    if not (bool((half == 0).any()) and bool((half == 1).any())):
+        raise _one_half_only(particles, half)
+    bad: dict[int, str] = {}
+    for start in range(0, len(particles), _IMAGES_CHECKED_AT_ONCE):
+        bad |= particles.find_bad_images(
+            np.arange(start, min(start + _IMAGES_CHECKED_AT_ONCE, len(particles)))
+        )
+    half = half.clone()
+    if bad:
+        rows = sorted(bad)
+        half[torch.tensor(rows)] = -1
+        progress.note(
+            f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: "
+            f"{bad[rows[0]]}"
+        )
+    for value in (0, 1):
+        if not bool((half == value).any()):
+            first = f"the first: row {rows[0] + 1}, {bad[rows[0]]}"
+            raise InputError(
+                f"{particles.path}: no usable image in half {value + 1} among {len(particles)}; "
+                f"{first}"
+            )
+    return half, bad
+
+
+def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
+    """What is to be said where all images are in one half."""
+    if (particles.half_set > 0).all() and len(particles) > 1:
+        return InputError(
+            f"{particles.path}: column _rlnRandomSubset is {int(half[0]) + 1} in all "
+            f"{len(particles)} rows, expected 1 and 2; "
+            "remove the column, and the halves are drawn at random"
+        )
+    return InputError(
+        f"{particles.path}: no image in one of the halves: at least 2 images are needed, "
+        f"{len(particles)} found"
+    )
+
+
+def set_aside_bad_images(
+    particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress
+) -> Int[Tensor, " N"]:
+    """As `find_bad_images`, and those set aside are listed with the reason in the job's
+    `set_aside.star`."""
+    half, bad = find_bad_images(particles, half, progress)
+    if bad:
+        rows = np.array(sorted(bad))
+        reasons = np.array([bad[r].replace(" ", "_") for r in rows])
+        particles.take(rows).with_results(extra={"halfmapSetAside": reasons}).write_star(
+            job.path(SET_ASIDE)
+        )
+    return half
+
+
+def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -> Int[Tensor, " N"]:
+    """0 or 1 per particle: the file's rlnRandomSubset where every row has it and it is not to be
+    drawn `anew`, else at random.
+
+    Images of one physical particle (tilts, named in rlnTomoParticleName) stay together.
+    """
+    if (particles.half_set > 0).all() and not anew:
+        return torch.from_numpy(particles.half_set.astype(np.int64)) - 1
+    rng = np.random.default_rng([seed, 1])
+    unit = np.arange(len(particles))
+    if "rlnTomoParticleName" in particles.table:
+        unit = np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
+    order = rng.permutation(int(unit.max()) + 1)
+    return torch.from_numpy(order[unit] % 2)
+
+
+def read_references(
+    paths: Sequence[str | Path],
+    particles: Particles,
+    *,
+    lowpass_angstrom: float,
+    device: torch.device,
+) -> Float[Tensor, "K N N N"]:
+    """Starting maps, low-passed.
+
+    Raises:
+        InputError: a map's box or pixel size (by more than 1 %) differs from the images', it is
+            constant, or holds NaN.
+    """
+    volumes = []
+    for path in paths:
+        volume, pixel = read_density(path)
+        box, expected = particles.box, particles.pixel_size_angstrom
+        if volume.shape[0] != box:
+            raise InputError(
+                f"{path}: the map's box is {volume.shape[0]}, the images' is {box}; crop or pad "
+                f"the map, or resample it to {box} pixels"
+            )
+        if not same_pixel_size(pixel, expected):
+            raise InputError(
+                f"{path}: the map's pixel size is {pixel:.4g} A, the images' is {expected:.4g} A; "
+                "resample the map or mend its header"
+            )
+        volumes.append(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).to(device))
+    return lowpass(
+        torch.stack(volumes), lowpass_angstrom, particles.pixel_size_angstrom, dimensions=3
+    )
+
+
+def particle_radius_px(
+    diameter_angstrom: float | None, particles: Particles, reference: Float[Tensor, "N N N"] | None
+) -> float:
+    """Radius of the particle mask in pixels: half the diameter given; else what holds the
+    reference, else 0.9 of the box.
+
+    The reference is held where its density, low-passed, exceeds a tenth of its maximum; a tenth of
+    the radius is added.
+
+    Raises:
+        InputError: the diameter does not fit into the box.
+    """
+    box, pixel = particles.box, particles.pixel_size_angstrom
+    largest = box / 2 - 1
+    if diameter_angstrom is not None:
+        radius = diameter_angstrom / 2 / pixel
+        if not 2 <= radius <= box / 2:
+            raise InputError(
+                f"--diameter {diameter_angstrom:g}: expected {4 * pixel:.3g} to {box * pixel:.4g} "
+                "A, the width of the images"
+            )
+        return min(radius, largest)
+    if reference is None:
+        return 0.45 * box
+    axis = torch.arange(box, device=reference.device) - box // 2
+    distance = (
+        (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
+        .float()
+        .sqrt()
+    )
+    reference = reference - reference.median()
+    held = reference > 0.1 * reference.max()
+    return float(min(1.1 * distance[held].max(), torch.tensor(0.47 * box)))
+
+
+def solvent_mask(
+    mask: str | Path | None,
+    particles: Particles,
+    radius_px: float,
+    *,
+    dimensions: Literal[2, 3],
+    device: torch.device,
+) -> Float[Tensor, "*box"]:
+    """The mask file given, or a soft sphere (circle) of the particle's radius."""
+    if mask is not None:
+        return read_mask(mask, particles.box, particles.pixel_size_angstrom).to(device)
+    edge = min(EDGE_PX, max(1.0, particles.box / 2 - radius_px))
+    return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(
+        device
+    )
+
+
+def poses_of(particles: Particles) -> Poses:
+    """The data set's poses; identity and zero where it has none."""
+    pixel = particles.pixel_size_angstrom
+    rotations = euler_to_matrix(torch.from_numpy(particles.rotations_deg)).float()
+    shifts = torch.from_numpy(particles.shift_angstrom / pixel).float()
+    classes = torch.from_numpy(particles.class_number.astype(np.int64)) - 1
+    return known_poses(rotations, shifts, classes)

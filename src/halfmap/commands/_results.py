@@ -1,0 +1,267 @@
+"""What every job leaves behind: particles with their poses, maps and class images, curves,
+pictures."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
+from halfmap.engine.loop import Method, Problem, run, sum_at_modes
+from halfmap.engine.state import State, from_arrays
+from halfmap.io.mrc import write_map
+from halfmap.methods.reference_update import regularised, trusted_ssnr
+from halfmap.methods.settings import Settings
+from halfmap.plots.pictures import (
+    save_convergence_plot,
+    save_fsc_plot,
+    save_map_picture,
+    save_orientation_plot,
+)
+from halfmap.projection import Sums
+from halfmap.reconstruction import unregularised
+from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
+from halfmap.so3 import matrix_to_euler
+from halfmap.workspace.job import Job, read_events
+from halfmap.workspace.progress import Progress
+
+
+@dataclass(frozen=True)
+class RefinementResult:
+    """Where a 3D job's results are; its resolution (FSC 0.143, corrected for the mask; the best
+    class's) and that of each class."""
+
+    folder: Path
+    resolution_angstrom: float
+    resolutions_angstrom: tuple[float, ...]
+
+
+def run_iterations(
+    job: Job,
+    progress: Progress,
+    problem: Problem,
+    method: Method,
+    first: Callable[[], State] | State,
+    *,
+    iterations: int,
+    show: Callable[[State], None] = lambda state: None,
+) -> State:
+    """The loop with its bookkeeping: start from `first()`, or go on from the checkpoint if there is
+    one, or else from the state given, of a loop before; after each iteration save state, event and
+    progress. `show` puts into pictures each state, the one started from included.
+    """
+    if isinstance(first, State):
+        state = first
+    elif (saved := job.load_checkpoint()) is None:
+        state = method.start(first())
+    else:
+        state = from_arrays(*saved, device=problem.images.device)
+        progress.note(f"going on after iteration {state.iteration}")
+    show(state)
+
+    def start(state: State) -> int:
+        """Announce the next iteration; how many images it has."""
+        images = int((method.members(state, problem.half) >= 0).sum())
+        progress.start_iteration(state.iteration + 1, images)
+        return images
+
+    images = start(state)
+    for new, seconds in run(
+        problem, method, state, iterations=iterations, advance=progress.advance
+    ):
+        state = new
+        record = state.history[-1]
+        cost_ms = 1e3 * sum(seconds.values()) / images
+        job.event(**record, seconds=seconds, ms_per_image=cost_ms)
+        job.save_checkpoint(state.arrays(), state.meta())
+        show(state)
+        progress.finish_iteration(
+            _summary(record, cost_ms), resolution_angstrom=record["resolution_angstrom"]
+        )
+        images = start(state)
+    return state
+
+
+def map_name(k: int, n_classes: int) -> str:
+    """What the files of map k are called: `map`, or with several classes `class001` ..."""
+    return "map" if n_classes == 1 else f"class{k + 1:03d}"
+
+
+def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
+    """The present references as pictures `map.png` (`class001.png` ...), replaced by the final
+    maps' at the end; Gamma of maximum likelihood is kept for its picture."""
+    for k, volume in enumerate(state.references.mean(0).cpu()):
+        name = map_name(k, problem.n_classes)
+        title = (
+            f"{name} after iteration {state.iteration}"
+            if state.iteration
+            else f"{name} at the start"
+        )
+        save_map_picture(
+            job.path(f"pictures/{name}.png"),
+            volume.numpy(),
+            problem.particles.pixel_size_angstrom,
+            title=title,
+        )
+    if state.modes is not None:
+        save_direction_snapshot(job, problem, settings, state)
+
+
+def _angstrom(resolution: float) -> str:
+    return f"{resolution:.2f} A" if math.isfinite(resolution) else "none"
+
+
+def _summary(record: dict, cost_ms: float) -> str:
+    words = f"resolution {_angstrom(record['resolution_angstrom'])}"
+    if record["iteration"] > 1:
+        turned, shifted = record["angular_change_deg"], record["shift_change_angstrom"]
+        words += f", poses moved {turned:.2f} deg and {shifted:.2f} A (median)"
+    words += f", {record['mean_significant']:.1f} poses and {cost_ms:.2f} ms an image"
+    for name, what in (
+        ("norm_outliers", "images with more noise than theirs"),
+        ("empty_classes", "classes ran empty and were seeded anew"),
+    ):
+        if record.get(name):
+            words += f", {record[name]} {what}"
+    return words
+
+
+@dataclass(frozen=True)
+class FinalMaps:
+    """Maps (K, N, N, N), their half maps (neither filtered nor masked), and the half maps'
+    curves."""
+
+    maps: Float[Tensor, "K N N N"]
+    halves: Float[Tensor, "2 K N N N"]
+    curves: list[HalfMapCurves]
+
+    @property
+    def resolutions_angstrom(self) -> tuple[float, ...]:
+        return tuple(resolution_at(curve.final, 0.143) for curve in self.curves)
+
+
+def last_maps(
+    problem: Problem, settings: Settings, method: Method, state: State, progress: Progress
+) -> FinalMaps:
+    """The final maps of the last state: both halves summed to the last shell, at the poses and
+    weights it holds."""
+    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    sums = sum_at_modes(problem, method, state, advance=progress.advance)
+    return final_maps(problem, settings, sums, state.noise_variance)
+
+
+def final_maps(
+    problem: Problem, settings: Settings, sums: list[Sums], noise_variance: Float[Tensor, "G S"]
+) -> FinalMaps:
+    """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
+    the mask, or the constant asked for."""
+    halves = torch.stack([unregularised(s).cpu() for s in sums])
+    pixel, mask = problem.particles.pixel_size_angstrom, settings.solvent_mask.cpu()
+    curves = [
+        half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask)
+        for a, b in zip(*halves, strict=True)
+    ]
+    total = sums[0] + sums[1]
+    fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
+    maps = regularised(total, settings, noise_variance, trusted_ssnr(fsc, of_sum=True))
+    return FinalMaps(maps.cpu(), halves, curves)
+
+
+def write_map_files(
+    final: FinalMaps,
+    k: int,
+    pixel_size_angstrom: float,
+    *,
+    map_path: Path,
+    prefix: str,
+    pictures: str,
+    with_halves: bool = True,
+) -> None:
+    """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
+    `{prefix}fsc.star` and the curve's picture too."""
+    curves, resolution = final.curves[k], final.resolutions_angstrom[k]
+    write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
+    title = f"{map_path.stem}, {_angstrom(resolution)} at FSC 0.143"
+    save_map_picture(
+        f"{pictures}{map_path.stem}.png", final.maps[k].numpy(), pixel_size_angstrom, title=title
+    )
+    if with_halves:
+        for h in range(2):
+            write_map(
+                Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom
+            )
+        write_fsc_star(f"{prefix}fsc.star", curves)
+        shown = {
+            "unmasked": curves.unmasked,
+            "masked": curves.masked,
+            "corrected for the mask": curves.corrected,
+        }
+        save_fsc_plot(
+            f"{pictures}{Path(prefix + 'fsc').name}.png",
+            {label: c for label, c in shown.items() if c is not None},
+            reference=0.143,
+        )
+
+
+def write_particles(job: Job, problem: Problem, state: State) -> None:
+    """`particles.star`: every input column kept; poses, shifts, class, half set and score new; of
+    maximum likelihood what the posteriors tell as well, and their means among the job's results.
+    Images set aside are not in it."""
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    kept, found = problem.particles.take(used.numpy()), state.poses.take(used)
+    extra = {"halfmapScore": found.score.double().numpy()}
+    if state.modes is not None:
+        extra |= {
+            "rlnMaxValueProbDistribution": found.largest_weight.double().numpy(),
+            "rlnLogLikeliContribution": found.log_likelihood.double().numpy(),
+            "rlnNrOfSignificantSamples": found.significant.numpy(),
+            "halfmapAccuracyRotation": found.accuracy[:, 0].double().numpy(),
+            "halfmapAccuracyShiftAngst": found.accuracy[:, 1].double().numpy()
+            * kept.pixel_size_angstrom,
+        }
+        last = state.history[-1] if state.history else {}
+        told = (
+            "mean_largest_weight",
+            "mean_significant",
+            "accuracy_deg",
+            "accuracy_angstrom",
+            "norm_outliers",
+            "scale_min",
+            "scale_max",
+        )
+        job.update(**{name: last[name] for name in told if name in last})
+    if state.norm is not None and state.scale is not None:
+        extra |= {
+            "rlnNormCorrection": state.norm[used].double().numpy(),
+            "rlnGroupScaleCorrection": state.scale[problem.scale_group[used]].double().numpy(),
+        }
+    kept.with_results(
+        rotations_deg=matrix_to_euler(found.rotations.double()).numpy(),
+        shift_angstrom=found.shift_px.double().numpy() * kept.pixel_size_angstrom,
+        class_number=found.classes.numpy() + 1,
+        half_set=problem.half[used].numpy() + 1,
+        extra=extra,
+    ).write_star(job.path("particles.star"))
+
+
+def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:
+    """Orientation distribution of the particles used, how resolution and poses converged, and in 3D
+    Gamma over the sphere."""
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    angles = matrix_to_euler(state.poses.take(used).rotations.double()).numpy()
+    if problem.dimensions == 3:
+        save_orientation_plot(
+            job.path("pictures/orientations.png"),
+            angles,
+            symmetry=np.asarray(problem.symmetry.cpu()),
+        )
+        if state.modes is not None:
+            plot_direction_snapshots(job, problem, settings, state)
+    events = read_events(job.folder)
+    if len(events) > 1:
+        save_convergence_plot(job.path("pictures/convergence.png"), events)

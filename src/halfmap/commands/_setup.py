@@ -1,0 +1,285 @@
+"""What every job does before its first iteration: device and threads, options checked, memory, the
+engine's problem."""
+
+import math
+import os
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from halfmap.commands import _inputs
+from halfmap.engine.loop import Problem
+from halfmap.engine.preprocessing import ImageSettings, background
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius
+from halfmap.particles import Particles
+from halfmap.pose_search.gauss_newton import Restraint
+from halfmap.pose_search.refinement import SearchSettings
+from halfmap.projection import PADDING, grid_shape
+from halfmap.symmetry import symmetry_matrices
+from halfmap.workspace.job import Job
+from halfmap.workspace.machine import use_threads
+from halfmap.workspace.progress import Progress
+
+_LARGEST_BATCH = 256
+
+
+def use_device(name: str, threads: int | None) -> torch.device:
+    """The torch device of `--device` (`auto`: CUDA, else CPU; MPS only by name: it has no float64),
+    with torch's and numba's threads set.
+
+    Raises:
+        InputError: the device is not there, or threads is not positive.
+    """
+    use_threads(threads)
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = "cuda" if available["cuda"] else "cpu"
+    if not available.get(name, False):
+        raise InputError(
+            f"--device {name}: expected one that this machine has "
+            f"({', '.join(k for k, ok in available.items() if ok)}), or auto"
+        )
+    return torch.device(name)
+
+
+def open_problem(
+    particles: Particles,
+    job: Job,
+    progress: Progress,
+    *,
+    radius_px: float,
+    symmetry: str,
+    dimensions: Literal[2, 3],
+    n_classes: int,
+    matched_to: Literal["own", "other", "shared"],
+    ctf: bool,
+    intensity: bool,
+    memory: int | None,
+    seed: int,
+    device: torch.device,
+) -> Problem:
+    """The engine's problem of a job: what needs no image is checked first, then bad images are set
+    aside and halves made.
+
+    Raises:
+        InputError: more classes than half the images, too little memory, or no usable image in one
+            of the halves.
+    """
+    if n_classes > 1:
+        check_classes(n_classes, len(particles))
+    batch_size(
+        particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device
+    )
+    half = _inputs.set_aside_bad_images(
+        particles, _inputs.divide_into_halves(particles, seed), job, progress
+    )
+    if n_classes > 1:
+        check_classes(n_classes, int((half >= 0).sum()))
+    return make_problem(
+        particles,
+        half,
+        device=device,
+        radius_px=radius_px,
+        symmetry=symmetry,
+        dimensions=dimensions,
+        n_classes=n_classes,
+        matched_to=matched_to,
+        ctf=ctf,
+        intensity=intensity,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def make_problem(
+    particles: Particles,
+    half: Int[Tensor, " N"],
+    *,
+    device: torch.device,
+    radius_px: float,
+    symmetry: str,
+    dimensions: int,
+    n_classes: int,
+    matched_to: Literal["own", "other", "shared"],
+    ctf: bool,
+    intensity: bool,
+    memory: int | None,
+    progress: Progress,
+) -> Problem:
+    """The engine's problem, with the batch size that the memory allows; tells what the job will
+    need, and the data set's notes."""
+    for note in particles.notes:
+        progress.note(note)
+    matrices = symmetry_matrices(symmetry).float().to(device)
+    fixed, per_image = memory_needed(particles.box, dimensions, n_classes)
+    batch = batch_size(
+        particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device
+    )
+    progress.note(
+        f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} "
+        f"A) on {device}; "
+        f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
+    )
+    if intensity and bool(
+        particles.ctf_premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()
+    ):
+        intensity = False  # what their makers weighted by dose and tilt, scales would weight again
+        progress.note("CTF-premultiplied images: norm corrections and group scales are not learnt")
+    settings = ImageSettings(
+        radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device
+    )
+    return Problem(
+        particles, settings, half, matched_to, matrices, dimensions, n_classes, batch, intensity
+    )
+
+
+def needs_normalising(
+    particles: Particles, half: Int[Tensor, " N"], radius_px: float, progress: Progress
+) -> bool:
+    """Whether each image must be divided by its background's standard deviation: not where that is
+    1 already (a few hundred are looked at), and not in CTF-premultiplied stacks, where it depends
+    on the image's own CTF. The user is told."""
+    used = torch.nonzero(half >= 0)[:, 0].numpy()
+    sample = used[:: max(1, len(used) // 300)]
+    mean, spread = background(torch.from_numpy(particles.images(sample)), radius_px)
+    if float(mean.abs().median()) < 0.2 and 0.8 < float(spread.median()) < 1.25:
+        return False
+    if particles.ctf_premultiplied[used].any():
+        progress.note(
+            "images are not normalised, but CTF-premultiplied: their scale is kept, only the "
+            "background's mean is removed"
+        )
+        return False
+    progress.note(
+        f"images are not normalised (background mean {mean.median():.3g}, deviation "
+        f"{spread.median():.3g}): each is brought to 0 and 1"
+    )
+    return True
+
+
+def memory_needed(box: int, dimensions: int, n_classes: int) -> tuple[int, int]:
+    """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in
+    the making, search tables."""
+    grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
+    sums = (
+        2 * n_classes * grid * 12 * 2
+    )  # num and den of both halves, and as much again for their total and quotient
+    references = n_classes * grid * 8
+    transforms = 4 * (PADDING * box) ** dimensions * 8
+    density = 8 * n_classes * box**dimensions * 4
+    return sums + references + transforms + density + (2 << 30) // (
+        1 if dimensions == 3 else 8
+    ), 200 * box * box
+
+
+def batch_size(
+    box: int, *, dimensions: int, n_classes: int, memory: int | None, device: torch.device
+) -> int:
+    """Images per batch that `memory` (bytes; half of the machine's if None) allows. Needs no image:
+    ask before they are read.
+
+    Raises:
+        InputError: not even one image fits.
+    """
+    fixed, per_image = memory_needed(box, dimensions, n_classes)
+    budget = memory if memory is not None else _machine_memory(device) // 2
+    if fixed + per_image > budget:
+        raise InputError(
+            f"--memory: a box of {box} with {n_classes} class(es) needs at least "
+            f"{_gb(fixed + per_image)}, got {_gb(budget)}"
+        )
+    return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+
+
+def _machine_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def search_settings(
+    problem: Problem,
+    angular_step_deg: float,
+    shift_range_px: float,
+    shift_step_px: float,
+    *,
+    local_range_deg: float | None,
+) -> SearchSettings:
+    """What a search covers; with `local_range_deg` poses are held near those given by a Gaussian
+    prior.
+
+    The range is three standard deviations of the rotation (RELION's convention for local searches);
+    the shift is allowed as much as that rotation moves the particle's rim, and not more than the
+    shift range.
+    """
+    radius_px, held = problem.images.particle_radius_px, None
+    if local_range_deg is not None:
+        held = Restraint(
+            local_range_deg / 3,
+            max(0.01, min(shift_range_px, math.radians(local_range_deg) * radius_px)) / 3,
+        )
+    return SearchSettings(
+        problem.symmetry,
+        radius_px,
+        angular_step_deg=angular_step_deg,
+        shift_range_px=shift_range_px,
+        shift_step_px=shift_step_px,
+        restraint=held,
+    )
+
+
+def check_search(
+    angular_step_deg: float | None, shift_range_px: float, seed: int, *, symmetry: str | None = None
+) -> None:
+    """Refuse a search that cannot be made, before anything is read.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if angular_step_deg is not None and not 3 <= angular_step_deg <= 30:
+        raise InputError(
+            f"--angular-step {angular_step_deg:g}: expected 3 to 30 degrees; poses are refined "
+            "continuously from there"
+        )
+    if not 0 <= shift_range_px < math.inf:
+        raise InputError(f"--shift-range {shift_range_px:g}: expected 0 or more pixels")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    if symmetry is not None:
+        symmetry_matrices(symmetry)
+
+
+def check_classes(classes: int, n_images: int) -> None:
+    """Refuse more classes than half the images.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if 2 * classes > n_images:
+        raise InputError(
+            f"--classes {classes}: expected at most half the number of usable images, "
+            f"{n_images // 2}"
+        )
+
+
+def check_positive(**values: float | None) -> None:
+    """Refuse options that must be positive numbers and are not.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for name, value in values.items():
+        if value is not None and not (np.isfinite(value) and value > 0):
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a positive number")

@@ -1,0 +1,177 @@
+"""What the jobs on volumes, `refine` and `class3d`, have in common: their options, and everything
+up to the first iteration."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.commands import _inputs, _setup
+from halfmap.engine.loop import Problem
+from halfmap.engine.preprocessing import initial_noise
+from halfmap.engine.state import State
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius
+from halfmap.methods.registry import IN_3D, ML, check_method
+from halfmap.methods.settings import Settings
+from halfmap.workspace.job import Job
+from halfmap.workspace.progress import Progress
+
+INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
+ANGULAR_STEP_DEG = 7.5
+JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
+THRESHOLD = 0.143  # correlation of half maps that sets the resolution
+LOCAL_RANGE_DEG = 5.0
+SEARCHES = ("adaptive", "branch-and-bound")
+
+
+@dataclass(frozen=True)
+class VolumeOptions:
+    """The user's options, as `halfmap.refine` documents them; None takes the default."""
+
+    method: str
+    search: str
+    symmetry: str
+    diameter_angstrom: float | None
+    initial_lowpass_angstrom: float | None
+    mask: str | Path | None
+    iterations: int | None
+    angular_step_deg: float | None
+    shift_range_px: float
+    shift_step_px: float
+    local: bool
+    local_range_deg: float | None
+    wiener_constant: float | None
+    tau_fudge: float | None
+    ctf: bool
+    data_dir: str | Path | None
+    seed: int
+    memory: int | None
+
+    @property
+    def lowpass_angstrom(self) -> float:
+        return self.initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
+
+    def check(self) -> None:
+        """Refuse what can be refused before anything is read.
+
+        Raises:
+            InputError: naming the option.
+        """
+        if self.search not in SEARCHES:
+            raise InputError(f"--search {self.search}: expected one of {', '.join(SEARCHES)}")
+        if self.local and self.search != SEARCHES[0]:
+            raise InputError(
+                f"--search {self.search}: is for all orientations; --local looks around the given "
+                "ones only"
+            )
+        check_method(
+            self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant
+        )
+        _setup.check_positive(
+            initial_lowpass=self.initial_lowpass_angstrom,
+            angular_step=self.angular_step_deg,
+            iterations=self.iterations,
+            shift_step=self.shift_step_px,
+            local_range=self.local_range_deg,
+            wiener_constant=self.wiener_constant,
+            tau_fudge=self.tau_fudge,
+        )
+        _setup.check_search(
+            self.angular_step_deg, self.shift_range_px, self.seed, symmetry=self.symmetry
+        )
+
+
+@dataclass(frozen=True)
+class OpenedVolumes:
+    """A job ready for its first iteration; `start` are the starting maps, low-passed and masked."""
+
+    problem: Problem
+    settings: Settings
+    start: Float[Tensor, "K N N N"]
+
+
+def open_volumes(
+    particles: str | Path,
+    maps: Sequence[str | Path],
+    options: VolumeOptions,
+    job: Job,
+    progress: Progress,
+    *,
+    classes: int,
+    matched_to: Literal["own", "other"],
+    device: torch.device,
+) -> OpenedVolumes:
+    """Read and check everything, cheap checks first; each image meets its own half's references in
+    `refine`, the other half's in `class3d`.
+
+    Raises:
+        InputError: any bad input, in one line.
+    """
+    data = _inputs.read_particles(particles, data_dir=options.data_dir, ctf=options.ctf)
+    if options.local and not data.has_poses:
+        raise InputError(
+            f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, "
+            "rlnAngleTilt, rlnAnglePsi"
+        )
+    start = _inputs.read_references(
+        maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device
+    )
+    radius_px = _inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
+    solvent = _inputs.solvent_mask(options.mask, data, radius_px, dimensions=3, device=device)
+    problem = _setup.open_problem(
+        data,
+        job,
+        progress,
+        radius_px=radius_px,
+        symmetry=options.symmetry,
+        dimensions=3,
+        n_classes=classes,
+        matched_to=matched_to,
+        ctf=options.ctf,
+        intensity=options.method == ML,
+        memory=options.memory,
+        seed=options.seed,
+        device=device,
+    )
+    search = _setup.search_settings(
+        problem,
+        options.angular_step_deg or ANGULAR_STEP_DEG,
+        options.shift_range_px,
+        options.shift_step_px,
+        local_range_deg=(options.local_range_deg or LOCAL_RANGE_DEG) if options.local else None,
+    )
+    anchor = _inputs.poses_of(data) if options.local else None
+    join = JOIN_HALVES_ANGSTROM if matched_to == "other" or options.method == ML else None
+    settings = Settings(
+        search,
+        THRESHOLD,
+        solvent,
+        wiener_constant=options.wiener_constant,
+        tau_fudge=options.tau_fudge or 1.0,
+        anchor=anchor,
+        join_halves_angstrom=join,
+        branch_and_bound=options.search == SEARCHES[1],
+    )
+    return OpenedVolumes(problem, settings, start * solvent)
+
+
+def first_state(
+    problem: Problem, references: Float[Tensor, "H K N N N"], lowpass_angstrom: float
+) -> State:
+    """Iteration 0: starting references, scored inside the resolution they were filtered to; the
+    file's poses; noise from the power."""
+    data = problem.particles
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    noise = initial_noise(
+        data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size
+    )
+    shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
+    radius = min(largest_radius(data.box), max(3, shells))
+    curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
+    return State(0, references, _inputs.poses_of(data).in_one_class(), noise, radius, curves)

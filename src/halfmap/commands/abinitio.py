@@ -1,0 +1,487 @@
+"""The job `halfmap abinitio`: maps from particles alone, from random starts (stochastic gradient
+ascent; lecture, last part)."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halfmap.alignment import mirror, mirror_poses
+from halfmap.commands import _inputs, _setup
+from halfmap.commands._frames import agreement, align_classes_to_first, align_to_symmetry_axes
+from halfmap.commands._results import (
+    map_name,
+    run_iterations,
+    show_volumes,
+    write_particles,
+    write_pictures,
+)
+from halfmap.commands._volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
+from halfmap.engine.loop import Problem
+from halfmap.engine.state import State
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
+from halfmap.methods.reference_update import class_sizes
+from halfmap.methods.settings import Settings
+from halfmap.methods.stochastic_gradient import GradientSchedule, random_maps, stochastic_gradient
+from halfmap.plots.pictures import save_fsc_plot, save_map_picture
+from halfmap.pose_search.sampling import radius_of_step
+from halfmap.workspace.job import Job, read_job
+from halfmap.workspace.progress import Progress
+
+ITERATIONS = 60
+FULL_ITERATIONS = 8
+SHARE_WITHOUT_SYMMETRY = 0.6  # of the mini-batches, that know of no symmetry
+SHELLS_PER_DIAMETER = (
+    6.0,
+    9.5,
+)  # resolution of the first and the last mini-batch: a sixth of the diameter, and 1 / 9.5
+SHIFT_RANGE_ANGSTROM = 25.0
+LEAST_SYMMETRY_CORRELATION = (
+    0.5  # correlation of a map with its symmetry mates below which the symmetry is doubted
+)
+# times more, or less, log likelihood a particle than where the median particle is: a class may hold
+# junk
+JUNK_LIKELIHOOD_RATIO = 2.0
+_SHOWN_EVERY = 10
+
+
+@dataclass(frozen=True)
+class AbInitioResult:
+    """Where the maps are; of each class, the largest first, how many particles it has, their mean
+    log likelihood (of noise about 0) and whether it may hold junk, being unlike the others by it;
+    the resolution up to which images were scored; the mean log likelihood of each run's particles
+    (the best run's maps are the job's), and where the FSC of the best run's map with each run's
+    falls below 0.5 and 0.143, the lowest of the classes (none for a single run)."""
+
+    folder: Path
+    sizes: tuple[int, ...]
+    class_log_likelihoods: tuple[float, ...]
+    junk: tuple[bool, ...]
+    scored_to_angstrom: float
+    log_likelihoods: tuple[float, ...]
+    agreement_angstrom: tuple[tuple[float, float], ...] = ()
+
+
+def abinitio(
+    particles: str | Path,
+    out: str | Path,
+    *,
+    classes: int = 1,
+    symmetry: str = "C1",
+    early_symmetry: bool = False,
+    runs: int = 1,
+    flip_hand: bool = False,
+    iterations: int | None = None,
+    initial_lowpass_angstrom: float | None = None,
+    final_lowpass_angstrom: float | None = None,
+    diameter_angstrom: float | None = None,
+    mask: str | Path | None = None,
+    allow_negative: bool = False,
+    shift_range_px: float | None = None,
+    ctf: bool = True,
+    pixel_size_angstrom: float | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+) -> AbInitioResult:
+    """Make `map.mrc` (`class001.mrc` ...) from particles without any reference, at a resolution to
+    start `refine` or `class3d` from.
+
+    Args:
+        particles: STAR, .cs or bare stack. out: job folder. classes: K maps, the largest class
+            first.
+        symmetry: point group in RELION's orientation. The first 0.6 of the mini-batches know of
+            none; then the map's axes are found and laid where the group has them. early_symmetry:
+            it is applied from the start, which is faster and more often wrong.
+        runs: from different random starts, each in a folder `run001` ... of its own; that of the
+            highest likelihood is the job's result, the others are laid onto it (`run001.mrc` ...)
+            and compared by FSC.
+        flip_hand: write the mirror images. Projections do not tell the hands apart: each run finds
+            either by chance.
+        iterations: on mini-batches, 60 if None; those with all particles follow, until the
+            likelihood settles, 8 at most.
+        initial_lowpass_angstrom, final_lowpass_angstrom: of the first and the last mini-batch; 1 /
+            6 and 1 / 9.5 of the diameter.
+        diameter_angstrom: of the particle, 0.9 of the box if None; sets the mask, and the
+            resolutions.
+        mask: a map, nothing is outside it; a soft sphere of that diameter if None. allow_negative:
+            density may be below the solvent's.
+        shift_range_px: largest shift searched; 25 A if None. pixel_size_angstrom: for a bare stack
+            whose header has none.
+        Others as in `refine`.
+
+    Raises:
+        InputError: any bad input, in one line.
+    """
+    parameters = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "resume", "overwrite")
+    }
+    _setup.check_positive(
+        classes=classes,
+        runs=runs,
+        iterations=iterations,
+        diameter=diameter_angstrom,
+        pixel_size=pixel_size_angstrom,
+        initial_lowpass=initial_lowpass_angstrom,
+        final_lowpass=final_lowpass_angstrom,
+    )
+    _setup.check_search(None, shift_range_px or 0.0, seed, symmetry=symmetry)
+    where = _setup.use_device(device, threads)
+    limit = (iterations or ITERATIONS) + FULL_ITERATIONS
+    with (
+        Job.create(
+            "abinitio", parameters, out, seed=seed, overwrite=overwrite, resume=resume
+        ) as job,
+        Progress("abinitio", iterations=limit, quiet=quiet) as progress,
+    ):
+        if runs > 1:
+            return _best_of(runs, parameters, job, progress)
+        data = _inputs.read_particles(
+            particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
+        )
+        radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
+        solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        problem = _setup.open_problem(
+            data,
+            job,
+            progress,
+            radius_px=radius_px,
+            symmetry=symmetry,
+            dimensions=3,
+            n_classes=classes,
+            matched_to="shared",
+            ctf=ctf,
+            intensity=False,
+            memory=memory,
+            seed=seed,
+            device=where,
+        )
+        reach = (
+            SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom
+            if shift_range_px is None
+            else shift_range_px
+        )
+        settings = Settings(
+            _setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None),
+            THRESHOLD,
+            solvent,
+        )
+        radii = _radii(problem, initial_lowpass_angstrom, final_lowpass_angstrom)
+        resolved = radius_of_step(ANGULAR_STEP_DEG, data.box, radius_px)
+        if radii[1] > resolved:
+            reach_angstrom = data.box * data.pixel_size_angstrom / resolved
+            progress.note(
+                f"the grid of {ANGULAR_STEP_DEG:g} degrees resolves {reach_angstrom:.3g} A; "
+                "beyond, a few poses of each image are refined"
+            )
+        ascent = GradientSchedule(
+            limit - FULL_ITERATIONS, FULL_ITERATIONS, seed, radii, non_negative=not allow_negative
+        )
+        state = _run_gradient_ascent(
+            job,
+            progress,
+            problem,
+            settings,
+            ascent,
+            from_start=early_symmetry or len(problem.symmetry) == 1,
+        )
+        return _finish(
+            job,
+            progress,
+            problem,
+            settings,
+            _order_and_align_classes(problem, state, flip_hand=flip_hand),
+        )
+
+
+def _run_gradient_ascent(
+    job: Job,
+    progress: Progress,
+    problem: Problem,
+    settings: Settings,
+    ascent: GradientSchedule,
+    *,
+    from_start: bool,
+) -> State:
+    """The last state. Unless symmetry is there `from_start`, the first mini-batches know of none;
+    the maps are then laid on its axes."""
+
+    def leg(
+        problem: Problem, settings: Settings, iterations: int, start: State | None = None
+    ) -> State:
+        return run_iterations(
+            job,
+            progress,
+            problem,
+            stochastic_gradient(problem, settings, ascent),
+            start or (lambda: _first(problem, settings, ascent)),
+            iterations=iterations,
+            show=lambda new: _show(job, problem, settings, new),
+        )
+
+    limit = ascent.iterations + ascent.full
+    if from_start:
+        return leg(problem, settings, limit)
+    free, c1 = max(1, round(SHARE_WITHOUT_SYMMETRY * ascent.iterations)), problem.symmetry[:1]
+    state = leg(
+        replace(problem, symmetry=c1),
+        replace(settings, search=replace(settings.search, symmetry=c1)),
+        free,
+    )
+    if state.iteration == free:
+        state, alike = align_to_symmetry_axes(
+            state, problem.symmetry.cpu(), diameter_px=2 * problem.images.particle_radius_px
+        )
+        for k, correlation in enumerate(alike):
+            doubt = (
+                ""
+                if correlation > LEAST_SYMMETRY_CORRELATION
+                else ": it does not look like a map of this symmetry"
+            )
+            progress.note(
+                f"{map_name(k, problem.n_classes)}: axes found, correlation with its symmetry "
+                f"mates {correlation:.2f}{doubt}"
+            )
+        job.update(correlation_with_mates=alike)
+    return leg(problem, settings, limit, state)
+
+
+def _order_and_align_classes(problem: Problem, state: State, *, flip_hand: bool) -> State:
+    """Classes by size; without symmetry, whose axes they would leave, laid onto the first, the
+    largest; the other hand if asked for."""
+    order = torch.argsort(class_sizes(problem, state.poses), descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    references = state.references[:, order.to(state.references.device)]
+    state = replace(
+        state, references=references, poses=replace(state.poses, classes=rank[state.poses.classes])
+    )
+    if len(problem.symmetry) == 1:
+        state = align_classes_to_first(state, diameter_px=2 * problem.images.particle_radius_px)
+    if flip_hand:
+        poses = replace(state.poses, rotations=mirror_poses(state.poses.rotations))
+        state = replace(state, references=mirror(state.references), poses=poses)
+    return state
+
+
+def _finish(
+    job: Job, progress: Progress, problem: Problem, settings: Settings, state: State
+) -> AbInitioResult:
+    """Maps, particles, the table of classes and pictures; what each class holds is told."""
+    pixel, classes = problem.particles.pixel_size_angstrom, problem.n_classes
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    found = state.poses.take(used)
+    sizes = class_sizes(problem, state.poses).tolist()
+    likelihoods = [
+        float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0
+        for k in range(classes)
+    ]
+    weights = [
+        float(found.largest_weight[found.classes == k].mean()) if sizes[k] else 0.0
+        for k in range(classes)
+    ]
+    doubts = doubtful_classes(sizes, likelihoods)
+    junk = [bool(doubt) for doubt in doubts]
+    for k, volume in enumerate(state.references[0].cpu().numpy()):
+        name = map_name(k, classes)
+        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + doubts[k]
+        write_map(job.path(f"{name}.mrc"), volume, pixel)
+        save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
+        progress.note(told)
+    table: dict[str, Any] = {
+        "rlnReferenceImage": [f"{map_name(k, classes)}.mrc" for k in range(classes)],
+        "rlnClassDistribution": np.array(sizes) / len(used),
+        "halfmapClassSize": np.array(sizes),
+        "halfmapLogLikelihood": np.array(likelihoods),
+        "halfmapLargestWeight": np.array(weights),
+        "halfmapJunk": np.array(junk).astype(int),
+    }
+    write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
+    write_particles(job, problem, state)
+    write_pictures(job, problem, settings, state)
+    mean, scored_to = (
+        state.history[-1]["mean_log_likelihood"],
+        state.history[-1]["resolution_angstrom"],
+    )
+    progress.note("both hands are equally right; --flip-hand writes the other")
+    job.update(
+        sizes=sizes,
+        class_log_likelihoods=likelihoods,
+        junk=junk,
+        mean_log_likelihood=mean,
+        iterations=state.iteration,
+    )
+    return AbInitioResult(
+        job.folder, tuple(sizes), tuple(likelihoods), tuple(junk), scored_to, (mean,)
+    )
+
+
+def doubtful_classes(sizes: Sequence[int], log_likelihoods: Sequence[float]) -> list[str]:
+    """What is to be said of each class whose particles' mean log likelihood is
+    `JUNK_LIKELIHOOD_RATIO` times less, or more, than that of the class in which the median particle
+    is: empty images fit no map, blobs of ice fit theirs too well. Empty where there is nothing to
+    say."""
+    usual = float(np.sort(np.repeat(log_likelihoods, sizes))[sum(sizes) // 2])
+
+    def doubt(size: int, gain: float) -> str:
+        if (
+            size == 0
+            or usual <= 0
+            or usual / JUNK_LIKELIHOOD_RATIO <= gain <= usual * JUNK_LIKELIHOOD_RATIO
+        ):
+            return ""
+        return ", may be junk: " + (
+            "little but noise" if gain < usual else "much stronger than the others"
+        )
+
+    return [doubt(size, gain) for size, gain in zip(sizes, log_likelihoods, strict=True)]
+
+
+def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress) -> AbInitioResult:
+    """Each run in a folder of its own inside the job's, with a seed of its own; the maps and
+    particles of the likeliest are the job's. All maps are laid onto those, and their FSC is told.
+    """
+    folders = [job.folder / f"run{r + 1:03d}" for r in range(runs)]
+    done: list[AbInitioResult] = []
+    for r, folder in enumerate(folders):
+        progress.note(f"run {r + 1} of {runs}")
+        again = (folder / "job.json").exists()
+        if not again:
+            shutil.rmtree(
+                folder, ignore_errors=True
+            )  # of a run that was killed before it had begun
+        single = {**parameters, "runs": 1, "seed": parameters["seed"] + r}
+        done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
+        job.save_checkpoint(
+            {}, {"iteration": 0, "runs": r + 1}
+        )  # from now on there is something to go on from
+    likelihoods = tuple(run.log_likelihoods[0] for run in done)
+    best = max(range(runs), key=lambda r: likelihoods[r])
+    for path in [
+        *sorted(folders[best].glob("*.mrc")),
+        folders[best] / "particles.star",
+        folders[best] / "classes.star",
+    ]:
+        shutil.copyfile(path, job.path(path.name))
+    for path in sorted((folders[best] / "pictures").glob("*.png")):
+        shutil.copyfile(path, job.path(f"pictures/{path.name}"))
+    progress.note(
+        f"best of {runs} runs: {best + 1}, by mean log likelihood "
+        f"({', '.join(f'{value:.1f}' for value in likelihoods)})"
+    )
+    agreed = _compare(done, best, parameters["diameter_angstrom"], job, progress)
+    results = read_job(folders[best])["results"]
+    job.update(**results, best_run=best + 1, log_likelihoods=likelihoods, agreement_angstrom=agreed)
+    return replace(
+        done[best], folder=job.folder, log_likelihoods=likelihoods, agreement_angstrom=agreed
+    )
+
+
+def _compare(
+    done: list[AbInitioResult],
+    best: int,
+    diameter_angstrom: float | None,
+    job: Job,
+    progress: Progress,
+) -> tuple[tuple[float, float], ...]:
+    """Lay the maps of every run onto the best run's, write them, and tell where their FSC falls
+    below 0.5 and 0.143, up to where images were scored: what maps show beyond, no image has
+    confirmed."""
+    classes = len(done[best].sizes)
+    names = [map_name(k, classes) for k in range(classes)]
+    agreed, curves = [], {}
+    read = [[read_map(run.folder / f"{name}.mrc") for name in names] for run in done]
+    pixel = read[best][0][1]
+    box = read[best][0][0].shape[0]
+    diameter_px = 0.9 * box if diameter_angstrom is None else diameter_angstrom / pixel
+    for r in range(len(done)):
+        told = [(done[best].scored_to_angstrom, done[best].scored_to_angstrom)]
+        for k, name in enumerate(names if r != best else []):
+            if not done[best].sizes[k]:
+                continue
+            found = agreement(
+                torch.from_numpy(read[best][k][0]),
+                [torch.from_numpy(volume) for volume, _ in read[r]],
+                pixel_size_angstrom=pixel,
+                radius=round(box * pixel / done[best].scored_to_angstrom),
+                diameter_px=diameter_px,
+            )
+            told.append(found.resolutions_angstrom)
+            label = (
+                f"run {r + 1}" if classes == 1 else f"run {r + 1}, {names[found.other]} on {name}"
+            )
+            curves[label] = found.curve
+            at_half, at_0143 = (
+                f"{max(value, done[best].scored_to_angstrom):.1f} A" for value in told[-1]
+            )
+            hand = "its mirror image laid" if found.mirrored else "laid"
+            progress.note(
+                f"{label}: {hand} onto run {best + 1}: FSC 0.5 at {at_half}, 0.143 at {at_0143}"
+            )
+            write_map(
+                job.path(f"run{r + 1:03d}.mrc" if classes == 1 else f"run{r + 1:03d}_{name}.mrc"),
+                found.laid.numpy(),
+                pixel,
+            )
+        agreed.append((max(a for a, _ in told), max(b for _, b in told)))
+    save_fsc_plot(
+        job.path("pictures/runs_fsc.png"),
+        curves,
+        title=f"maps laid onto run {best + 1}",
+        reference=0.5,
+    )
+    return tuple(agreed)
+
+
+def _radii(
+    problem: Problem, initial_angstrom: float | None, final_angstrom: float | None
+) -> tuple[int, int]:
+    """Fourier shells of the first and the last mini-batch."""
+    width = problem.particles.box * problem.particles.pixel_size_angstrom
+    diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
+    initial, final = (
+        given or diameter / n
+        for given, n in zip((initial_angstrom, final_angstrom), SHELLS_PER_DIAMETER, strict=True)
+    )
+    if final_angstrom is not None and initial < final:
+        whose = (
+            "--initial-lowpass"
+            if initial_angstrom
+            else "the first, a sixth of the diameter (--initial-lowpass)"
+        )
+        raise InputError(
+            f"--final-lowpass {final:g}: expected no coarser than {whose}: {initial:.3g} A"
+        )
+    first, last = (
+        min(largest_radius(problem.particles.box), max(3, round(width / a)))
+        for a in (initial, min(initial, final))
+    )
+    return first, last
+
+
+def _first(problem: Problem, settings: Settings, ascent: GradientSchedule) -> State:
+    box = problem.particles.box
+    empty = torch.zeros(1, problem.n_classes, box, box, box, device=problem.images.device)
+    state = replace(first_state(problem, empty, math.inf), radius=ascent.radius[0])
+    return replace(state, references=random_maps(problem, settings, ascent, state.noise_variance))
+
+
+def _show(job: Job, problem: Problem, settings: Settings, state: State) -> None:
+    if state.iteration % _SHOWN_EVERY == 0:
+        show_volumes(job, problem, settings, state)

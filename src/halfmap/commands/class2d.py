@@ -1,0 +1,249 @@
+"""The job `halfmap class2d`: K class averages from particle images, by maximum likelihood (lecture
+part 3) or template matching (part 2).
+
+Given estimates A_1 ... A_K, each image weighs class, rotation and shift by their probability
+Gamma_i, or takes the one of the highest correlation coefficient (Gamma_i is 1 there); each class
+then becomes
+
+    A_k = sum_i Gamma_i P^T C_i X_i / (1/SSNR + sum_i Gamma_i P^T C_i^2).
+
+The same engine and the same four choices as in 3D; only the grid of rotations is one of in-plane
+angles.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.commands import _inputs, _setup
+from halfmap.commands._results import run_iterations, write_particles, write_pictures
+from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
+from halfmap.engine.loop import Problem
+from halfmap.engine.preprocessing import initial_noise
+from halfmap.engine.state import State, identity_poses
+from halfmap.errors import InputError
+from halfmap.io.mrc import write_stack
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
+from halfmap.methods.reference_update import class_sizes
+from halfmap.methods.registry import IN_2D, ML, check_method, make_method
+from halfmap.methods.settings import Settings
+from halfmap.methods.starting_classes import STARTS, starting_classes
+from halfmap.plots.pictures import save_class_gallery
+from halfmap.pose_search.refinement import SearchSettings
+from halfmap.resolution import Curve, resolution_at
+from halfmap.workspace.job import Job
+from halfmap.workspace.progress import Progress
+
+ANGULAR_STEP_DEG = 6.0
+# classes start at a sixth of the particle's diameter: enough to tell views apart, too coarse to fit
+# noise
+SHELLS_PER_DIAMETER = 6
+RESOLUTION_AT = 0.5  # both halves of a class were aligned to one reference
+
+
+@dataclass(frozen=True)
+class Class2DResult:
+    """Where the classes are, how many images each holds and their resolution (FRC 0.5), largest
+    class first."""
+
+    folder: Path
+    sizes: tuple[int, ...]
+    resolutions_angstrom: tuple[float, ...]
+
+
+def class2d(
+    particles: str | Path,
+    out: str | Path,
+    *,
+    classes: int,
+    method: str = "ml",
+    start: str = "kmeans++",
+    iterations: int = 25,
+    diameter_angstrom: float | None = None,
+    angular_step_deg: float | None = None,
+    shift_range_px: float = 5.0,
+    shift_step_px: float = 1.0,
+    wiener_constant: float | None = None,
+    tau_fudge: float | None = None,
+    ctf: bool = True,
+    pixel_size_angstrom: float | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    threads: int | None = None,
+    memory: int | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Class2DResult:
+    """Sort images into K classes and average each class; averages sorted by size in `classes.mrcs`,
+    table in `classes.star`.
+
+    Args:
+        particles: STAR, .cs or bare stack. out: job folder. classes: K.
+        method: "ml" (maximum likelihood) or "template" (best correlation).
+        start: "kmeans++" (images far from each other) or "random" (averages of random subsets).
+        angular_step_deg: of the finer grid of in-plane angles, 6 if None. pixel_size_angstrom: for
+            a bare stack whose header has none.
+        Others as in `refine`.
+
+    Raises:
+        InputError: any bad input, in one line.
+    """
+    parameters = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "resume", "overwrite")
+    }
+    check_method(method, IN_2D, tau_fudge=tau_fudge, wiener_constant=wiener_constant)
+    if start not in STARTS:
+        raise InputError(f"--start {start}: expected one of {', '.join(STARTS)}")
+    _setup.check_positive(
+        classes=classes,
+        iterations=iterations,
+        angular_step=angular_step_deg,
+        shift_step=shift_step_px,
+        wiener_constant=wiener_constant,
+        tau_fudge=tau_fudge,
+        pixel_size=pixel_size_angstrom,
+    )
+    _setup.check_search(angular_step_deg, shift_range_px, seed)
+    where = _setup.use_device(device, threads)
+    with (
+        Job.create(
+            "class2d", parameters, out, seed=seed, overwrite=overwrite, resume=resume
+        ) as job,
+        Progress("class2d", iterations=iterations, quiet=quiet) as progress,
+    ):
+        data = _inputs.read_particles(
+            particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
+        )
+        radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
+        problem = _setup.open_problem(
+            data,
+            job,
+            progress,
+            radius_px=radius_px,
+            symmetry="C1",
+            dimensions=2,
+            n_classes=classes,
+            matched_to="shared",
+            ctf=ctf,
+            intensity=method == ML,
+            memory=memory,
+            seed=seed,
+            device=where,
+        )
+        search = SearchSettings(
+            problem.symmetry,
+            radius_px,
+            angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG,
+            shift_range_px=shift_range_px,
+            shift_step_px=shift_step_px,
+            n_refined=4,
+        )
+        circle = _inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
+        settings = Settings(
+            search,
+            RESOLUTION_AT,
+            circle,
+            wiener_constant=wiener_constant,
+            tau_fudge=tau_fudge or 1.0,
+        )
+
+        def show(state: State) -> None:
+            save_class_snapshot(job, state)
+            if state.iteration == 0:
+                save_class_gallery(
+                    job.path("pictures/classes_start.png"),
+                    state.references.mean(0).cpu(),
+                    [""] * classes,
+                )
+            else:
+                _gallery(job, problem, state)
+
+        state = run_iterations(
+            job,
+            progress,
+            problem,
+            make_method(method, problem, settings),
+            lambda: _first_state(problem, settings, start, seed),
+            iterations=iterations,
+            show=show,
+        )
+        sizes, resolutions = _write_classes(job, problem, settings, state)
+        job.update(classes=classes, iterations=state.iteration, sizes=sizes)
+    return Class2DResult(Path(out), sizes, resolutions)
+
+
+def _first_state(problem: Problem, settings: Settings, start: str, seed: int) -> State:
+    data = problem.particles
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    noise = initial_noise(
+        data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size
+    )
+    shells = SHELLS_PER_DIAMETER * data.box / (2 * problem.images.particle_radius_px)
+    radius = min(problem.plane.radius, max(3, round(shells)))
+    references = starting_classes(problem, settings, noise, radius, how=start, seed=seed)
+    poses = identity_poses(torch.zeros(len(data), dtype=torch.long))
+    return State(
+        0,
+        references[None],
+        poses,
+        noise,
+        radius,
+        torch.zeros(problem.n_classes, problem.plane.radius + 1),
+    )
+
+
+def _by_size(
+    problem: Problem, state: State
+) -> tuple[Int[Tensor, " K"], tuple[int, ...], tuple[float, ...]]:
+    """Classes in order of size, and in that order their sizes and resolutions."""
+    sizes = class_sizes(problem, state.poses)
+    order = torch.argsort(sizes, descending=True, stable=True)
+    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
+    resolutions = [resolution_at(Curve(box, pixel, curve), RESOLUTION_AT) for curve in state.curves]
+    return order, tuple(int(sizes[k]) for k in order), tuple(resolutions[k] for k in order)
+
+
+def _gallery(job: Job, problem: Problem, state: State) -> None:
+    order, sizes, resolutions = _by_size(problem, state)
+    titles = [f"{n} images\n{r:.1f} A" for n, r in zip(sizes, resolutions, strict=True)]
+    save_class_gallery(
+        job.path("pictures/classes.png"),
+        state.references.mean(0)[order.to(state.references.device)].cpu(),
+        titles,
+    )
+
+
+def _write_classes(
+    job: Job, problem: Problem, settings: Settings, state: State
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """`classes.mrcs`, `classes.star` and `particles.star` with class 1 the largest, and the
+    pictures."""
+    order, sizes, resolutions = _by_size(problem, state)
+    images: Float[Tensor, "K N N"] = state.references.mean(0).cpu()[order]
+    images[torch.tensor(sizes) == 0] = 0  # reseeded after the last search: no particle is in it
+    write_stack(job.path("classes.mrcs"), images.numpy(), problem.particles.pixel_size_angstrom)
+    table: dict[str, Any] = {
+        "rlnReferenceImage": [f"{k + 1:06d}@classes.mrcs" for k in range(len(order))],
+        "rlnClassDistribution": np.array(sizes) / sum(sizes),
+        "rlnEstimatedResolution": np.array([min(r, 999.0) for r in resolutions]),
+        "halfmapClassSize": np.array(sizes),
+    }
+    write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    ranked = replace(state, poses=replace(state.poses, classes=rank[state.poses.classes]))
+    write_particles(job, problem, ranked)
+    write_pictures(job, problem, settings, ranked)
+    plot_class_history(job, state, class_sizes(problem, state.poses))
+    _gallery(job, problem, state)
+    return sizes, resolutions

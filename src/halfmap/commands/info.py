@@ -1,0 +1,183 @@
+"""What a file or a job folder holds, as plain facts for people (`halfmap info`) and programs
+(`--json`)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halfmap.errors import InputError
+from halfmap.io.mrc import open_stack, read_map
+from halfmap.io.star import read_star
+from halfmap.particles import Particles, load_particles
+from halfmap.workspace.job import JOB, read_events, read_job
+
+_BATCH_BYTES = 1 << 26
+_STACKS, _MAPS = (".mrcs", ".st"), (".mrc", ".map", ".ccp4", ".rec")
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """Facts about a STAR, .cs or MRC file or a job folder: JSON-able, `file` and `kind` first.
+
+    Raises:
+        InputError: missing, of another kind, or damaged.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        facts = _describe_job(path)
+    elif not path.exists():
+        raise InputError(f"{path}: no such file or folder; check the name")
+    elif suffix in _STACKS:
+        facts = _describe_stack(path)
+    elif suffix in _MAPS:
+        facts = _describe_mrc(path)
+    elif suffix == ".star":
+        facts = _describe_star(path)
+    elif suffix == ".cs":
+        facts = {
+            "kind": "cryoSPARC particles",
+            **_describe_particles(load_particles(path, check_images=False)),
+        }
+    else:
+        raise InputError(
+            f"{path}: expected .star, .cs, {', '.join((*_MAPS, *_STACKS))} or a job folder; "
+            "rename or convert the file"
+        )
+    return {"file": str(path), **facts}
+
+
+def _describe_job(folder: Path) -> dict[str, Any]:
+    record, events = read_job(folder), read_events(folder)
+    facts = {"kind": f"halfmap {record['command']} job", "status": record["status"]}
+    if record.get("message"):
+        facts["message"] = record["message"]
+    if events and (iterations := [event["iteration"] for event in events if "iteration" in event]):
+        facts["iterations done"] = iterations[-1]
+    resolutions = [
+        event["resolution_angstrom"] for event in events if event.get("resolution_angstrom")
+    ]
+    if resolutions:
+        facts["resolution_angstrom"] = resolutions[-1]
+    facts |= record.get("results", {})
+    facts["parameters"] = {
+        name: value for name, value in record["parameters"].items() if value is not None
+    }
+    facts |= {
+        name: record.get(name)
+        for name in (
+            "seed",
+            "started",
+            "ended",
+            "wall_seconds",
+            "cpu_seconds",
+            "peak_memory_bytes",
+            "versions",
+        )
+    }
+    facts["files"] = sorted(entry.name for entry in folder.iterdir() if entry.name != JOB)
+    return facts
+
+
+def _describe_star(path: Path) -> dict[str, Any]:
+    star = read_star(path)
+    blocks = {
+        name or "(no name)": f"{len(table)} rows x {len(table.names)} columns"
+        for name, table in star.blocks.items()
+    }
+    columns = {name or "(no name)": list(table.names) for name, table in star.blocks.items()}
+    if not any("rlnImageName" in table for table in star.blocks.values()):
+        return {"kind": "STAR file", "blocks": blocks, "columns": columns}
+    return {
+        "kind": "particles",
+        "blocks": blocks,
+        **_describe_particles(load_particles(path, check_images=False)),
+        "columns": columns,
+    }
+
+
+def _describe_particles(particles: Particles) -> dict[str, Any]:
+    classes, class_sizes = np.unique(particles.class_number, return_counts=True)
+    halves, half_sizes = np.unique(particles.half_set[particles.half_set > 0], return_counts=True)
+    missing = [
+        name
+        for name, found in zip(particles.files, particles.stack_paths, strict=True)
+        if found is None
+    ]
+    facts: dict[str, Any] = {
+        "particles": len(particles),
+        "box": particles.box,
+        "pixel_size_angstrom": particles.pixel_size_angstrom,
+        "poses": "yes" if particles.has_poses else "no",
+        "ctf": "yes" if particles.has_ctf else "no",
+        "optics_groups": len(np.unique(particles.optics_group)),
+        "micrographs": len(np.unique(particles.micrograph)),
+        "stacks": len(particles.files),
+    }
+    if particles.has_ctf:
+        defocus = (particles.defocus_u_angstrom + particles.defocus_v_angstrom) / 2
+        facts["voltage_kv"] = float(particles.voltage_kv[0])
+        facts["defocus_angstrom"] = [float(defocus.min()), float(defocus.max())]
+        facts["ctf_premultiplied"] = "yes" if particles.ctf_premultiplied.any() else "no"
+    if missing:
+        facts["stacks_not_found"] = [
+            *missing[:5],
+            *([f"and {len(missing) - 5} more"] if len(missing) > 5 else []),
+        ]
+    if len(classes) > 1:
+        facts["class_sizes"] = {
+            str(name): int(size) for name, size in zip(classes, class_sizes, strict=True)
+        }
+    if len(halves):
+        facts["half_set_sizes"] = {
+            str(name): int(size) for name, size in zip(halves, half_sizes, strict=True)
+        }
+    if particles.notes:
+        facts["notes"] = list(particles.notes)
+    return facts
+
+
+def _describe_stack(path: Path) -> dict[str, Any]:
+    stack = open_stack(path)
+    images, rows, columns = stack.data.shape
+    step = max(1, _BATCH_BYTES // (rows * columns * 4))
+    low, high, total, bad = np.inf, -np.inf, 0.0, 0
+    for first in range(0, images, step):
+        batch = stack.read(np.arange(first, min(first + step, images)))
+        finite = np.isfinite(batch)
+        bad += int(batch.size - np.count_nonzero(finite))
+        low = min(low, float(batch.min(where=finite, initial=np.inf)))
+        high = max(high, float(batch.max(where=finite, initial=-np.inf)))
+        total += float(batch.sum(where=finite, dtype=np.float64))
+    pixels = images * rows * columns - bad
+    facts: dict[str, Any] = {
+        "kind": "image stack",
+        "images": images,
+        "box": rows if rows == columns else [columns, rows],
+    }
+    facts |= {"pixel_size_angstrom": stack.pixel_size_angstrom, "type": str(stack.data.dtype)}
+    facts |= {"min": low, "max": high, "mean": total / pixels} if pixels else {}
+    return facts | ({"not_finite_pixels": bad} if bad else {})
+
+
+def _describe_mrc(path: Path) -> dict[str, Any]:
+    volume, sizes = read_map(path, cubic=False)
+    cube = len(set(volume.shape)) == 1
+    facts: dict[str, Any] = {
+        "kind": "map" if cube else "map or image stack",
+        "box": volume.shape[0] if cube else list(volume.shape[::-1]),
+    }
+    facts["pixel_size_angstrom"] = (
+        sizes[0] if max(sizes) - min(sizes) < 1e-4 * max(sizes) else list(sizes)
+    )
+    finite = volume[np.isfinite(volume)]
+    if finite.size:
+        facts |= {
+            "min": float(finite.min()),
+            "max": float(finite.max()),
+            "mean": float(finite.mean(dtype=np.float64)),
+        }
+        facts["standard_deviation"] = float(finite.std(dtype=np.float64))
+    return facts | (
+        {"not_finite_voxels": int(volume.size - finite.size)} if finite.size < volume.size else {}
+    )

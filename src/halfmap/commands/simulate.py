@@ -1,0 +1,336 @@
+"""The job `halfmap simulate`: volumes from maps, models or the phantom; particles drawn from them;
+images, STAR and truth written."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from halfmap.errors import InputError
+from halfmap.io.mrc import StackWriter, read_density, write_map
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
+from halfmap.plots.pictures import save_class_gallery, save_map_picture, save_orientation_plot
+from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
+from halfmap.simulation.forward_model import (
+    GOOD,
+    Recipe,
+    Truth,
+    clean_images,
+    draw_truth,
+    noise_amplitude,
+    noise_images,
+    normalise,
+    resample_volume,
+    symmetrise_volume,
+)
+from halfmap.simulation.phantom import phantom_atoms
+from halfmap.symmetry import symmetry_matrices
+from halfmap.workspace.job import Job
+from halfmap.workspace.progress import Progress
+
+PHANTOM = "phantom"
+DEFAULT_PIXEL_ANGSTROM = 2.0
+_MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".pdb.gz", ".ent.gz", ".cif.gz", ".mmcif.gz")
+_BATCH_SAMPLES = 4_000_000  # Fourier samples at a time: about 0.5 GB
+_PILOT = 400  # good particles on which the signal's variance is measured
+_SHOWN = 24
+
+
+def simulate(
+    source: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    n: int,
+    snr: float,
+    box: int | None = None,
+    pixel_size_angstrom: float | None = None,
+    symmetry: str | None = None,
+    seed: int = 1,
+    weights: Sequence[float] | None = None,
+    preferred_fraction: float = 0.0,
+    shift_rms_px: float = 2.0,
+    particles_per_micrograph: int = 40,
+    defocus_range_angstrom: tuple[float, float] = (8000.0, 22000.0),
+    defocus_spread_angstrom: float = 100.0,
+    astigmatism_angstrom: float = 400.0,
+    voltage_kv: float = 300.0,
+    spherical_aberration_mm: float = 2.7,
+    amplitude_contrast: float = 0.1,
+    phase_shift_deg: float = 0.0,
+    bfactor_angstrom2: float = 0.0,
+    optics_groups: int = 1,
+    beam_tilt_mrad: float = 0.0,
+    noise_colour: float = 0.0,
+    junk_fraction: float = 0.0,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Make particles of one or several volumes, with their truth, in the job folder `out`; returns
+    the folder.
+
+    source: a map (MRC), a model (PDB, mmCIF), or the word `phantom` (`phantom:1` is its second
+    conformation); several make a K-state mixture in the proportions `weights` (equal without them).
+    Maps keep their box and pixel size unless `box` or `pixel_size_angstrom` ask for others
+    (resampled in Fourier space); models default to 2 A and a box 1.25 times as wide as the
+    molecule. All states are brought to the grid of the first. `symmetry` averages maps and models
+    over a point group; the phantom is C4, or C1 if that is asked.
+
+    snr: the variance over all pixels of the noise-free image (with its CTF; mean over good
+    particles, measured on up to 400 of them) divided by the variance over all pixels of the noise.
+    `inf` adds no noise, and images keep the volume's grey scale (CTF times line integral); else
+    each image's background has mean 0 and standard deviation 1. noise_colour: extra amplitude a of
+    the noise at low frequency, 1 + a / (1 + (40 A s)^2).
+
+    preferred_fraction: share of views along the object's z axis, within about 15 degrees; the
+    others are uniform. shift_rms_px: root mean square length of the origin. A micrograph of
+    `particles_per_micrograph` has one defocus (uniform in the range; each particle's own height
+    adds `defocus_spread_angstrom` rms), one astigmatism (U - V, rms) and axis, and one optics
+    group; the groups take turns and differ in the direction of `beam_tilt_mrad`. junk_fraction:
+    share of empty images, ice and overlapping pairs, by turns.
+
+    Writes `particles.mrcs`, `particles.star` (RELION 3.1, no poses), `truth.star` (poses, origins,
+    rlnClassNumber, halfmapTruthJunk: 0 good, 1 empty, 2 ice, 3 overlap), the volumes
+    `truth_1.mrc`..., and pictures. The same arguments and seed give the same bytes. Raises
+    InputError for an unreadable source, a box that does not hold the molecule, options out of
+    range, or a folder in use.
+    """
+    parameters = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "seed", "overwrite", "quiet")
+    }
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if not sources:
+        raise InputError("source: expected a map, a model or the word phantom, got nothing")
+    if weights is not None and len(weights) != len(sources):
+        raise InputError(
+            f"--weights: expected one for each of the {len(sources)} sources, got {len(weights)}"
+        )
+    if not snr > 0:
+        raise InputError(f"--snr {snr}: expected a number above 0 (inf for no noise)")
+    if not 0 <= noise_colour < math.inf:
+        raise InputError(f"--noise-colour {noise_colour}: expected 0 or more")
+    if box is not None and box < 8:
+        raise InputError(f"--box {box}: expected at least 8 pixels")
+    if pixel_size_angstrom is not None and not 0 < pixel_size_angstrom < math.inf:
+        raise InputError(f"--pixel-size {pixel_size_angstrom}: expected a size above 0 A")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: expected 0 or more")
+    symmetry_matrices(symmetry or "C1")
+    recipe = Recipe(
+        n=n,
+        seed=seed,
+        weights=tuple(weights) if weights else (1.0,) * len(sources),
+        preferred_fraction=preferred_fraction,
+        shift_rms_px=shift_rms_px,
+        particles_per_micrograph=particles_per_micrograph,
+        defocus_range_angstrom=(defocus_range_angstrom[0], defocus_range_angstrom[1]),
+        defocus_spread_angstrom=defocus_spread_angstrom,
+        astigmatism_angstrom=astigmatism_angstrom,
+        voltage_kv=voltage_kv,
+        spherical_aberration_mm=spherical_aberration_mm,
+        amplitude_contrast=amplitude_contrast,
+        phase_shift_deg=phase_shift_deg,
+        bfactor_angstrom2=bfactor_angstrom2,
+        optics_groups=optics_groups,
+        beam_tilt_mrad=beam_tilt_mrad,
+        junk_fraction=junk_fraction,
+    )
+    with (
+        _one_thread(),
+        Job.create("simulate", parameters, out, seed=seed, overwrite=overwrite) as job,
+        Progress("simulate", iterations=1, quiet=quiet) as progress,
+    ):
+        volumes, pixel = load_volumes(
+            sources, box=box, pixel_size_angstrom=pixel_size_angstrom, symmetry=symmetry
+        )
+        truth = draw_truth(recipe)
+        for k, volume in enumerate(volumes, start=1):
+            write_map(job.path(f"truth_{k}.mrc"), volume.numpy(), pixel)
+            save_map_picture(job.path(f"truth_{k}.png"), volume.numpy(), pixel, title=f"state {k}")
+        shown, variance = _write_images(
+            job, progress, volumes, pixel, truth, snr=snr, noise_colour=noise_colour
+        )
+        particles, known, optics = _tables(truth, volumes[0].shape[0], pixel)
+        write_star(job.path("particles.star"), {"optics": optics, "particles": particles})
+        write_star(
+            job.path("truth.star"), {"optics": optics, "particles": particles.with_columns(known)}
+        )
+        names = ("", "empty", "ice", "overlap")
+        save_class_gallery(
+            job.path("particles.png"),
+            shown,
+            [f"{i + 1} {names[truth.junk[i]]}" for i in range(len(shown))],
+        )
+        save_orientation_plot(
+            job.path("orientations.png"), truth.angles_deg[truth.junk == GOOD].numpy()
+        )
+        job.update(
+            signal_variance=variance,
+            noise_variance=variance / snr,
+            particles=n,
+            box=volumes[0].shape[0],
+            pixel_size_angstrom=pixel,
+        )
+        progress.finish_iteration(
+            f"{n} particles of {len(volumes)} volume{'s' * (len(volumes) > 1)}, box "
+            f"{volumes[0].shape[0]}, {pixel:g} A"
+        )
+    return Path(out)
+
+
+def load_volumes(
+    sources: Sequence[str | Path],
+    *,
+    box: int | None = None,
+    pixel_size_angstrom: float | None = None,
+    symmetry: str | None = None,
+) -> tuple[list[Tensor], float]:
+    """Volumes `(N, N, N)` of all sources on the grid of the first (or the one asked for), and their
+    pixel size, A."""
+    matrices = symmetry_matrices(symmetry or "C1")
+    volumes: list[Tensor] = []
+    for source in sources:
+        atoms = _atoms(source, symmetry)
+        if atoms is None:
+            volume, own_pixel = _map(Path(source), pixel_size_angstrom)
+            pixel_size_angstrom = pixel_size_angstrom or own_pixel
+            box = box or _same_extent(len(volume), own_pixel, pixel_size_angstrom)
+            volume = resample_volume(
+                volume, own_pixel, box=box, new_pixel_size_angstrom=pixel_size_angstrom
+            )
+        else:
+            pixel_size_angstrom = pixel_size_angstrom or DEFAULT_PIXEL_ANGSTROM
+            box = box or 8 * math.ceil(2.5 * atoms.radius_angstrom() / pixel_size_angstrom / 8)
+            volume = density_from_atoms(atoms, box=box, pixel_size_angstrom=pixel_size_angstrom)
+        volumes.append(
+            symmetrise_volume(volume, matrices)
+            if len(matrices) > 1 and not _is_phantom(source)
+            else volume
+        )
+    assert pixel_size_angstrom is not None  # there is at least one source
+    return volumes, pixel_size_angstrom
+
+
+def _same_extent(box: int, pixel: float, new_pixel: float) -> int:
+    return box if new_pixel == pixel else 2 * round(box * pixel / new_pixel / 2)
+
+
+def _is_phantom(source: str | Path) -> bool:
+    return str(source).partition(":")[0] == PHANTOM
+
+
+def _atoms(source: str | Path, symmetry: str | None) -> Atoms | None:
+    """Atoms about the origin of a model or of the phantom; None where the source is a map."""
+    if _is_phantom(source):
+        state = str(source).partition(":")[2] or "0"
+        if state not in ("0", "1"):
+            raise InputError(
+                f"source: the phantom's states are phantom:0 and phantom:1, got {source}"
+            )
+        group = (symmetry or "C4").upper()
+        if group not in ("C4", "C1"):
+            raise InputError(f"--symmetry: the phantom exists as C4 and C1, got {symmetry}")
+        return phantom_atoms(symmetry=group, state=int(state))
+    return read_atoms(source).centred() if str(source).lower().endswith(_MODEL_SUFFIXES) else None
+
+
+def _map(path: Path, pixel_size_angstrom: float | None) -> tuple[Tensor, float]:
+    volume, pixel = read_density(path)
+    if pixel <= 0 and pixel_size_angstrom is None:
+        raise InputError(f"{path}: the header has no voxel size; say it with --pixel-size")
+    return torch.from_numpy(volume), pixel if pixel > 0 else float(pixel_size_angstrom or 0)
+
+
+def _write_images(
+    job: Job,
+    progress: Progress,
+    volumes: Sequence[Tensor],
+    pixel: float,
+    truth: Truth,
+    *,
+    snr: float,
+    noise_colour: float,
+) -> tuple[np.ndarray, float]:
+    """Write the stack batch by batch; returns the first images and the signal's variance."""
+    box, n = volumes[0].shape[0], len(truth.state)
+    batch = max(1, min(1000, int(_BATCH_SAMPLES / (math.pi / 8 * box**2))))
+    good = torch.nonzero(truth.junk == GOOD).flatten()
+    pilot = good[torch.linspace(0, len(good) - 1, min(_PILOT, len(good))).round().long()]
+    variances = [
+        clean_images(volumes, truth, part, pixel).var(dim=(1, 2), correction=0)
+        for part in pilot.split(batch)
+    ]
+    variance = float(torch.cat(variances).mean())
+    amplitude = noise_amplitude(box, pixel, noise_colour) * math.sqrt(variance / snr)
+    shown: list[Tensor] = []
+    progress.start_iteration(1, n, "images")
+    with StackWriter(job.path("particles.mrcs"), pixel) as stack:
+        for indices in torch.arange(n).split(batch):
+            images = clean_images(volumes, truth, indices, pixel)
+            if math.isfinite(snr):
+                images = normalise(images + noise_images(indices, truth.seed, amplitude))
+            stack.append(images.numpy())
+            shown.extend(images[: max(0, _SHOWN - len(shown))].clone())
+            progress.advance(len(indices))
+    return torch.stack(shown).numpy(), variance
+
+
+def _tables(truth: Truth, box: int, pixel: float) -> tuple[Table, dict[str, np.ndarray], Table]:
+    """The particles without their poses, the columns of the truth, and the optics table."""
+    n, ctf = len(truth.state), truth.ctf
+    groups = int(truth.optics_group.max()) + 1
+    first = torch.tensor([int(torch.nonzero(truth.optics_group == g)[0]) for g in range(groups)])
+    per_group = {
+        "rlnVoltage": ctf.voltage_kv,
+        "rlnSphericalAberration": ctf.spherical_aberration_mm,
+        "rlnAmplitudeContrast": ctf.amplitude_contrast,
+        "rlnBeamTiltX": ctf.beam_tilt_x_mrad,
+        "rlnBeamTiltY": ctf.beam_tilt_y_mrad,
+    }
+    optics: dict[str, Iterable[object]] = {
+        "rlnOpticsGroup": np.arange(1, groups + 1),
+        "rlnOpticsGroupName": [f"opticsGroup{g}" for g in range(1, groups + 1)],
+        "rlnImagePixelSize": np.full(groups, pixel),
+        "rlnMicrographOriginalPixelSize": np.full(groups, pixel),
+        "rlnImageSize": np.full(groups, box),
+        "rlnImageDimensionality": np.full(groups, 2),
+        **{name: values[first].double().numpy() for name, values in per_group.items()},
+    }
+    particles: dict[str, Iterable[object]] = {
+        "rlnImageName": [f"{i:06d}@particles.mrcs" for i in range(1, n + 1)],
+        "rlnMicrographName": [f"mic{m + 1:05d}.mrc" for m in truth.micrograph.tolist()],
+        "rlnOpticsGroup": truth.optics_group.numpy() + 1,
+        "rlnDefocusU": ctf.defocus_u_angstrom.double().numpy(),
+        "rlnDefocusV": ctf.defocus_v_angstrom.double().numpy(),
+        "rlnDefocusAngle": ctf.defocus_angle_deg.double().numpy(),
+        "rlnPhaseShift": ctf.phase_shift_deg.double().numpy(),
+        "rlnCtfBfactor": ctf.bfactor_angstrom2.double().numpy(),
+    }
+    known = {
+        "rlnAngleRot": truth.angles_deg[:, 0].numpy(),
+        "rlnAngleTilt": truth.angles_deg[:, 1].numpy(),
+        "rlnAnglePsi": truth.angles_deg[:, 2].numpy(),
+        "rlnOriginXAngst": truth.shift_px[:, 0].numpy() * pixel,
+        "rlnOriginYAngst": truth.shift_px[:, 1].numpy() * pixel,
+        "rlnClassNumber": truth.state.numpy() + 1,
+        "halfmapTruthJunk": truth.junk.numpy(),
+    }
+    return Table.from_columns(particles), known, Table.from_columns(optics)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The last bits of FFTs and vectorised functions depend on how work is split; the same seed
+    must give the same bytes everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

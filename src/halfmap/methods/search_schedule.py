@@ -1,0 +1,116 @@
+"""Where each iteration looks for poses, how far, and when to stop: the same for every method."""
+
+from dataclasses import replace
+
+from halfmap.engine.loop import Problem, Search
+from halfmap.engine.preprocessing import Batch
+from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
+from halfmap.methods.settings import Settings
+from halfmap.pose_search.adaptive import prepare_search, search_globally
+from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
+from halfmap.pose_search.refinement import refine_candidates
+from halfmap.projection import FourierReferences
+
+SETTLED_CLASSES = 0.01  # share of images that may still change class
+GLOBAL_CHECK_EVERY = (
+    4  # once poses have settled, every so many iterations all orientations are looked at again
+)
+
+
+def prepare(
+    problem: Problem, settings: Settings, references: FourierReferences, state: State
+) -> Search:
+    """Global search until poses settle; then each image is refined around the pose it has, with a
+    global check now and then."""
+    plane, radius = problem.plane, state.radius
+
+    def before(batch: Batch, poses: Poses) -> Candidates:
+        return (
+            as_candidates(poses)
+            if state.modes is None
+            else state.modes.select_images(batch.index.cpu()).to(plane.kx.device)
+        )
+
+    def local(batch: Batch, poses: Poses) -> Candidates:
+        start = before(batch, poses)
+        if (
+            problem.dimensions == 3 and problem.n_classes > 1
+        ):  # volumes share a frame: the same pose may fit another class better
+            start = start.append(in_every_class(start, problem.n_classes))
+        anchor = (
+            None
+            if settings.anchor is None
+            else settings.anchor.take(batch.index.cpu()).to(plane.kx.device)
+        )
+        step_deg = settings.search.angular_step_deg
+        return refine_candidates(
+            references,
+            batch.scored,
+            plane,
+            start,
+            radius=radius,
+            first_radius=radius,
+            settings=settings.search,
+            step_deg=step_deg,
+            anchor=anchor,
+        )
+
+    if settings.anchor is not None or (
+        is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY
+    ):
+        return local
+    search = replace(settings.search, shift_range_px=shift_reach_px(problem, settings, state))
+    plan = prepare_search(references, search, radius)
+    bounded = (
+        prepare_bounded(references, search, radius)
+        if settings.branch_and_bound and not plan.coarse_grid_resolves
+        else None
+    )
+
+    def everywhere(batch: Batch, poses: Poses) -> Candidates:
+        known = (
+            None if state.iteration == 0 else before(batch, poses)
+        )  # no pose to keep in the first
+        if bounded is not None:
+            return search_bounded(bounded, batch.scored, poses.shift_px, plane, radius, known=known)
+        return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
+
+    return everywhere
+
+
+def shift_reach_px(problem: Problem, settings: Settings, state: State) -> float:
+    """How far around the present shift a search looks: the range asked for in the first two
+    iterations; then no farther than six times the median of the last change, and three steps at
+    least."""
+    asked = settings.search.shift_range_px
+    if state.iteration < 2:
+        return asked
+    moved_px = state.history[-1]["shift_change_angstrom"] / problem.particles.pixel_size_angstrom
+    return min(asked, max(3 * settings.search.shift_step_px, 6 * moved_px))
+
+
+def is_settled(settings: Settings, state: State) -> bool:
+    """Whether the last iteration moved poses by less than a quarter of the search grid's step
+    (median), so that a search is not needed."""
+    return (
+        state.iteration > 1
+        and state.history[-1]["angular_change_deg"] < settings.search.angular_step_deg / 4
+    )
+
+
+def finished(settings: Settings, state: State) -> bool:
+    """No shell gained in the last two iterations, classes are kept, and poses have stopped moving,
+    or move no less than before."""
+    if len(state.history) < 4:
+        return False
+    shells = [1 / record["resolution_angstrom"] for record in state.history]
+    if max(shells[-2:]) > 1.005 * max(shells[:-2]):
+        return False
+    if state.references.shape[1] > 1 and state.iteration % GLOBAL_CHECK_EVERY:
+        # around known poses few classes compete: only a search of all tells whether they are
+        # settled
+        return False
+    if state.history[-1]["class_changes"] > SETTLED_CLASSES:
+        return False
+    moved = [record["angular_change_deg"] for record in state.history[-2:]]
+    return moved[1] > 0.7 * moved[0] or moved[1] < 0.02 * settings.search.angular_step_deg

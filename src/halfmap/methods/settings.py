@@ -1,0 +1,31 @@
+"""The choices that a method leaves to the user, whichever method it is."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.engine.state import Poses
+from halfmap.pose_search.refinement import SearchSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """With an `anchor`, poses are refined locally, held near it by the search's restraint; never
+    globally.
+
+    `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5
+    where both halves were aligned to one reference, whose noise they then share. `tau_fudge` is
+    RELION's T, by which the expected SSNR is multiplied. Independent halves share what lies below
+    `join_halves_angstrom`, once they agree beyond it. Orientations are searched by branch and
+    bound, or on the adaptive grid.
+    """
+
+    search: SearchSettings
+    threshold: float
+    solvent_mask: Float[Tensor, "*box"]
+    wiener_constant: float | None = None
+    anchor: Poses | None = None
+    tau_fudge: float = 1.0
+    join_halves_angstrom: float | None = None
+    branch_and_bound: bool = False

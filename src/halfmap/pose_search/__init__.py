@@ -1,0 +1,2 @@
+"""Where an image may lie: sampling of orientations and shifts, global searches, continuous
+refinement, Laplace weights."""

@@ -1,0 +1,306 @@
+"""From good cells of a grid to the optima near them, and to the share that each optimum has of its
+image's posterior.
+
+Where the posterior is sharper than the grid, the grid is the wrong tool: it misses the peaks. Each
+candidate is moved to its local optimum by a few Gauss-Newton steps, and the integral over the pose
+around it is that of the Gaussian which the same Hessian H gives (Laplace):
+
+    ln int_mode P(X | phi) P(phi) d phi = L(phi_m) + ln P(phi_m) + (d / 2) ln 2 pi - (1 / 2) ln |H|
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from halfmap.engine.pose_prior import Prior
+from halfmap.engine.state import Candidates, Poses
+from halfmap.fourier import HalfPlane
+from halfmap.likelihood import ImageTerms, correlation_score
+from halfmap.pose_search.gauss_newton import (
+    Restraint,
+    Score,
+    gauss_newton_system,
+    log_evidence,
+    refine_poses,
+)
+from halfmap.projection import FourierReferences
+from halfmap.so3 import compose, matrix_to_rotation_vector
+
+# candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
+NEGLIGIBLE_LOG_WEIGHT = 12.0
+MODES = 4  # at least as many are followed to the last shells where they are probable
+_SAME_MODE = (
+    4.0  # squared distance, in standard deviations of the posterior, below which two optima are one
+)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What a search covers and how finely; angles in degrees, shifts in pixels around the present
+    shift.
+
+    `angular_step_deg` is the step of the finer of the two grids. Coarse cells that hold the share
+    `significance` of an image's posterior are subdivided, no more than `largest_cell_share` of all
+    (or `fewest_cells`). `n_refined` distinct candidates are then refined continuously, held near
+    their image's anchor if a `restraint` is given. With a `prior`, candidates get the weights of a
+    posterior; without, they are compared by their scores alone. With `posterior_on_grid`, cells of
+    the finer grid under the best coarse ones are the posterior where that grid resolves all shells;
+    nothing is refined there. `beta` tells by what annealed scores have been multiplied: their peaks
+    are wider by its inverse root.
+    """
+
+    symmetry: Float[Tensor, "G 3 3"]
+    particle_radius_px: float
+    angular_step_deg: float = 7.5
+    shift_range_px: float = 5.0
+    shift_step_px: float = 1.0
+    significance: float = 0.999
+    largest_cell_share: float = 1 / 96
+    fewest_cells: int = 16
+    n_refined: int = 8
+    score: Score = correlation_score
+    restraint: Restraint | None = None
+    prior: Prior | None = None
+    posterior_on_grid: bool = False
+    beta: float = 1.0
+
+
+def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Candidates:
+    """The n best candidates of each image of which no two of one class lie within `separation_deg`
+    (greedily, best first).
+
+    Places that an image cannot fill are empty.
+    """
+    log_weight = candidates.log_weight.clone()
+    chosen, weights = [], []
+    cosine = math.cos(math.radians(separation_deg))
+    row = torch.arange(len(log_weight), device=log_weight.device)
+    for _ in range(min(n, log_weight.shape[1])):
+        value, best = log_weight.max(1)
+        chosen.append(best)
+        weights.append(value)
+        picked = candidates.rotations[row, best]
+        trace = torch.einsum("bij,bnij->bn", picked, candidates.rotations)
+        near = ((trace - 1) / 2 >= cosine) & (
+            candidates.classes == candidates.classes[row, best][:, None]
+        )
+        near[row, best] = True
+        log_weight = log_weight.masked_fill(near, -torch.inf)
+    return replace(candidates.take(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1))
+
+
+def without_improbable(candidates: Candidates) -> Candidates:
+    """The same, places emptied whose weight is negligible beside their image's best."""
+    best = candidates.log_weight.amax(1, keepdim=True)
+    return replace(
+        candidates,
+        log_weight=candidates.log_weight.masked_fill(
+            candidates.log_weight < best - NEGLIGIBLE_LOG_WEIGHT, -torch.inf
+        ),
+    )
+
+
+def merged_with_known(found: Candidates, known: Candidates, separation_deg: float) -> Candidates:
+    """What was found and what was known before; of found poses those within `separation_deg` of a
+    known one of their class are left out."""
+    trace = torch.einsum("bnij,bmij->bnm", found.rotations, known.rotations)
+    near = ((trace - 1) / 2 >= math.cos(math.radians(separation_deg))) & (
+        found.classes[:, :, None] == known.classes[:, None]
+    )
+    near &= torch.isfinite(known.log_weight)[:, None]
+    return replace(found, log_weight=found.log_weight.masked_fill(near.any(2), -torch.inf)).append(
+        known
+    )
+
+
+def refine_candidates(
+    references: FourierReferences,
+    terms: ImageTerms,
+    plane: HalfPlane,
+    candidates: Candidates,
+    *,
+    radius: int,
+    first_radius: int,
+    settings: SearchSettings,
+    step_deg: float,
+    anchor: Poses | None = None,
+) -> Candidates:
+    """Refine all candidates on few shells, the better third of those still probable on twice as
+    many, and so on: most work is spent on poses that can win, and an image whose posterior is sharp
+    costs one pose. Up to `MODES` are followed to the last shells."""
+    survivors, shells = candidates.score.shape[1], min(radius, first_radius)
+    while shells < radius:
+        candidates, _ = refine_each(
+            references,
+            terms,
+            plane,
+            candidates,
+            radius=shells,
+            steps=2,
+            step_deg=step_deg,
+            settings=settings,
+            anchor=anchor,
+        )
+        survivors, shells = max(MODES, survivors // 3), min(radius, 2 * shells)
+        candidates = without_improbable(candidates).best(survivors)
+    candidates, equations = refine_each(
+        references,
+        terms,
+        plane,
+        candidates,
+        radius=radius,
+        steps=4,
+        step_deg=step_deg,
+        settings=settings,
+        anchor=anchor,
+    )
+    if settings.prior is not None:
+        hessian = _hessian(equations, settings, step_deg, references.dimensions)
+        prior = settings.prior.of_direction(
+            candidates.rotations, candidates.classes
+        ) + settings.prior.of_shift(candidates.shift_px)
+        weight = candidates.log_weight + prior + _log_volume(hessian, settings)
+        candidates = replace(candidates, log_weight=weight, accuracy=_accuracy(hessian))
+        candidates = _without_twins(candidates, hessian, settings)
+    return without_improbable(candidates)
+
+
+def refine_each(
+    references: FourierReferences,
+    terms: ImageTerms,
+    plane: HalfPlane,
+    candidates: Candidates,
+    *,
+    radius: int,
+    steps: int,
+    step_deg: float,
+    settings: SearchSettings,
+    anchor: Poses | None = None,
+) -> tuple[Candidates, Float[Tensor, "B n 27"]]:
+    """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a
+    grid cell, weighed by its score alone; and its `pose_equations`. The settings' restraint, if
+    any, holds it near its image's anchor."""
+    used = torch.isfinite(candidates.log_weight)
+    image, place = torch.nonzero(used, as_tuple=True)
+    held = None if anchor is None else (anchor.rotations[image], anchor.shift_px[image])
+    rotations, shift_px, equations = refine_poses(
+        references,
+        terms,
+        plane,
+        radius=radius,
+        image=image,
+        rotations=candidates.rotations[image, place],
+        shift_px=candidates.shift_px[image, place],
+        classes=candidates.classes[image, place],
+        steps=steps,
+        largest_step_deg=step_deg / 2,
+        largest_step_px=plane.box / (4 * radius),
+        score=settings.score,
+        restraint=settings.restraint,
+        anchor=held,
+        improbable=NEGLIGIBLE_LOG_WEIGHT,
+    )
+    value = settings.score(equations[:, 0], equations[:, 1])
+    all_equations = equations.new_zeros(*used.shape, equations.shape[1])
+    all_equations[used] = equations
+    moved = Candidates(
+        _put(candidates.rotations, used, rotations),
+        _put(candidates.shift_px, used, shift_px),
+        candidates.classes,
+        _put(candidates.score, used, value),
+        _put(candidates.log_weight, used, log_evidence(value, settings.score)),
+        torch.full_like(candidates.cell, -1),
+        candidates.accuracy,
+    )
+    return moved, all_equations
+
+
+def _put(old: Tensor, where: Bool[Tensor, "B n"], values: Tensor) -> Tensor:
+    new = old.clone()
+    new[where] = values
+    return new
+
+
+def _hessian(
+    equations: Float[Tensor, "B n 27"], settings: SearchSettings, step_deg: float, dimensions: int
+) -> Float[Tensor, "B n d d"]:
+    """Precision of each pose, in radians and pixels; never less than a pose known to a grid step
+    and the shifts' prior has."""
+    assert settings.prior is not None
+    _, hessian = gauss_newton_system(
+        equations.flatten(0, 1), free_scale=settings.score is correlation_score
+    )
+    floor = equations.new_tensor(
+        [math.radians(2 * step_deg) ** -2] * 3 + [settings.prior.shift_sigma_px**-2] * 2
+    )
+    first = 0 if dimensions == 3 else 2
+    return (hessian + torch.diag(floor))[:, first:, first:].unflatten(0, equations.shape[:2])
+
+
+def _accuracy(hessian: Float[Tensor, "B n d d"]) -> Float[Tensor, "B n 2"]:
+    """Standard deviations of rotation (degrees; the root of the summed variances) and shift
+    (pixels; along one axis)."""
+    variance = torch.linalg.inv(hessian).diagonal(dim1=-2, dim2=-1)
+    angle, shift = variance[..., :-2].sum(-1), variance[..., -2:].mean(-1)
+    return torch.stack([torch.rad2deg(angle.sqrt()), shift.sqrt()], -1)
+
+
+def _log_volume(
+    hessian: Float[Tensor, "B n d d"], settings: SearchSettings
+) -> Float[Tensor, "B n"]:
+    """`(d / 2) ln 2 pi - ln |H| / 2` over the volume of all rotations, 8 pi^2 in 3D and 2 pi in 2D;
+    symmetry mates count together."""
+    d = hessian.shape[-1]
+    whole = 8 * math.pi**2 if d == 5 else 2 * math.pi
+    return (
+        d / 2 * math.log(2 * math.pi)
+        - 0.5 * torch.linalg.slogdet(hessian)[1]
+        + math.log(len(settings.symmetry) / whole)
+    )
+
+
+def _without_twins(
+    candidates: Candidates, hessian: Float[Tensor, "B n d d"], settings: SearchSettings
+) -> Candidates:
+    """Of candidates that ended in one optimum, modulo symmetry, all but the best emptied."""
+    used = torch.isfinite(candidates.log_weight)
+    rows = torch.nonzero(used.sum(1) > 1)[:, 0]
+    if not len(rows):
+        return candidates
+    log_weight = candidates.log_weight.clone()
+    turn = _turns(candidates.rotations[rows], settings.symmetry)
+    move = candidates.shift_px[rows, :, None] - candidates.shift_px[rows, None]
+    away = torch.cat([turn, move], -1)[..., 5 - hessian.shape[-1] :]
+    distance = (away * (hessian[rows, :, None] @ away[..., None])[..., 0]).sum(-1)
+    same = (distance < _SAME_MODE) & (
+        candidates.classes[rows, :, None] == candidates.classes[rows, None]
+    )
+    weight = log_weight[rows]
+    place = torch.arange(weight.shape[1], device=weight.device)
+    wins = (weight[:, :, None] > weight[:, None]) | (
+        (weight[:, :, None] == weight[:, None]) & (place[:, None] < place)
+    )
+    log_weight[rows] = weight.masked_fill((same & wins).any(1), -torch.inf)
+    return replace(candidates, log_weight=log_weight)
+
+
+def _turns(
+    rotations: Float[Tensor, "R n 3 3"], symmetry: Float[Tensor, "G 3 3"]
+) -> Float[Tensor, "R n n 3"]:
+    """The rotation vector from each candidate to each other of its image, the shortest of the
+    symmetry mates'."""
+    best: Tensor | None = None
+    for mate in symmetry.to(rotations):
+        turn = matrix_to_rotation_vector(
+            compose(compose(rotations, mate)[:, None], rotations[:, :, None].mT)
+        )
+        best = (
+            turn
+            if best is None
+            else torch.where((turn.norm(dim=-1) < best.norm(dim=-1))[..., None], turn, best)
+        )
+    assert best is not None
+    return best

@@ -1,0 +1,1 @@
+"""Particles whose truth is known: forward model, phantom, atomic models."""

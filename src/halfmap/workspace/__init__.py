@@ -1,0 +1,1 @@
+"""Job folders, checkpoints, progress, and the machine."""
