@@ -21,7 +21,7 @@ projection kernels
 transfer_function mask so3 symmetry fourier
 particles
 distributed
-io
+io | options
 errors
 """
 # what computes never knows of folders, pictures and jobs

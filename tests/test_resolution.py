@@ -209,9 +209,9 @@ def test_the_star_is_read_by_an_independent_reader(tmp_path) -> None:
 
 def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None:
     import typer
+    from halfmap.cli.fsc import fsc
     from typer.testing import CliRunner
 
-    from halfmap.cli.fsc import fsc
     from halfmap.io.mrc import write_map
 
     a = _coloured(24, 3, seed=17)

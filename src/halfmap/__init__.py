@@ -8,18 +8,37 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
+_COMMANDS = (
+    "abinitio",
+    "class2d",
+    "class3d",
+    "convert",
+    "demo",
+    "fsc",
+    "info",
+    "project",
+    "reconstruct",
+    "refine",
+    "restore",
+    "resume",
+    "select",
+    "simulate",
+)
 # public name -> module that defines it; resolved lazily so that `import halfmap` stays light
-_PUBLIC = {
+_PUBLIC = {name: f"halfmap.commands.{name}" for name in _COMMANDS} | {
+    "CTFParameters": "halfmap.transfer_function",
     "InputError": "halfmap.errors",
-    "abinitio": "halfmap.commands.abinitio",
-    "refine": "halfmap.commands.refine",
-    "class3d": "halfmap.commands.class3d",
-    "class2d": "halfmap.commands.class2d",
-    "reconstruct": "halfmap.commands.reconstruct",
-    "restore": "halfmap.commands.restore",
-    "simulate": "halfmap.commands.simulate",
-    "project": "halfmap.commands.project",
+    "Particles": "halfmap.particles",
+    "ctf": "halfmap.transfer_function",
+    "euler_to_matrix": "halfmap.so3",
+    "fourier_shell_correlation": "halfmap.resolution",
     "load_particles": "halfmap.particles",
+    "matrix_to_euler": "halfmap.so3",
+    "options_of": "halfmap.options",
+    "read_map": "halfmap.io.mrc",
+    "resolution_at": "halfmap.resolution",
+    "symmetry_matrices": "halfmap.symmetry",
+    "write_map": "halfmap.io.mrc",
 }
 
 __all__ = ["__version__", *_PUBLIC]

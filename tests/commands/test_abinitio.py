@@ -18,7 +18,6 @@ from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
-from halfmap.workspace import job as jobs
 from halfmap.workspace.job import JobStopped, read_events, read_job
 
 N, BOX, PIXEL, ITERATIONS = 300, 32, 6.0, 20
@@ -46,7 +45,7 @@ def data(tmp_path_factory) -> Path:
         shift_rms_px=1.0,
         seed=7,
         quiet=True,
-    )
+    ).folder
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def _stopped_and_resumed(few: Path, out: Path, monkeypatch, *, after: int, **opt
         patch.setattr(results.Job, "save_checkpoint", stopped)
         with pytest.raises(JobStopped, match="halfmap resume"):
             halfmap.abinitio(few, out, **{**QUICK, **options})
-    jobs.resume(out, quiet=True)
+    halfmap.resume(out, quiet=True)
     return out
 
 

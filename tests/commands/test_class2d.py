@@ -20,7 +20,6 @@ from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
-from halfmap.workspace import job as jobs
 from halfmap.workspace.job import JobStopped, read_events, read_job
 from halfmap.workspace.progress import Progress
 
@@ -43,7 +42,7 @@ def data(tmp_path_factory) -> Path:
         shift_rms_px=1.0,
         seed=3,
         quiet=True,
-    )
+    ).folder
 
 
 def _class2d(data: Path, out: Path, **options):
@@ -289,7 +288,7 @@ def test_same_seed_same_bytes_even_when_stopped_and_resumed(data, tmp_path, monk
         with pytest.raises(JobStopped, match="halfmap resume"):
             _class2d(data, tmp_path / "job", **options)
     assert not (tmp_path / "job" / "classes.mrcs").exists()
-    jobs.resume(tmp_path / "job", quiet=True)
+    halfmap.resume(tmp_path / "job", quiet=True)
     assert _bytes(tmp_path / "job") == _bytes(whole.folder)
     assert [e["iteration"] for e in read_events(tmp_path / "job")] == [1, 2, 3]
     other = _class2d(data, tmp_path / "other", seed=2, **options)

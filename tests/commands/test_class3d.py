@@ -22,7 +22,6 @@ from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import fourier_shell_correlation
 from halfmap.symmetry import symmetry_matrices
-from halfmap.workspace import job as jobs
 from halfmap.workspace.job import JobStopped, read_events, read_job
 from halfmap.workspace.progress import Progress
 
@@ -52,7 +51,7 @@ def data(tmp_path_factory) -> Path:
         shift_rms_px=0.7,
         seed=3,
         quiet=True,
-    )
+    ).folder
 
 
 def _class3d(data: Path, reference: list[Path], out: Path, **options):
@@ -338,7 +337,7 @@ def test_a_job_stopped_and_resumed_gives_the_same_bytes(
         raise AssertionError("started again")
 
     monkeypatch.setattr(module, "split_start", refuse)
-    jobs.resume(tmp_path / "job", quiet=True)
+    halfmap.resume(tmp_path / "job", quiet=True)
     assert _bytes(tmp_path / "job") == _bytes(from_one.folder)
     assert [e["iteration"] for e in read_events(tmp_path / "job")] == [1, 2]
 

@@ -41,7 +41,7 @@ def _simulate(out: Path, *, box: int = BOX, n: int = N, snr: float = 1.0) -> Pat
         shift_rms_px=1.0,
         seed=5,
         quiet=True,
-    )
+    ).folder
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def data(tmp_path_factory) -> Path:
         shift_rms_px=1.0,
         seed=7,
         quiet=True,
-    )
+    ).folder
 
 
 def _refine(data: Path, out: Path, **options):
@@ -231,7 +231,7 @@ def test_a_job_stopped_and_resumed_gives_the_same_bytes(
             _refine(data, tmp_path / "job", method=method)
     assert read_job(tmp_path / "job")["status"] == "stopped"
     assert not (tmp_path / "job" / "map.mrc").exists()
-    jobs.resume(tmp_path / "job", quiet=True)
+    halfmap.resume(tmp_path / "job", quiet=True)
     assert _bytes(tmp_path / "job") == _bytes(refined.folder)
     assert [e["iteration"] for e in read_events(tmp_path / "job")] == [1, 2]
     assert read_job(tmp_path / "job")["runs"] == 2

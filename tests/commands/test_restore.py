@@ -498,9 +498,8 @@ def test_bad_requests_are_refused_and_leave_no_folder(tmp_path) -> None:
 
 def test_restore_command(tmp_path) -> None:
     import typer
-    from typer.testing import CliRunner
-
     from halfmap.cli.restore import restore as command
+    from typer.testing import CliRunner
 
     _particles_on_disk(tmp_path, 12, noise=0.1)
     app = typer.Typer()

@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
         shift_rms_px=1.0,
         seed=3,
         quiet=True,
-    )
+    ).folder
 
 
 @pytest.fixture(scope="module")

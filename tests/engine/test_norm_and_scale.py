@@ -200,7 +200,7 @@ def folder(tmp_path_factory) -> Path:
         optics_groups=2,
         particles_per_micrograph=PER_MICROGRAPH,
         quiet=True,
-    )
+    ).folder
 
 
 @pytest.fixture(scope="module")

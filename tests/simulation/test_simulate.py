@@ -164,7 +164,7 @@ def test_images_are_the_closed_form_of_what_the_truth_file_says(tmp_path: Path) 
         bfactor_angstrom2=50.0,
         astigmatism_angstrom=2000.0,
         quiet=True,
-    )
+    ).folder
     stack = open_stack(out / "particles.mrcs")
     table = _table(out / "truth.star")
     value = {
@@ -215,7 +215,7 @@ def test_snr_is_as_stated(tmp_path: Path) -> None:
         seed=2,
         noise_colour=1.0,
         quiet=True,
-    )
+    ).folder
     images = torch.from_numpy(open_stack(out / "particles.mrcs").read(np.arange(60)))
     truth = draw_truth(Recipe(n=60, seed=2))
     clean = clean_images([_blobs(48)], truth, torch.arange(60), 3.0)
@@ -234,7 +234,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     blobs = _write_blobs(tmp_path)
     threads = torch.get_num_threads()
     folders = [
-        simulate(blobs, tmp_path / str(i), n=30, snr=0.5, seed=s, junk_fraction=0.2, quiet=True)
+        simulate(
+            blobs, tmp_path / str(i), n=30, snr=0.5, seed=s, junk_fraction=0.2, quiet=True
+        ).folder
         for i, s in enumerate((7, 7, 8))
     ]
     stacks = [(folder / "particles.mrcs").read_bytes() for folder in folders]
@@ -265,7 +267,7 @@ def test_states_junk_groups_and_files(tmp_path: Path) -> None:
         beam_tilt_mrad=1.5,
         particles_per_micrograph=7,
         quiet=True,
-    )
+    ).folder
     table = _table(out / "truth.star")
     state, junk = (
         np.array(table.floats("rlnClassNumber")),
@@ -406,11 +408,11 @@ def test_sources_share_the_grid_of_the_first(tmp_path: Path) -> None:
         ({"source": "phantom:7"}, "phantom:1"),
         ({"source": []}, "source"),
         ({"symmetry": "C5"}, "C4 and C1"),
-        ({"n": 0}, "--n 0: expected at least 1"),
-        ({"snr": 0.0}, "--snr 0.0: expected"),
+        ({"n": 0}, "--n 0: expected 1 or more"),
+        ({"snr": 0.0}, "--snr 0: expected more than 0; inf"),
         ({"snr": math.nan}, "--snr nan: expected"),
         ({"weights": [1.0, 1.0]}, "weights: expected one for each of the 1"),
-        ({"weights": [-1.0]}, r"--weights \(-1.0,\): expected numbers"),
+        ({"weights": [-1.0]}, "--weights -1: expected 0 or more"),
         ({"box": 4}, "--box 4: expected"),
         ({"box": 16}, "use a box of at least"),
         ({"pixel_size_angstrom": -1.0}, "--pixel-size -1"),

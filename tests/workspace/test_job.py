@@ -357,16 +357,16 @@ def test_resume_calls_the_command_with_its_parameters_where_it_was_started(
     with pytest.raises(JobStopped), make(tmp_path / "job", seed=7):
         raise KeyboardInterrupt
     monkeypatch.chdir(tmp_path)
-    assert jobs.resume("job") == jobs.resume("job", memory=8) == "done"
+    assert halfmap.resume("job") == halfmap.resume("job", memory=8) == "done"
     assert calls == [
         ("p.star", tmp_path / "job", 3, [1.5, None], 7, memory, True, str(tmp_path / "project"))
         for memory in (5, 8)
     ]
     make(tmp_path / "job", seed=7, resume=True).__exit__(None, None, None)
     with pytest.raises(InputError, match="finished"):
-        jobs.resume("job")
+        halfmap.resume("job")
     with pytest.raises(InputError, match=r"no job\.json"):
-        jobs.resume(tmp_path)
+        halfmap.resume(tmp_path)
 
 
 def test_job_json_is_valid_json_at_every_moment(tmp_path: Path) -> None:

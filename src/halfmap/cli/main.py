@@ -8,39 +8,10 @@ import typer
 import typer.main
 
 from halfmap import __version__
-from halfmap.cli.abinitio import abinitio
-from halfmap.cli.class2d import class2d
-from halfmap.cli.class3d import class3d
-from halfmap.cli.convert import convert
-from halfmap.cli.demo import demo
-from halfmap.cli.fsc import fsc
-from halfmap.cli.info import info
-from halfmap.cli.project import project
-from halfmap.cli.reconstruct import reconstruct
-from halfmap.cli.refine import refine
-from halfmap.cli.restore import restore
-from halfmap.cli.resume import resume
-from halfmap.cli.select import select
-from halfmap.cli.simulate import simulate
+from halfmap.cli.application import SETTINGS, Commands
 from halfmap.errors import InputError
 
-app = typer.Typer(
-    name="halfmap",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-_PANELS = {
-    "Start here": (demo, info),
-    "From particles to maps": (class2d, abinitio, refine, class3d, reconstruct, restore),
-    "Around them": (simulate, project, fsc, select, convert, resume),
-}
-for _panel, _commands in _PANELS.items():
-    for _command in _commands:
-        app.command(_command.__name__, rich_help_panel=_panel)(_command)
-
+app = typer.Typer(name="halfmap", cls=Commands, no_args_is_help=True, **SETTINGS)
 _USAGE_ERROR = typer.BadParameter.__bases__[
     0
 ]  # typer brings its own click or uses the installed one: ask it

@@ -240,27 +240,6 @@ def search_settings(
     )
 
 
-def check_search(
-    angular_step_deg: float | None, shift_range_px: float, seed: int, *, symmetry: str | None = None
-) -> None:
-    """Refuse a search that cannot be made, before anything is read.
-
-    Raises:
-        InputError: naming the option.
-    """
-    if angular_step_deg is not None and not 3 <= angular_step_deg <= 30:
-        raise InputError(
-            f"--angular-step {angular_step_deg:g}: expected 3 to 30 degrees; poses are refined "
-            "continuously from there"
-        )
-    if not 0 <= shift_range_px < math.inf:
-        raise InputError(f"--shift-range {shift_range_px:g}: expected 0 or more pixels")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: expected 0 or more")
-    if symmetry is not None:
-        symmetry_matrices(symmetry)
-
-
 def check_classes(classes: int, n_images: int) -> None:
     """Refuse more classes than half the images.
 
@@ -272,14 +251,3 @@ def check_classes(classes: int, n_images: int) -> None:
             f"--classes {classes}: expected at most half the number of usable images, "
             f"{n_images // 2}"
         )
-
-
-def check_positive(**values: float | None) -> None:
-    """Refuse options that must be positive numbers and are not.
-
-    Raises:
-        InputError: naming the option.
-    """
-    for name, value in values.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected a positive number")

@@ -2,16 +2,17 @@
 up to the first iteration."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._options import Search
 from halfmap.engine.loop import Problem
 from halfmap.engine.preprocessing import initial_noise
 from halfmap.engine.state import State
@@ -27,7 +28,7 @@ ANGULAR_STEP_DEG = 7.5
 JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
 THRESHOLD = 0.143  # correlation of half maps that sets the resolution
 LOCAL_RANGE_DEG = 5.0
-SEARCHES = ("adaptive", "branch-and-bound")
+SEARCHES: tuple[str, ...] = get_args(Search)
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,11 @@ class VolumeOptions:
         return self.initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
 
     def check(self) -> None:
-        """Refuse what can be refused before anything is read.
+        """Refuse options that do not go together, before anything is read.
 
         Raises:
             InputError: naming the option.
         """
-        if self.search not in SEARCHES:
-            raise InputError(f"--search {self.search}: expected one of {', '.join(SEARCHES)}")
         if self.local and self.search != SEARCHES[0]:
             raise InputError(
                 f"--search {self.search}: is for all orientations; --local looks around the given "
@@ -73,18 +72,17 @@ class VolumeOptions:
         check_method(
             self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant
         )
-        _setup.check_positive(
-            initial_lowpass=self.initial_lowpass_angstrom,
-            angular_step=self.angular_step_deg,
-            iterations=self.iterations,
-            shift_step=self.shift_step_px,
-            local_range=self.local_range_deg,
-            wiener_constant=self.wiener_constant,
-            tau_fudge=self.tau_fudge,
-        )
-        _setup.check_search(
-            self.angular_step_deg, self.shift_range_px, self.seed, symmetry=self.symmetry
-        )
+
+
+def volume_options(arguments: Mapping[str, Any]) -> VolumeOptions:
+    """Those of a command's arguments that have the names of the fields, checked together.
+
+    Raises:
+        InputError: options that do not go together.
+    """
+    options = VolumeOptions(**{one.name: arguments[one.name] for one in fields(VolumeOptions)})
+    options.check()
+    return options
 
 
 @dataclass(frozen=True)

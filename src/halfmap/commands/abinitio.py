@@ -14,6 +14,26 @@ import torch
 from halfmap.alignment import mirror, mirror_poses
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._frames import agreement, align_classes_to_first, align_to_symmetry_axes
+from halfmap.commands._job import open_job
+from halfmap.commands._options import (
+    Annotated,
+    Ctf,
+    DataDir,
+    Device,
+    Diameter,
+    Mask,
+    Memory,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Resume,
+    Seed,
+    StackPixelSize,
+    Symmetry,
+    Threads,
+)
 from halfmap.commands._results import (
     map_name,
     run_iterations,
@@ -32,6 +52,7 @@ from halfmap.io.table import Table
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.settings import Settings
 from halfmap.methods.stochastic_gradient import GradientSchedule, random_maps, stochastic_gradient
+from halfmap.options import command
 from halfmap.plots.pictures import save_fsc_plot, save_map_picture
 from halfmap.pose_search.sampling import radius_of_step
 from halfmap.workspace.job import Job, read_job
@@ -71,87 +92,91 @@ class AbInitioResult:
     agreement_angstrom: tuple[tuple[float, float], ...] = ()
 
 
+@command
 def abinitio(
-    particles: str | Path,
-    out: str | Path,
+    particles: ParticlesFile,
+    out: OutFolder,
     *,
-    classes: int = 1,
-    symmetry: str = "C1",
-    early_symmetry: bool = False,
-    runs: int = 1,
-    flip_hand: bool = False,
-    iterations: int | None = None,
-    initial_lowpass_angstrom: float | None = None,
-    final_lowpass_angstrom: float | None = None,
-    diameter_angstrom: float | None = None,
-    mask: str | Path | None = None,
-    allow_negative: bool = False,
-    shift_range_px: float | None = None,
-    ctf: bool = True,
-    pixel_size_angstrom: float | None = None,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    quiet: bool = False,
+    classes: Annotated[
+        int, Option("Number of maps, the largest class first", at_least=1, metavar="K")
+    ] = 1,
+    symmetry: Symmetry = "C1",
+    early_symmetry: Annotated[
+        bool,
+        Option(
+            "Apply it from the first iteration on, not when the map's axes have been found: "
+            "faster, and more often wrong"
+        ),
+    ] = False,
+    runs: Annotated[
+        int,
+        Option("Runs from different random starts; the likeliest is kept", at_least=1, metavar="R"),
+    ] = 1,
+    flip_hand: Annotated[
+        bool, Option("Write the mirror image: both hands fit the images equally")
+    ] = False,
+    iterations: Annotated[
+        int | None,
+        Option(
+            "Iterations on mini-batches; some with all particles follow, until the likelihood "
+            "settles",
+            at_least=1,
+            metavar="N",
+            unset="60",
+        ),
+    ] = None,
+    initial_lowpass_angstrom: Annotated[
+        float | None,
+        Option(
+            "Resolution of the first mini-batch", unit="A", above=0, unset="1/6 of the diameter"
+        ),
+    ] = None,
+    final_lowpass_angstrom: Annotated[
+        float | None,
+        Option(
+            "Resolution of the last mini-batch", unit="A", above=0, unset="1/9.5 of the diameter"
+        ),
+    ] = None,
+    diameter_angstrom: Diameter = None,
+    mask: Mask = None,
+    allow_negative: Annotated[
+        bool,
+        Option("Density may be lower than the solvent's; else what is negative is set to 0"),
+    ] = False,
+    shift_range_px: Annotated[
+        float | None, Option("Largest shift searched", unit="px", at_least=0, unset="25 A")
+    ] = None,
+    ctf: Ctf = True,
+    pixel_size_angstrom: StackPixelSize = None,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> AbInitioResult:
-    """Make `map.mrc` (`class001.mrc` ...) from particles without any reference, at a resolution to
-    start `refine` or `class3d` from.
+    """Make maps from random starts, at a resolution to start refine or class3d from.
 
-    Args:
-        particles: STAR, .cs or bare stack. out: job folder. classes: K maps, the largest class
-            first.
-        symmetry: point group in RELION's orientation. The first 0.6 of the mini-batches know of
-            none; then the map's axes are found and laid where the group has them. early_symmetry:
-            it is applied from the start, which is faster and more often wrong.
-        runs: from different random starts, each in a folder `run001` ... of its own; that of the
-            highest likelihood is the job's result, the others are laid onto it (`run001.mrc` ...)
-            and compared by FSC.
-        flip_hand: write the mirror images. Projections do not tell the hands apart: each run finds
-            either by chance.
-        iterations: on mini-batches, 60 if None; those with all particles follow, until the
-            likelihood settles, 8 at most.
-        initial_lowpass_angstrom, final_lowpass_angstrom: of the first and the last mini-batch; 1 /
-            6 and 1 / 9.5 of the diameter.
-        diameter_angstrom: of the particle, 0.9 of the box if None; sets the mask, and the
-            resolutions.
-        mask: a map, nothing is outside it; a soft sphere of that diameter if None. allow_negative:
-            density may be below the solvent's.
-        shift_range_px: largest shift searched; 25 A if None. pixel_size_angstrom: for a bare stack
-            whose header has none.
-        Others as in `refine`.
+    The maps are `map.mrc`, or `class001.mrc` ... Symmetry is in RELION's orientation: the first 0.6
+    of the mini-batches know of none; then the map's axes are found and laid where the group has
+    them. Each of several runs has a folder `run001` ... of its own; that of the highest likelihood
+    is the job's result, the others are laid onto it (`run001.mrc` ...) and compared by FSC.
+    Projections do not tell the hands apart: each run finds either by chance. Particles may be a
+    bare stack too.
+
+    Example: halfmap abinitio --particles p.star --diameter 170 --symmetry C4 --out initial
 
     Raises:
         InputError: any bad input, in one line.
     """
-    parameters = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("out", "resume", "overwrite")
-    }
-    _setup.check_positive(
-        classes=classes,
-        runs=runs,
-        iterations=iterations,
-        diameter=diameter_angstrom,
-        pixel_size=pixel_size_angstrom,
-        initial_lowpass=initial_lowpass_angstrom,
-        final_lowpass=final_lowpass_angstrom,
-    )
-    _setup.check_search(None, shift_range_px or 0.0, seed, symmetry=symmetry)
-    where = _setup.use_device(device, threads)
+    arguments = locals()
     limit = (iterations or ITERATIONS) + FULL_ITERATIONS
-    with (
-        Job.create(
-            "abinitio", parameters, out, seed=seed, overwrite=overwrite, resume=resume
-        ) as job,
-        Progress("abinitio", iterations=limit, quiet=quiet) as progress,
-    ):
+    with open_job(abinitio, arguments, iterations=limit) as opened:
+        job, progress, where = opened.job, opened.progress, opened.device
         if runs > 1:
-            return _best_of(runs, parameters, job, progress)
+            return _best_of(runs, opened.parameters, job, progress)
         data = _inputs.read_particles(
             particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
         )

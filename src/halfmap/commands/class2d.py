@@ -21,24 +21,47 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._job import open_job
+from halfmap.commands._options import (
+    Annotated,
+    Ctf,
+    DataDir,
+    Device,
+    Diameter,
+    Memory,
+    Method2D,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Resume,
+    Seed,
+    ShiftRange,
+    ShiftStep,
+    StackPixelSize,
+    Start,
+    TauFudge,
+    Threads,
+    WienerConstant,
+)
 from halfmap.commands._results import run_iterations, write_particles, write_pictures
 from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
 from halfmap.engine.loop import Problem
 from halfmap.engine.preprocessing import initial_noise
 from halfmap.engine.state import State, identity_poses
-from halfmap.errors import InputError
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import IN_2D, ML, check_method, make_method
 from halfmap.methods.settings import Settings
-from halfmap.methods.starting_classes import STARTS, starting_classes
+from halfmap.methods.starting_classes import starting_classes
+from halfmap.options import command
 from halfmap.plots.pictures import save_class_gallery
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import Curve, resolution_at
 from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
 
 ANGULAR_STEP_DEG = 6.0
 # classes start at a sixth of the particle's diameter: enough to tell views apart, too coarse to fit
@@ -57,70 +80,63 @@ class Class2DResult:
     resolutions_angstrom: tuple[float, ...]
 
 
+@command
 def class2d(
-    particles: str | Path,
-    out: str | Path,
+    particles: ParticlesFile,
+    out: OutFolder,
     *,
-    classes: int,
-    method: str = "ml",
-    start: str = "kmeans++",
-    iterations: int = 25,
-    diameter_angstrom: float | None = None,
-    angular_step_deg: float | None = None,
-    shift_range_px: float = 5.0,
-    shift_step_px: float = 1.0,
-    wiener_constant: float | None = None,
-    tau_fudge: float | None = None,
-    ctf: bool = True,
-    pixel_size_angstrom: float | None = None,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    quiet: bool = False,
+    classes: Annotated[int, Option("Number of classes K", at_least=1, metavar="K")],
+    method: Annotated[
+        Method2D,
+        Option("How images are matched to classes: maximum likelihood, or best correlation"),
+    ] = "ml",
+    start: Annotated[
+        Start, Option("First class images: chosen far apart, or averages of random subsets")
+    ] = "kmeans++",
+    iterations: Annotated[
+        int, Option("Iterations at most", at_least=1, metavar="N", free_on_resume=True)
+    ] = 25,
+    diameter_angstrom: Diameter = None,
+    angular_step_deg: Annotated[
+        float | None,
+        Option(
+            "Step of the finer grid of in-plane angles",
+            unit="deg",
+            at_least=3,
+            at_most=30,
+            unset="6 degrees",
+            hint="poses are refined continuously from there",
+        ),
+    ] = None,
+    shift_range_px: ShiftRange = 5.0,
+    shift_step_px: ShiftStep = 1.0,
+    tau_fudge: TauFudge = None,
+    wiener_constant: WienerConstant = None,
+    ctf: Ctf = True,
+    pixel_size_angstrom: StackPixelSize = None,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> Class2DResult:
-    """Sort images into K classes and average each class; averages sorted by size in `classes.mrcs`,
-    table in `classes.star`.
+    """Classify images into K class averages, sorted by size, with a gallery to look at.
 
-    Args:
-        particles: STAR, .cs or bare stack. out: job folder. classes: K.
-        method: "ml" (maximum likelihood) or "template" (best correlation).
-        start: "kmeans++" (images far from each other) or "random" (averages of random subsets).
-        angular_step_deg: of the finer grid of in-plane angles, 6 if None. pixel_size_angstrom: for
-            a bare stack whose header has none.
-        Others as in `refine`.
+    Averages are in `classes.mrcs`, their table in `classes.star`. Particles may be a bare stack
+    too.
+
+    Example: halfmap class2d --particles p.star --classes 50 --out classes
 
     Raises:
         InputError: any bad input, in one line.
     """
-    parameters = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("out", "resume", "overwrite")
-    }
+    arguments = locals()
     check_method(method, IN_2D, tau_fudge=tau_fudge, wiener_constant=wiener_constant)
-    if start not in STARTS:
-        raise InputError(f"--start {start}: expected one of {', '.join(STARTS)}")
-    _setup.check_positive(
-        classes=classes,
-        iterations=iterations,
-        angular_step=angular_step_deg,
-        shift_step=shift_step_px,
-        wiener_constant=wiener_constant,
-        tau_fudge=tau_fudge,
-        pixel_size=pixel_size_angstrom,
-    )
-    _setup.check_search(angular_step_deg, shift_range_px, seed)
-    where = _setup.use_device(device, threads)
-    with (
-        Job.create(
-            "class2d", parameters, out, seed=seed, overwrite=overwrite, resume=resume
-        ) as job,
-        Progress("class2d", iterations=iterations, quiet=quiet) as progress,
-    ):
+    with open_job(class2d, arguments, iterations=iterations) as opened:
+        job, progress, where = opened.job, opened.progress, opened.device
         data = _inputs.read_particles(
             particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
         )

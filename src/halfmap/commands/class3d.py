@@ -7,11 +7,39 @@ updated from its images. An image meets the references that the other half of th
 its own share in them.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from halfmap.commands import _setup
+from halfmap.commands._job import open_job
+from halfmap.commands._options import (
+    AngularStep,
+    Annotated,
+    Ctf,
+    DataDir,
+    Device,
+    DiameterOfReference,
+    InitialLowpass,
+    Local,
+    LocalRange,
+    Mask,
+    Memory,
+    Method3D,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Resume,
+    SearchOption,
+    Seed,
+    Sequence,
+    ShiftRange,
+    ShiftStep,
+    Symmetry,
+    TauFudge,
+    Threads,
+    WienerConstant,
+)
 from halfmap.commands._results import (
     RefinementResult,
     last_maps,
@@ -21,103 +49,86 @@ from halfmap.commands._results import (
     write_particles,
     write_pictures,
 )
-from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
+from halfmap.commands._volumes import first_state, open_volumes, volume_options
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.methods.principal_components import split_start
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import make_method
-from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
+from halfmap.options import command
 
 ITERATIONS = 25
 
 
+@command
 def class3d(
-    particles: str | Path,
-    reference: str | Path | Sequence[str | Path],
-    out: str | Path,
+    particles: ParticlesFile,
+    reference: Annotated[
+        str | Path | Sequence[str | Path],
+        Option("Starting map (MRC): one for all classes, or give it once per class", metavar="MAP"),
+    ],
+    out: OutFolder,
     *,
-    classes: int,
-    method: str = "ml",
-    search: str = "adaptive",
-    symmetry: str = "C1",
-    diameter_angstrom: float | None = None,
-    initial_lowpass_angstrom: float | None = None,
-    mask: str | Path | None = None,
-    iterations: int | None = None,
-    angular_step_deg: float | None = None,
-    shift_range_px: float = 5.0,
-    shift_step_px: float = 1.0,
-    local: bool = False,
-    local_range_deg: float | None = None,
-    wiener_constant: float | None = None,
-    tau_fudge: float | None = None,
-    ctf: bool = True,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    quiet: bool = False,
+    classes: Annotated[int, Option("Number of classes K", at_least=1, metavar="K")],
+    method: Annotated[Method3D, Option("How poses and classes are found")] = "ml",
+    search: SearchOption = "adaptive",
+    symmetry: Symmetry = "C1",
+    diameter_angstrom: DiameterOfReference = None,
+    initial_lowpass_angstrom: InitialLowpass = None,
+    mask: Mask = None,
+    iterations: Annotated[
+        int | None,
+        Option(
+            "Iterations at most; fewer where nothing improves any more",
+            at_least=1,
+            metavar="N",
+            unset="25",
+            free_on_resume=True,
+        ),
+    ] = None,
+    angular_step_deg: AngularStep = None,
+    shift_range_px: ShiftRange = 5.0,
+    shift_step_px: ShiftStep = 1.0,
+    local: Local = False,
+    local_range_deg: LocalRange = None,
+    tau_fudge: TauFudge = None,
+    wiener_constant: WienerConstant = None,
+    ctf: Ctf = True,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> RefinementResult:
-    """Classify particles into K maps, poses and classes found together; `class001.mrc` ... with
-    half maps, FSC and pictures.
+    """Classify particles into K maps, poses and classes found together.
 
-    Args:
-        reference: one map for all classes, or K maps. With one, poses are first found against it
-            alone, and the classes start where the particles differ most (`start3d`). classes: K.
-            Others as in `refine`.
+    Each class gets `class001.mrc` ... with half maps, FSC and pictures. With one reference for all,
+    poses are first found against it alone, and the classes start where the particles differ most
+    (`halfmap.methods.principal_components`). Options as in `refine`.
 
     The halves of a class are matched to each other's references, so that the resolutions told are
     optimistic; `refine` a class's particles for an honest one.
 
+    Example: halfmap class3d --particles p.star --reference a.mrc --reference b.mrc --classes 2
+    --out states
+
     Raises:
         InputError: any bad input, in one line.
     """
-    parameters = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("out", "resume", "overwrite")
-    }
+    arguments = locals()
     maps = [reference] if isinstance(reference, str | Path) else list(reference)
-    options = VolumeOptions(
-        method=method,
-        search=search,
-        symmetry=symmetry,
-        diameter_angstrom=diameter_angstrom,
-        initial_lowpass_angstrom=initial_lowpass_angstrom,
-        mask=mask,
-        iterations=iterations,
-        angular_step_deg=angular_step_deg,
-        shift_range_px=shift_range_px,
-        shift_step_px=shift_step_px,
-        local=local,
-        local_range_deg=local_range_deg,
-        wiener_constant=wiener_constant,
-        tau_fudge=tau_fudge,
-        ctf=ctf,
-        data_dir=data_dir,
-        seed=seed,
-        memory=memory,
-    )
-    options.check()
+    options = volume_options(arguments)
     if len(maps) not in (1, classes):
         raise InputError(
             f"--reference: expected 1 map, or one for each of the {classes} classes, got "
             f"{len(maps)}"
         )
-    _setup.check_positive(classes=classes)
     limit = iterations or ITERATIONS
-    where = _setup.use_device(device, threads)
-    with (
-        Job.create(
-            "class3d", parameters, out, seed=seed, overwrite=overwrite, resume=resume
-        ) as job,
-        Progress("class3d", iterations=limit, quiet=quiet) as progress,
-    ):
+    with open_job(class3d, arguments, iterations=limit) as run:
+        job, progress = run.job, run.progress
         opened = open_volumes(
             particles,
             maps,
@@ -126,7 +137,7 @@ def class3d(
             progress,
             classes=classes,
             matched_to="other",
-            device=where,
+            device=run.device,
         )
         problem, settings = opened.problem, opened.settings
         chosen = make_method(method, problem, settings)

@@ -1,19 +1,76 @@
-"""What a file or a job folder holds, as plain facts for people (`halfmap info`) and programs
-(`--json`)."""
+"""What a file or a job folder holds, as plain facts for people and programs."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from halfmap.commands._options import Annotated, Option
 from halfmap.errors import InputError
 from halfmap.io.mrc import open_stack, read_map
 from halfmap.io.star import read_star
+from halfmap.options import command
 from halfmap.particles import Particles, load_particles
 from halfmap.workspace.job import JOB, read_events, read_job
 
 _BATCH_BYTES = 1 << 26
 _STACKS, _MAPS = (".mrcs", ".st"), (".mrc", ".map", ".ccp4", ".rec")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of each file, in order, and whether they are told as JSON."""
+
+    facts: tuple[dict[str, Any], ...]
+    as_json: bool = False
+
+    @property
+    def lines(self) -> list[str]:
+        """A JSON object per file, or a line per fact."""
+        if self.as_json:
+            return [json.dumps(one) for one in self.facts]
+        return [line for one in self.facts for line in _lines(one)]
+
+
+@command
+def info(
+    files: Annotated[
+        str | Path | Sequence[str | Path],
+        Option("STAR, .cs, MRC maps and stacks, job folders", positional=True, metavar="FILE..."),
+    ],
+    *,
+    as_json: Annotated[
+        bool, Option("One JSON object per file, for programs", flag="--json")
+    ] = False,
+) -> Facts:
+    """Tell what a STAR, .cs or MRC file or a job folder holds.
+
+    Example: halfmap info particles.star map.mrc refined
+
+    Raises:
+        InputError: a file that is missing, of another kind, or damaged.
+    """
+    paths = [files] if isinstance(files, str | Path) else list(files)
+    return Facts(tuple(describe(path) for path in paths), as_json)
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    told = [name for name in facts if name not in ("file", "kind")]
+    return [
+        f"{facts['file']}: {facts['kind']}",
+        *(f"  {name.replace('_', ' '):24} {_words(facts[name])}" for name in told),
+    ]
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_words(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def describe(path: str | Path) -> dict[str, Any]:

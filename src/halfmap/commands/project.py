@@ -1,15 +1,24 @@
 """Noise-free images of a map at the poses of a data set."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from halfmap.commands._options import (
+    Annotated,
+    DataDir,
+    Option,
+    OverwriteFile,
+    ParticlesFile,
+    Threads,
+)
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, shift_phases
 from halfmap.io.mrc import StackWriter, read_density, same_pixel_size
 from halfmap.io.relion import DEFOCUS
+from halfmap.options import command
 from halfmap.particles import load_particles
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import euler_to_matrix
@@ -20,25 +29,49 @@ from halfmap.workspace.machine import use_threads
 _BATCH = 256
 
 
+@dataclass(frozen=True)
+class Projected:
+    """The stack written, and how many projections are in it."""
+
+    path: Path
+    count: int
+
+    @property
+    def summary(self) -> str:
+        return f"{self.count} projections in {self.path}, poses in {self.path.with_suffix('.star')}"
+
+
+@command
 def project(
-    map: str | Path,
-    particles: str | Path,
-    out: str | Path,
+    map: Annotated[
+        str | Path,
+        Option(
+            "Map to project (MRC), same box and pixel size as the particles",
+            positional=True,
+            metavar="MAP",
+        ),
+    ],
+    particles: ParticlesFile,
+    out: Annotated[
+        str | Path,
+        Option(
+            "Stack to write (.mrcs); a STAR is written beside it", metavar="STACK", recorded=False
+        ),
+    ],
     *,
-    ctf: bool = False,
-    data_dir: str | Path | None = None,
-    threads: int | None = None,
-    overwrite: bool = False,
-) -> int:
-    """Write the stack `C S_t P_phi A` of a map A at each particle's pose, and a STAR beside it;
-    without `ctf`, C = 1.
+    ctf: Annotated[bool, Option("Multiply the projections by each particle's CTF")] = False,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    overwrite: OverwriteFile = False,
+) -> Projected:
+    """Project a map at each particle's pose and shift, noise-free, to look at beside the particles.
 
-    Projections lie on the particle as it is in its image: moved by minus `shift`, the translation
-    that would centre it. Premultiplied data are matched by C^2. All frequencies below Nyquist are
-    kept. Batches are streamed, so any number of particles fits in memory.
+    The stack is `C S_t P_phi A` of the map A; without `ctf`, C = 1. Projections lie on the particle
+    as it is in its image: moved by minus `shift`, the translation that would centre it.
+    Premultiplied data are matched by C^2. All frequencies below Nyquist are kept. Batches are
+    streamed, so any number of particles fits in memory.
 
-    Returns:
-        The number of projections.
+    Example: halfmap project map.mrc --particles refined/particles.star --ctf --out projections.mrcs
 
     Raises:
         InputError: unreadable files, a map constant or not finite, no poses, no CTF with `ctf`, box
@@ -95,7 +128,7 @@ def project(
                     samples = samples * beam_tilt_phase(parameters, *frequencies)
             stack.append(inverse_fourier_transform(samples, plane).numpy())
     _write_star(poses, out, ctf=ctf)
-    return len(poses)
+    return Projected(out, len(poses))
 
 
 def _write_star(poses, stack: Path, *, ctf: bool) -> None:

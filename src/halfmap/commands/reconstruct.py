@@ -5,50 +5,66 @@ from pathlib import Path
 import torch
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._options import (
+    Annotated,
+    Ctf,
+    DataDir,
+    Device,
+    Diameter,
+    Mask,
+    Memory,
+    Option,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Seed,
+    Symmetry,
+    Threads,
+    WienerConstant,
+)
 from halfmap.commands._results import RefinementResult, final_maps, write_map_files
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.preprocessing import initial_noise
 from halfmap.errors import InputError
 from halfmap.methods.settings import Settings
+from halfmap.options import command
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.workspace.progress import Progress
 
 
+@command
 def reconstruct(
-    particles: str | Path,
-    out: str | Path,
+    particles: ParticlesFile,
+    out: Annotated[str | Path, Option("Map to write (MRC)", metavar="MAP", recorded=False)],
     *,
-    symmetry: str = "C1",
-    halves: bool = False,
-    wiener_constant: float | None = None,
-    ctf: bool = True,
-    diameter_angstrom: float | None = None,
-    mask: str | Path | None = None,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: int | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
+    symmetry: Symmetry = "C1",
+    halves: Annotated[
+        bool, Option("Write the two half maps too, and the resolution between them")
+    ] = False,
+    wiener_constant: WienerConstant = None,
+    ctf: Ctf = True,
+    diameter_angstrom: Diameter = None,
+    mask: Mask = None,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> RefinementResult:
-    """Reconstruct `num / (k + den)` from the poses in the particle file into the map `out`; with
-    `halves` the half maps and FSC beside it.
+    """Reconstruct a map from the poses in the particle file.
 
-    Args:
-        particles: STAR or .cs file with poses.
-        out: map to write, `x.mrc`; half maps are `x_half1.mrc` and `x_half2.mrc`, the curve is
-            `x_fsc.star`.
-        wiener_constant: constant k; 1/SSNR from the half maps' FSC inside the mask if None.
-        diameter_angstrom: of the soft sphere in which the FSC is taken, 0.9 of the box if None; or
-            a `mask` file.
+    The map is `num / (k + den)`. Half maps of `x.mrc` are `x_half1.mrc` and `x_half2.mrc`, their
+    curve is `x_fsc.star`, taken in a soft sphere or a mask file.
+
+    Example: halfmap reconstruct --particles refined/particles.star --symmetry C4 --halves --out
+    map.mrc
 
     Raises:
         InputError: any bad input, in one line; a file that would be written exists.
     """
     target = Path(out)
-    _setup.check_positive(wiener_constant=wiener_constant)
-    _setup.check_search(None, 0.0, seed, symmetry=symmetry)
     if target.suffix != ".mrc":
         raise InputError(f"--out {out}: expected the name of a map to write, ending in .mrc")
     for name in _written(target, halves=halves):

@@ -3,7 +3,35 @@
 
 from pathlib import Path
 
-from halfmap.commands import _setup
+from halfmap.commands._job import open_job
+from halfmap.commands._options import (
+    AngularStep,
+    Annotated,
+    Ctf,
+    DataDir,
+    Device,
+    DiameterOfReference,
+    InitialLowpass,
+    Local,
+    LocalRange,
+    Mask,
+    Memory,
+    Method3D,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Resume,
+    SearchOption,
+    Seed,
+    ShiftRange,
+    ShiftStep,
+    Symmetry,
+    TauFudge,
+    Threads,
+    WienerConstant,
+)
 from halfmap.commands._results import (
     RefinementResult,
     last_maps,
@@ -13,102 +41,71 @@ from halfmap.commands._results import (
     write_particles,
     write_pictures,
 )
-from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
+from halfmap.commands._volumes import first_state, open_volumes, volume_options
 from halfmap.methods.registry import make_method
-from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
+from halfmap.options import command
 
 ITERATIONS = 20
 
 
+@command
 def refine(
-    particles: str | Path,
-    reference: str | Path,
-    out: str | Path,
+    particles: ParticlesFile,
+    reference: Annotated[
+        str | Path,
+        Option("Starting map (MRC), same box and pixel size as the images", metavar="MAP"),
+    ],
+    out: OutFolder,
     *,
-    method: str = "ml",
-    search: str = "adaptive",
-    symmetry: str = "C1",
-    diameter_angstrom: float | None = None,
-    initial_lowpass_angstrom: float | None = None,
-    mask: str | Path | None = None,
-    iterations: int | None = None,
-    angular_step_deg: float | None = None,
-    shift_range_px: float = 5.0,
-    shift_step_px: float = 1.0,
-    local: bool = False,
-    local_range_deg: float | None = None,
-    wiener_constant: float | None = None,
-    tau_fudge: float | None = None,
-    ctf: bool = True,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    device: str = "auto",
-    threads: int | None = None,
-    memory: int | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    quiet: bool = False,
+    method: Annotated[Method3D, Option("How poses are found and used")] = "ml",
+    search: SearchOption = "adaptive",
+    symmetry: Symmetry = "C1",
+    diameter_angstrom: DiameterOfReference = None,
+    initial_lowpass_angstrom: InitialLowpass = None,
+    mask: Mask = None,
+    iterations: Annotated[
+        int | None,
+        Option(
+            "Iterations at most; fewer where resolution and poses stop improving",
+            at_least=1,
+            metavar="N",
+            unset="20",
+            free_on_resume=True,
+        ),
+    ] = None,
+    angular_step_deg: AngularStep = None,
+    shift_range_px: ShiftRange = 5.0,
+    shift_step_px: ShiftStep = 1.0,
+    local: Local = False,
+    local_range_deg: LocalRange = None,
+    tau_fudge: TauFudge = None,
+    wiener_constant: WienerConstant = None,
+    ctf: Ctf = True,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
 ) -> RefinementResult:
-    """Refine the poses of particles against a starting map, and measure the resolution between
-    independent halves.
+    """Refine poses against a starting map, in two independent halves, and measure the resolution
+    between them.
 
-    Args:
-        particles: STAR or .cs file. reference: map (MRC) of the images' box and pixel size. out:
-            job folder.
-        method: "ml" (maximum likelihood, lecture part 3; RELION) or "projection-matching" (lecture
-            part 2; FREALIGN).
-        search: of all orientations, "adaptive" (coarse to fine, the best cells) or
-            "branch-and-bound" (all cells that a bound cannot exclude: slower, and an image's best
-            pose is missed with a stated probability only).
-        symmetry: point group in RELION's orientation.
-        diameter_angstrom: of the particle mask; from the reference if None. mask: solvent mask
-            (MRC) instead of a soft sphere.
-        initial_lowpass_angstrom: resolution to which the reference is filtered first, 60 if None.
-        iterations: at most; 20 if None. angular_step_deg: of the finer search grid, 7.5 if None.
-        shift_range_px, shift_step_px: of the global search.
-        local: refine around the poses of the STAR only, held near them by a Gaussian prior:
-            `local_range_deg` (5 if None) is three standard deviations of the rotation, and the
-            shift may move as far as that rotation moves the particle's rim.
-        tau_fudge: T of the MAP update, 1 if None (ml). wiener_constant: constant k of `num / (k +
-            sum C^2)`; 1/SSNR from the half maps if None (projection-matching).
-        memory: bytes to stay below; half of the machine's if None.
+    Methods: maximum likelihood (`ml`; lecture part 3; RELION) and projection matching (lecture part
+    2; FREALIGN). Symmetry is in RELION's orientation.
+
+    Example: halfmap refine --particles p.star --reference start.mrc --symmetry C4 --out refined
 
     Raises:
         InputError: any bad input, in one line.
     """
-    parameters = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("out", "resume", "overwrite")
-    }
-    options = VolumeOptions(
-        method=method,
-        search=search,
-        symmetry=symmetry,
-        diameter_angstrom=diameter_angstrom,
-        initial_lowpass_angstrom=initial_lowpass_angstrom,
-        mask=mask,
-        iterations=iterations,
-        angular_step_deg=angular_step_deg,
-        shift_range_px=shift_range_px,
-        shift_step_px=shift_step_px,
-        local=local,
-        local_range_deg=local_range_deg,
-        wiener_constant=wiener_constant,
-        tau_fudge=tau_fudge,
-        ctf=ctf,
-        data_dir=data_dir,
-        seed=seed,
-        memory=memory,
-    )
-    options.check()
+    arguments = locals()
+    options = volume_options(arguments)
     limit = iterations or ITERATIONS
-    where = _setup.use_device(device, threads)
-    with (
-        Job.create("refine", parameters, out, seed=seed, overwrite=overwrite, resume=resume) as job,
-        Progress("refine", iterations=limit, quiet=quiet) as progress,
-    ):
+    with open_job(refine, arguments, iterations=limit) as run:
+        job, progress = run.job, run.progress
         opened = open_volumes(
             particles,
             [reference],
@@ -117,7 +114,7 @@ def refine(
             progress,
             classes=1,
             matched_to="own",
-            device=where,
+            device=run.device,
         )
         problem, settings = opened.problem, opened.settings
         chosen = make_method(method, problem, settings)

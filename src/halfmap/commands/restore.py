@@ -11,12 +11,25 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from halfmap.commands._options import (
+    Annotated,
+    DataDir,
+    Literal,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Seed,
+    Threads,
+)
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, largest_radius
 from halfmap.io.mrc import StackWriter, write_stack
 from halfmap.io.relion import DEFOCUS
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
+from halfmap.options import command, recorded
 from halfmap.particles import Particles, load_particles
 from halfmap.plots.pictures import save_class_gallery, save_fsc_plot
 from halfmap.resolution import (
@@ -60,6 +73,16 @@ class RestoreResult:
     set_aside: int
     curve: Curve | None
 
+    @property
+    def summary(self) -> str:
+        aside = f", {self.set_aside} set aside" if self.set_aside else ""
+        told = f"{self.images} images{aside}, in {self.folder}"
+        if self.curve is None:
+            return told
+        found = [(resolution_at(self.curve, one), one) for one in (0.5, 0.143)]
+        words = [f"{f'{a:.2f} A' if math.isfinite(a) else 'none'} at {at}" for a, at in found]
+        return f"{told}; FRC of two halves: {', '.join(words)}"
+
 
 @dataclass(frozen=True)
 class _View:
@@ -70,22 +93,47 @@ class _View:
     shift_px: Float[Tensor, "n 2"]
 
 
+@command
 def restore(
-    particles: str | Path,
-    method: str,
-    out: str | Path,
+    particles: ParticlesFile,
+    method: Annotated[
+        Literal["divide", "flip", "wiener", "wiener-stack", "wiener-ssnr"],
+        Option(
+            "Each image: divide X / C, flip sgn(C) X, wiener C X / (C^2 + k). One image from all: "
+            "wiener-stack sum C X / (k + sum C^2), wiener-ssnr the same with k = 1/SSNR in each "
+            "shell, measured from the images themselves"
+        ),
+    ],
+    out: OutFolder,
     *,
-    constant: float = 0.1,
-    class_number: int | None = None,
-    view_tolerance: float = 3.0,
-    data_dir: str | Path | None = None,
-    seed: int = 1,
-    overwrite: bool = False,
-    threads: int | None = None,
-    quiet: bool = False,
+    constant: Annotated[
+        float,
+        Option(
+            "The k of wiener and wiener-stack",
+            above=0,
+            metavar="K",
+            hint="k > 0; --method divide is the filter without k",
+        ),
+    ] = 0.1,
+    class_number: Annotated[
+        int | None,
+        Option(
+            "Use the particles of this class only", flag="--class", metavar="N", unset="all of them"
+        ),
+    ] = None,
+    view_tolerance: Annotated[
+        float,
+        Option(
+            "Directions that differ by more are not one view", unit="deg", at_least=0, at_most=180
+        ),
+    ] = 3.0,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
 ) -> RestoreResult:
-    """Undo the CTF of particle images: `divide`, `flip`, `wiener` each image; `wiener-stack`,
-    `wiener-ssnr` one image from all.
+    """Undo the CTF of particle images, one by one or from many images of one view.
 
     The per-image methods write `restored.mrcs` and `particles.star`, without the defocus columns,
     so that no program undoes the CTF twice. The stack methods take the images for views of one
@@ -95,34 +143,13 @@ def restore(
     `ssnr.star`. The per-image methods give the FRC of the averages of two halves, where there are
     poses and the views agree.
 
-    Args:
-        particles: STAR, .cs or MRC stack with CTF parameters.
-        method: one of `divide`, `flip`, `wiener`, `wiener-stack`, `wiener-ssnr`.
-        out: job folder.
-        constant: the k of `wiener` and `wiener-stack`, > 0.
-        class_number: use the particles of this class only.
-        view_tolerance: largest angle between a viewing direction and their mean, degrees, for
-            images to be of one view.
-        data_dir: further folder to look for the stacks in.
-        seed: splits the halves where the file has no half sets (rlnRandomSubset).
-        overwrite: replace a job folder.
-        threads: CPU threads; default all.
-        quiet: no progress line.
+    Example: halfmap restore --particles particles.star --method flip --out flipped
 
     Raises:
         InputError: unknown method, bad constant, no CTF, no usable image, images of different views
             (stack methods), folder in use.
     """
-    if method not in PER_IMAGE + PER_STACK:
-        raise InputError(f"--method {method}: expected one of {', '.join(PER_IMAGE + PER_STACK)}")
-    if not 0 < constant < math.inf:
-        raise InputError(
-            f"--constant {constant}: expected k > 0; --method divide is the filter without k"
-        )
-    if not 0 <= view_tolerance <= 180:
-        raise InputError(f"--view-tolerance {view_tolerance:g}: expected 0 to 180 degrees")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: expected 0 or more")
+    parameters = recorded(restore, locals())
     use_threads(threads)
     data = load_particles(particles, data_dir=data_dir)
     if not data.has_ctf:
@@ -140,15 +167,6 @@ def restore(
             )
         data, file_row = data.take(chosen), file_row[chosen]
     view = _common_view(data, file_row, view_tolerance, must_agree=method in PER_STACK)
-    parameters = {
-        "particles": particles,
-        "method": method,
-        "constant": constant,
-        "class_number": class_number,
-        "view_tolerance": view_tolerance,
-        "data_dir": data_dir,
-        "threads": threads,
-    }
     with (
         Job.create("restore", parameters, out, seed=seed, overwrite=overwrite) as job,
         Progress("restore", quiet=quiet) as progress,

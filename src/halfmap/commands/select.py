@@ -1,38 +1,84 @@
 """Keep the particles of some classes."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from halfmap.commands._options import Annotated, Option, OverwriteFile, Sequence, parse_classes
 from halfmap.errors import InputError
 from halfmap.io.star import read_star
+from halfmap.options import command
 from halfmap.particles import load_particles
 
 
-def parse_classes(text: str) -> list[int]:
-    """Class numbers of `1,4,7` or `1-3,8`.
+@dataclass(frozen=True)
+class Selected:
+    """The STAR written, how many particles of how many are in it, and of which classes."""
+
+    path: Path
+    kept: int
+    of: int
+    classes: tuple[int, ...]
+
+    @property
+    def summary(self) -> str:
+        classes = ", ".join(map(str, self.classes))
+        return f"{self.kept} of {self.of} particles in {self.path} (classes {classes})"
+
+
+@command
+def select(
+    source: Annotated[
+        str | Path,
+        Option(
+            "Job folder of a classification, or its particle STAR",
+            positional=True,
+            metavar="DIR|STAR",
+        ),
+    ],
+    out: Annotated[str | Path, Option("STAR file to write", metavar="STAR", recorded=False)],
+    *,
+    classes: Annotated[
+        Sequence[int] | None,
+        Option(
+            "Class numbers to keep; ranges such as 1-5 too",
+            at_least=1,
+            metavar="1,4,7",
+            parse=parse_classes,
+        ),
+    ] = None,
+    resolved_within: Annotated[
+        float | None,
+        Option(
+            "Keep 2D classes resolved to X times the median particle's resolution or better; 1.5 "
+            "drops junk",
+            at_least=1,
+            metavar="X",
+        ),
+    ] = None,
+    overwrite: OverwriteFile = False,
+) -> Selected:
+    """Write the particles of the chosen classes to a new STAR.
+
+    Example: halfmap select classes --classes 1,4,7 --out good.star
 
     Raises:
-        InputError: something that is no number, or is not positive.
+        InputError: no such file, a class that no particle is in, neither or both ways to choose, or
+            `out` exists.
     """
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if (
-            not first.isdecimal()
-            or not (last or "1").isdecimal()
-            or not 1 <= int(first) <= int(last or first)
-        ):
-            raise InputError(
-                f"--classes {text}: expected class numbers from 1 such as 1,4,7 or 1-5, found "
-                f"'{part.strip()}'"
-            )
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
+    if (classes is None) == (resolved_within is None):
+        raise InputError("select: expected either --classes or --resolved-within")
+    if classes is not None:
+        wanted = list(classes)
+    else:
+        wanted = best_resolved_classes(source, within=resolved_within or 1.0)
+    kept, total = select_classes(source, wanted, out, overwrite=overwrite)
+    return Selected(Path(out), kept, total, tuple(wanted))
 
 
 def select_classes(
-    source: str | Path, classes: str | list[int], out: str | Path, *, overwrite: bool = False
+    source: str | Path, classes: list[int], out: str | Path, *, overwrite: bool = False
 ) -> tuple[int, int]:
     """Write the particles of `source` (a STAR or .cs, or the job folder that holds
     `particles.star`) in `classes` to the STAR `out`.
@@ -44,7 +90,6 @@ def select_classes(
         InputError: no such file, a class that no particle is in, or `out` exists.
     """
     source, out = Path(source), Path(out)
-    wanted = parse_classes(classes) if isinstance(classes, str) else classes
     if out.exists() and not overwrite:
         raise InputError(f"{out}: the file exists; choose another name, or --overwrite it")
     if source.is_dir():
@@ -56,14 +101,14 @@ def select_classes(
             )
     particles = load_particles(source, check_images=False)
     present = np.unique(particles.class_number)
-    absent = sorted(set(wanted) - set(present.tolist()))
+    absent = sorted(set(classes) - set(present.tolist()))
     if absent:
         there = ", ".join(map(str, present[:20])) + (" ..." if len(present) > 20 else "")
         raise InputError(
             f"--classes {absent[0]}: no particle of {source} is in class {absent[0]}; classes "
             f"there: {there}"
         )
-    kept = np.isin(particles.class_number, wanted)
+    kept = np.isin(particles.class_number, classes)
     particles.take(kept).write_star(out)
     return int(kept.sum()), len(particles)
 
@@ -74,13 +119,8 @@ def best_resolved_classes(folder: str | Path, *, within: float = 1.5) -> list[in
     blurred hold junk, or too few particles.
 
     Raises:
-        InputError: no such table, or `within` is less than 1.
+        InputError: no such table.
     """
-    if not within >= 1:
-        raise InputError(
-            f"--resolved-within {within:g}: expected 1 or more, times the median particle's "
-            "resolution"
-        )
     path = Path(folder) / "classes.star"
     if not path.exists():
         raise InputError(

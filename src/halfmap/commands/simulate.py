@@ -4,16 +4,28 @@ images, STAR and truth written."""
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from halfmap.commands._options import (
+    Annotated,
+    Option,
+    OutFolder,
+    Overwrite,
+    Quiet,
+    Seed,
+    check_symmetry,
+    parse_numbers,
+)
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_density, write_map
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
+from halfmap.options import command, recorded
 from halfmap.plots.pictures import save_class_gallery, save_map_picture, save_orientation_plot
 from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
 from halfmap.simulation.forward_model import (
@@ -41,44 +53,138 @@ _PILOT = 400  # good particles on which the signal's variance is measured
 _SHOWN = 24
 
 
-def simulate(
-    source: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    n: int,
-    snr: float,
-    box: int | None = None,
-    pixel_size_angstrom: float | None = None,
-    symmetry: str | None = None,
-    seed: int = 1,
-    weights: Sequence[float] | None = None,
-    preferred_fraction: float = 0.0,
-    shift_rms_px: float = 2.0,
-    particles_per_micrograph: int = 40,
-    defocus_range_angstrom: tuple[float, float] = (8000.0, 22000.0),
-    defocus_spread_angstrom: float = 100.0,
-    astigmatism_angstrom: float = 400.0,
-    voltage_kv: float = 300.0,
-    spherical_aberration_mm: float = 2.7,
-    amplitude_contrast: float = 0.1,
-    phase_shift_deg: float = 0.0,
-    bfactor_angstrom2: float = 0.0,
-    optics_groups: int = 1,
-    beam_tilt_mrad: float = 0.0,
-    noise_colour: float = 0.0,
-    junk_fraction: float = 0.0,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> Path:
-    """Make particles of one or several volumes, with their truth, in the job folder `out`; returns
-    the folder.
+@dataclass(frozen=True)
+class Simulated:
+    """The job folder, and how many particles are in it."""
 
-    source: a map (MRC), a model (PDB, mmCIF), or the word `phantom` (`phantom:1` is its second
-    conformation); several make a K-state mixture in the proportions `weights` (equal without them).
-    Maps keep their box and pixel size unless `box` or `pixel_size_angstrom` ask for others
-    (resampled in Fourier space); models default to 2 A and a box 1.25 times as wide as the
-    molecule. All states are brought to the grid of the first. `symmetry` averages maps and models
-    over a point group; the phantom is C4, or C1 if that is asked.
+    folder: Path
+    particles: int
+
+    @property
+    def summary(self) -> str:
+        return f"{self.particles} particles in {self.folder / 'particles.star'}"
+
+
+@command
+def simulate(
+    source: Annotated[
+        str | Path | Sequence[str | Path],
+        Option(
+            "MRC map, PDB or mmCIF model, or the word phantom (phantom:1 is its second state)",
+            positional=True,
+            metavar="MAP|MODEL|phantom...",
+        ),
+    ],
+    out: OutFolder,
+    *,
+    n: Annotated[int, Option("Number of particles", at_least=1)],
+    snr: Annotated[
+        float,
+        Option(
+            "Variance of the image without noise over variance of the noise, all pixels; inf for "
+            "no noise",
+            above=0,
+            finite=False,
+            hint="inf for no noise",
+        ),
+    ],
+    box: Annotated[
+        int | None,
+        Option("Box", unit="px", at_least=8, unset="the map's, or 1.25 times the molecule"),
+    ] = None,
+    pixel_size_angstrom: Annotated[
+        float | None, Option("Pixel size", unit="A", above=0, unset="the map's, or 2 A")
+    ] = None,
+    symmetry: Annotated[
+        str | None,
+        Option(
+            "Average over this point group; the phantom is C4 or C1",
+            metavar="G",
+            check=check_symmetry,
+        ),
+    ] = None,
+    seed: Seed = 1,
+    weights: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Proportions of several sources",
+            at_least=0,
+            unset="equal",
+            metavar="2,1,1",
+            parse=parse_numbers,
+        ),
+    ] = None,
+    preferred_fraction: Annotated[
+        float,
+        Option(
+            "Share of particles seen along the z axis, within about 15 degrees",
+            at_least=0,
+            at_most=1,
+            flag="--preferred",
+        ),
+    ] = 0.0,
+    shift_rms_px: Annotated[
+        float, Option("Root mean square shift", unit="px", at_least=0, flag="--shift")
+    ] = 2.0,
+    particles_per_micrograph: Annotated[
+        int,
+        Option(
+            "Particles per micrograph; they share defocus and astigmatism",
+            at_least=1,
+            flag="--per-micrograph",
+        ),
+    ] = 40,
+    defocus_range_angstrom: Annotated[
+        tuple[float, float],
+        Option(
+            "Range of the micrographs' defocus, the lower first",
+            unit="A",
+            flag="--defocus",
+            metavar="A A",
+        ),
+    ] = (8000.0, 22000.0),
+    defocus_spread_angstrom: Annotated[
+        float, Option("Spread of defocus inside a micrograph, rms", unit="A", at_least=0)
+    ] = 100.0,
+    astigmatism_angstrom: Annotated[
+        float, Option("Defocus U - V, rms", unit="A", at_least=0)
+    ] = 400.0,
+    voltage_kv: Annotated[float, Option("Acceleration voltage", unit="kV", above=0)] = 300.0,
+    spherical_aberration_mm: Annotated[
+        float, Option("Spherical aberration", unit="mm", flag="--cs")
+    ] = 2.7,
+    amplitude_contrast: Annotated[float, Option("Amplitude contrast", at_least=0, at_most=1)] = 0.1,
+    phase_shift_deg: Annotated[float, Option("Phase shift of a phase plate", unit="deg")] = 0.0,
+    bfactor_angstrom2: Annotated[float, Option("B-factor of the images", unit="A^2")] = 0.0,
+    optics_groups: Annotated[
+        int, Option("Micrographs take turns in this many optics groups", at_least=1)
+    ] = 1,
+    beam_tilt_mrad: Annotated[
+        float, Option("Beam tilt, in another direction for each optics group", unit="mrad")
+    ] = 0.0,
+    noise_colour: Annotated[
+        float,
+        Option("Extra noise amplitude a at low frequency s: 1 + a / (1 + (40 A s)^2)", at_least=0),
+    ] = 0.0,
+    junk_fraction: Annotated[
+        float,
+        Option(
+            "Share of junk: empty images, ice, overlapping pairs",
+            at_least=0,
+            below=1,
+            flag="--junk",
+        ),
+    ] = 0.0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> Simulated:
+    """Make particle images with known poses from a map, an atomic model or the built-in phantom.
+
+    Several sources make a K-state mixture in the proportions `weights`. Maps keep their box and
+    pixel size unless `box` or `pixel_size_angstrom` ask for others (resampled in Fourier space);
+    models default to 2 A and a box 1.25 times as wide as the molecule. All states are brought to
+    the grid of the first. `symmetry` averages maps and models over a point group; the phantom is
+    C4, or C1 if that is asked.
 
     snr: the variance over all pixels of the noise-free image (with its CTF; mean over good
     particles, measured on up to 400 of them) divided by the variance over all pixels of the noise.
@@ -86,8 +192,7 @@ def simulate(
     each image's background has mean 0 and standard deviation 1. noise_colour: extra amplitude a of
     the noise at low frequency, 1 + a / (1 + (40 A s)^2).
 
-    preferred_fraction: share of views along the object's z axis, within about 15 degrees; the
-    others are uniform. shift_rms_px: root mean square length of the origin. A micrograph of
+    Views that are not preferred are uniform. A micrograph of
     `particles_per_micrograph` has one defocus (uniform in the range; each particle's own height
     adds `defocus_spread_angstrom` rms), one astigmatism (U - V, rms) and axis, and one optics
     group; the groups take turns and differ in the direction of `beam_tilt_mrad`. junk_fraction:
@@ -95,15 +200,15 @@ def simulate(
 
     Writes `particles.mrcs`, `particles.star` (RELION 3.1, no poses), `truth.star` (poses, origins,
     rlnClassNumber, halfmapTruthJunk: 0 good, 1 empty, 2 ice, 3 overlap), the volumes
-    `truth_1.mrc`..., and pictures. The same arguments and seed give the same bytes. Raises
-    InputError for an unreadable source, a box that does not hold the molecule, options out of
-    range, or a folder in use.
+    `truth_1.mrc`..., and pictures. The same arguments and seed give the same bytes.
+
+    Example: halfmap simulate phantom --out sim --n 1000 --snr 0.1 --box 96 --pixel-size 2
+
+    Raises:
+        InputError: an unreadable source, a box that does not hold the molecule, options out of
+            range, or a folder in use.
     """
-    parameters = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("out", "seed", "overwrite", "quiet")
-    }
+    parameters = recorded(simulate, locals())
     sources = [source] if isinstance(source, str | Path) else list(source)
     if not sources:
         raise InputError("source: expected a map, a model or the word phantom, got nothing")
@@ -111,17 +216,6 @@ def simulate(
         raise InputError(
             f"--weights: expected one for each of the {len(sources)} sources, got {len(weights)}"
         )
-    if not snr > 0:
-        raise InputError(f"--snr {snr}: expected a number above 0 (inf for no noise)")
-    if not 0 <= noise_colour < math.inf:
-        raise InputError(f"--noise-colour {noise_colour}: expected 0 or more")
-    if box is not None and box < 8:
-        raise InputError(f"--box {box}: expected at least 8 pixels")
-    if pixel_size_angstrom is not None and not 0 < pixel_size_angstrom < math.inf:
-        raise InputError(f"--pixel-size {pixel_size_angstrom}: expected a size above 0 A")
-    if seed < 0:
-        raise InputError(f"--seed {seed}: expected 0 or more")
-    symmetry_matrices(symmetry or "C1")
     recipe = Recipe(
         n=n,
         seed=seed,
@@ -181,7 +275,7 @@ def simulate(
             f"{n} particles of {len(volumes)} volume{'s' * (len(volumes) > 1)}, box "
             f"{volumes[0].shape[0]}, {pixel:g} A"
         )
-    return Path(out)
+    return Simulated(Path(out), n)
 
 
 def load_volumes(

@@ -28,6 +28,7 @@ import numpy as np
 
 import halfmap
 from halfmap.errors import InputError
+from halfmap.options import NamedOption
 from halfmap.particles import load_particles
 from halfmap.workspace import earlier_job
 from halfmap.workspace.earlier_job import CHECKPOINT, JOB
@@ -42,20 +43,6 @@ from halfmap.workspace.machine import (
 
 EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
 _META = "__meta__"
-# a resumed job may differ in how and how long it runs, not in what it computes
-_FREE_ON_RESUME = {
-    "device",
-    "threads",
-    "memory",
-    "quiet",
-    "iterations",
-    "data_dir",
-    "out",
-    "overwrite",
-    "resume",
-    "seed",
-}
-_SCHEDULED = {"abinitio"}  # commands for which how long they run is part of what they compute
 
 
 class JobStopped(KeyboardInterrupt):
@@ -95,16 +82,19 @@ class Job:
         seed: int,
         overwrite: bool = False,
         resume: bool = False,
+        options: Sequence[NamedOption] = (),
     ) -> Self:
         """Make (or with `resume` reopen) the job folder `out` and write `job.json` with status
         `running`.
 
-        `parameters` are the keyword arguments of the public function `halfmap.<command>`, so that
-        `resume` can call it again. With `overwrite` the earlier job is set aside (see `replaced`)
-        until this one has saved its first checkpoint or finished. Raises `InputError` when `out` is
-        in use: a non-empty folder without `overwrite` or `resume`; with `overwrite` a folder that
-        is no job folder or holds an input; a folder in which a process is at work; with `resume`
-        another command or other parameters.
+        `parameters` are the arguments of the public function `halfmap.<command>` by name, so that
+        `resume` can call it again; `options` are those of that function: they say which of them a
+        resumed job may change, and what an option is that the job was started without. With
+        `overwrite` the earlier job is set aside (see `earlier_job`) until this one has saved its
+        first checkpoint or finished. Raises `InputError` when `out` is in use: a non-empty folder
+        without `overwrite` or `resume`; with `overwrite` a folder that is no job folder or holds an
+        input; a folder in which a process is at work; with `resume` another command or other
+        parameters.
         """
         if seed < 0:
             raise InputError(f"--seed {seed}: expected 0 or more")
@@ -128,7 +118,7 @@ class Job:
                     f"--out {out}: no {JOB} there, so there is nothing to resume; run halfmap "
                     f"{command} without resume"
                 )
-            _check_same(previous, command, asked, seed, out)
+            _check_same(previous, command, asked, seed, out, options)
         elif folder.exists() and any(folder.iterdir()):
             _check_may_overwrite(folder, previous, asked, overwrite, out)
         made = [one for one in (folder, *folder.parents) if not one.exists()]
@@ -360,66 +350,25 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str
     return arrays, meta
 
 
-def resume(
-    folder: str | Path,
-    *,
-    device: str | None = None,
-    threads: int | None = None,
-    memory: int | None = None,
-    quiet: bool = False,
-) -> Any:
-    """Go on with the job in `folder`: call `halfmap.<command>` with the saved parameters, from the
-    working directory it was started in.
-
-    `device`, `threads` and `memory` (bytes) replace the saved ones where given: another machine may
-    go on with a job. Returns what that function returns. Raises `InputError` where `folder` is no
-    job folder, is finished, or its command cannot go on.
-    """
-    earlier_job.recover(Path(folder))
-    record = read_job(folder)
-    if record["status"] == "finished":
-        raise InputError(
-            f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} "
-            "shows it"
-        )
-    # asked of __getattr__ because a module of that name, once imported, hides the function
-    # (halfmap.reconstruct is both)
-    function: Any = halfmap.__getattr__(record["command"])
-    accepted = inspect.signature(function).parameters
-    if not _can_resume(record["command"]):
-        raise InputError(
-            f"{folder}: halfmap {record['command']} starts from the beginning; run it again with "
-            "--overwrite"
-        )
-    changed = {
-        name: value
-        for name, value in (("device", device), ("threads", threads), ("memory", memory))
-        if value is not None
-    }
-    options = {"seed": record["seed"], "overwrite": False, "quiet": quiet, **changed}
-    arguments = {
-        **record["parameters"],
-        **{name: value for name, value in options.items() if name in accepted},
-    }
-    arguments |= {"out": Path(folder).absolute(), "resume": True}
-    where = record.get("working_directory", ".")
-    with contextlib.chdir(where if os.path.isdir(where) else "."):
-        return function(**arguments)
-
-
-def _can_resume(command: str) -> bool:
-    function: Any = halfmap.__getattr__(command) if command in halfmap._PUBLIC else None
+def can_resume(command: str) -> bool:
+    """Whether `halfmap.<command>` is a function that goes on with a job."""
+    function: Any = getattr(halfmap, command) if command in halfmap._PUBLIC else None
     return function is not None and "resume" in inspect.signature(function).parameters
 
 
 def _how_to_go_on(command: str, folder: Path) -> str:
-    if _can_resume(command):
+    if can_resume(command):
         return f"go on with: halfmap resume {folder}"
     return f"halfmap {command} starts from the beginning: run it again with --overwrite"
 
 
 def _check_same(
-    previous: dict[str, Any], command: str, asked: dict[str, Any], seed: int, out: str | Path
+    previous: dict[str, Any],
+    command: str,
+    asked: dict[str, Any],
+    seed: int,
+    out: str | Path,
+    options: Sequence[NamedOption],
 ) -> None:
     if previous["command"] != command:
         raise InputError(
@@ -431,9 +380,11 @@ def _check_same(
             f"--seed {seed}: the job in {out} was started with seed {previous['seed']}; use: "
             f"halfmap resume {out}"
         )
-    free = _FREE_ON_RESUME - {"iterations"} if command in _SCHEDULED else _FREE_ON_RESUME
+    free = {one.name for one in options if one.option.free_on_resume} | {"seed"}
+    # a job of an earlier version may lack an option that has come since
+    started = {**_plain({one.name: one.default for one in options}), **previous["parameters"]}
     for name in sorted((asked.keys() | previous["parameters"].keys()) - free):
-        before, now = previous["parameters"].get(name), asked.get(name)
+        before, now = started.get(name), asked.get(name)
         if before != now:
             raise InputError(
                 f"{name}={now!r}: the job in {out} was started with {before!r}; use: halfmap "
@@ -457,7 +408,7 @@ def _check_may_overwrite(
         state = read_job(folder)["status"]
         go_on = (
             f"go on with halfmap resume {out}, "
-            if state != "finished" and _can_resume(previous["command"])
+            if state != "finished" and can_resume(previous["command"])
             else ""
         )
         what = f"holds a {state} halfmap {previous['command']} job"

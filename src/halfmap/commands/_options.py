@@ -1,0 +1,218 @@
+"""Options that several commands share: one name, one meaning, one help line.
+
+Light on purpose: the command line reads a command's signature with the names of this file alone,
+without importing what the command computes with.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from halfmap.options import Option
+
+__all__ = ["Annotated", "Literal", "Option", "Path", "Sequence"]
+
+Method3D = Literal["ml", "projection-matching"]
+Method2D = Literal["ml", "template"]
+Search = Literal["adaptive", "branch-and-bound"]
+Start = Literal["kmeans++", "random"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of `8GB`, `500 MB`, `1.5T` or a plain number."""
+    units = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    trimmed = text.strip().upper().removesuffix("B").removesuffix("I").strip()
+    number, unit = (
+        (trimmed[:-1], trimmed[-1]) if trimmed[-1:] in units and trimmed else (trimmed, "")
+    )
+    try:
+        size = float(number) * units[unit]
+    except ValueError:
+        size = 0
+    if not 0 < size < 1e18:
+        raise ValueError("a size such as 8GB or 500MB")
+    return int(size)
+
+
+def parse_classes(text: str) -> list[int]:
+    """Class numbers of `1,4,7` or `1-3,8`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if (
+            not first.isdecimal()
+            or not (last or "1").isdecimal()
+            or not 1 <= int(first) <= int(last or first)
+        ):
+            raise ValueError(f"class numbers from 1 such as 1,4,7 or 1-5, found '{part.strip()}'")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def parse_numbers(text: str) -> list[float]:
+    """The numbers of `2,1,1`."""
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError("numbers with commas between, such as 2,1,1") from None
+
+
+def check_symmetry(name: str) -> None:
+    """Refuse what is no point group.
+
+    Raises:
+        InputError: which ones there are.
+    """
+    from halfmap.symmetry import symmetry_matrices
+
+    symmetry_matrices(name)
+
+
+ParticlesFile = Annotated[
+    str | Path,
+    Option(
+        "Particles: RELION STAR of any version, or cryoSPARC .cs",
+        flag="--particles",
+        metavar="STAR",
+    ),
+]
+OutFolder = Annotated[str | Path, Option("Job folder to make", metavar="DIR", recorded=False)]
+Symmetry = Annotated[
+    str,
+    Option(
+        "Point group in RELION's orientation, such as C1, C4, D2, T, O or I",
+        metavar="G",
+        check=check_symmetry,
+    ),
+]
+Diameter = Annotated[
+    float | None,
+    Option(
+        "Diameter of the particle, for the soft mask", unit="A", above=0, unset="0.9 of the box"
+    ),
+]
+DiameterOfReference = Annotated[
+    float | None,
+    Option(
+        "Diameter of the particle, for the soft mask",
+        unit="A",
+        above=0,
+        unset="from the reference",
+    ),
+]
+InitialLowpass = Annotated[
+    float | None, Option("Low-pass of the starting map", unit="A", above=0, unset="60 A")
+]
+Mask = Annotated[
+    str | Path | None, Option("Mask (MRC, values 0 to 1) in place of a sphere", metavar="MAP")
+]
+AngularStep = Annotated[
+    float | None,
+    Option(
+        "Angular step of the finer search grid",
+        unit="deg",
+        at_least=3,
+        at_most=30,
+        unset="7.5 degrees",
+        hint="poses are refined continuously from there",
+    ),
+]
+ShiftRange = Annotated[float, Option("Largest shift searched", unit="px", at_least=0)]
+ShiftStep = Annotated[float, Option("Step of the shift search", unit="px", above=0)]
+SearchOption = Annotated[
+    Search,
+    Option(
+        "How all orientations are searched: the best cells, or every cell that a bound cannot "
+        "exclude (slower; an image's best pose is missed with a stated probability only)"
+    ),
+]
+Local = Annotated[
+    bool,
+    Option("Search only around the poses in the particle file, held near them by a Gaussian prior"),
+]
+LocalRange = Annotated[
+    float | None,
+    Option(
+        "Range of a local search, three standard deviations of the rotation; the shift may move "
+        "as far as that moves the particle's rim",
+        unit="deg",
+        above=0,
+        unset="5 degrees",
+    ),
+]
+StackPixelSize = Annotated[
+    float | None,
+    Option(
+        "Pixel size of a bare stack (no STAR) whose header has none",
+        unit="A",
+        above=0,
+        metavar="ANGSTROM",
+        unset="the file's",
+    ),
+]
+WienerConstant = Annotated[
+    float | None,
+    Option(
+        "Constant k of the Wiener update num / (k + den)",
+        above=0,
+        metavar="K",
+        unset="1/SSNR from the half maps' FSC",
+    ),
+]
+TauFudge = Annotated[
+    float | None,
+    Option(
+        "T of the MAP update: 1 is what the half maps tell; more keeps more noise",
+        above=0,
+        metavar="T",
+        unset="1",
+    ),
+]
+Ctf = Annotated[
+    bool, Option("Correct for the CTF in the particle file, or take images as they are")
+]
+DataDir = Annotated[
+    str | Path | None,
+    Option(
+        "Further folder in which image stacks are looked for", metavar="DIR", free_on_resume=True
+    ),
+]
+Seed = Annotated[
+    int,
+    Option(
+        "Seed of everything random: the same seed gives the same result", at_least=0, metavar="N"
+    ),
+]
+Device = Annotated[
+    DeviceName,
+    Option("Where to compute; auto takes CUDA if there is one, else the CPU", free_on_resume=True),
+]
+Threads = Annotated[
+    int | None,
+    Option(
+        "CPU threads, up to the processors",
+        at_least=1,
+        metavar="N",
+        unset="all",
+        free_on_resume=True,
+    ),
+]
+# the annotation is what the function gets; who calls it may give text such as 8GB too
+Memory = Annotated[
+    int | None,
+    Option(
+        "Memory to stay below, for example 8GB",
+        above=0,
+        metavar="SIZE",
+        unset="half of the machine's",
+        parse=parse_memory,
+        free_on_resume=True,
+    ),
+]
+Overwrite = Annotated[bool, Option("Replace an earlier job in the folder", recorded=False)]
+OverwriteFile = Annotated[bool, Option("Replace the file if it exists", recorded=False)]
+Resume = Annotated[
+    bool, Option("Go on with the job in the folder", python_only=True, recorded=False)
+]
+Quiet = Annotated[bool, Option("No progress bar", free_on_resume=True)]

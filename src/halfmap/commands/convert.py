@@ -1,0 +1,60 @@
+"""Particle files from one program's dialect to another's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfmap.commands._options import Annotated, DataDir, Literal, Option, OverwriteFile
+from halfmap.errors import InputError
+from halfmap.io.convert import convert as convert_file
+from halfmap.options import command
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The file written, and what is to be said about it."""
+
+    path: Path
+    notes: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        return f"wrote {self.path}"
+
+
+@command
+def convert(
+    source: Annotated[
+        str | Path,
+        Option(
+            "STAR of any RELION version, or cryoSPARC .cs (its passthrough is found beside it)",
+            positional=True,
+            metavar="IN",
+        ),
+    ],
+    out: Annotated[str | Path, Option(".star or .cs", positional=True, metavar="OUT")],
+    *,
+    passthrough: Annotated[
+        str | Path | None,
+        Option("The .cs file with further columns, where it is not found beside IN", metavar="CS"),
+    ] = None,
+    relion: Annotated[
+        Literal["3.1", "3.0"],
+        Option("STAR to write: optics groups as in RELION 3.1 to 5, or one table"),
+    ] = "3.1",
+    data_dir: DataDir = None,
+    overwrite: OverwriteFile = False,
+) -> Converted:
+    """Convert a particle file: any STAR dialect or .cs in, STAR of RELION 3.1 (or 3.0) or .cs out.
+
+    The suffixes say from what to what; images need not be there.
+
+    Example: halfmap convert cryosparc_P1_J20_particles.cs particles.star
+
+    Raises:
+        InputError: unknown suffix, bad input, no pixel size, or `out` exists; for `.cs` also no
+            image size (no column, and no stack to look at).
+    """
+    if Path(out).exists() and not overwrite:
+        raise InputError(f"{out}: the file exists; choose another name, or --overwrite it")
+    notes = convert_file(source, out, passthrough, relion=relion, data_dir=data_dir)
+    return Converted(Path(out), notes)

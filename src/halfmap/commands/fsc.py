@@ -1,0 +1,107 @@
+"""How far two maps agree."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile, Seed
+from halfmap.errors import InputError
+from halfmap.options import command
+from halfmap.plots.pictures import save_fsc_plot
+from halfmap.resolution import Curve, HalfMapCurves, compare_maps, resolution_at, write_fsc_star
+
+THRESHOLDS = (0.5, 0.143)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The curves of two maps, and where they were written, if they were."""
+
+    curves: HalfMapCurves
+    path: Path | None
+
+    @property
+    def named_curves(self) -> dict[str, Curve]:
+        """Those there are, by what was done about the mask."""
+        named = {
+            "unmasked": self.curves.unmasked,
+            "masked": self.curves.masked,
+            "corrected for the mask": self.curves.corrected,
+        }
+        return {name: curve for name, curve in named.items() if curve is not None}
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The table of resolutions."""
+        head = f"{'resolution (Angstrom)':24}{'at 0.5':>10}{'at 0.143':>10}"
+        return head, *(
+            f"{name:24}" + "".join(_cell(resolution_at(curve, one)) for one in THRESHOLDS)
+            for name, curve in self.named_curves.items()
+        )
+
+    @property
+    def summary(self) -> str:
+        if self.path is None:
+            return ""
+        return f"wrote {self.path} and {self.path.with_suffix('.png')}"
+
+
+def _cell(resolution_angstrom: float) -> str:
+    finite = math.isfinite(resolution_angstrom)
+    return f"{resolution_angstrom:10.2f}" if finite else f"{'none':>10}"
+
+
+@command
+def fsc(
+    map1: Annotated[
+        str | Path,
+        Option("First map (MRC), for example half1.mrc", positional=True, metavar="MAP1"),
+    ],
+    map2: Annotated[
+        str | Path, Option("Second map, same box and pixel size", positional=True, metavar="MAP2")
+    ],
+    *,
+    mask: Mask = None,
+    diameter_angstrom: Annotated[
+        float | None,
+        Option(
+            "Diameter of a soft sphere in place of --mask", unit="A", above=0, unset="no sphere"
+        ),
+    ] = None,
+    out: Annotated[
+        str | Path | None,
+        Option(
+            "STAR file of the curves; a plot (.png) is written beside it",
+            metavar="STAR",
+            recorded=False,
+        ),
+    ] = None,
+    seed: Seed = 1,
+    overwrite: OverwriteFile = False,
+) -> Agreement:
+    """Fourier shell correlation of two maps, with its resolution at 0.5 and 0.143; with a mask it
+    is corrected for what the mask itself contributes, by phase randomisation.
+
+    Example: halfmap fsc half1.mrc half2.mrc --diameter 180 --out fsc.star
+
+    Raises:
+        InputError: a file cannot be read, boxes or pixel sizes differ, no pixel size, a map
+            constant or not finite, both or wrong masks, or `out` exists.
+    """
+    path = None if out is None else Path(out)
+    if path is not None:
+        if path.suffix != ".star":
+            raise InputError(f"--out {out}: expected the name of a table to write, ending in .star")
+        for file in (path, path.with_suffix(".png")):
+            if file.exists() and not overwrite:
+                raise InputError(
+                    f"{file}: the file exists; choose another name with --out, or --overwrite it"
+                )
+    curves = compare_maps(map1, map2, mask=mask, diameter_angstrom=diameter_angstrom, seed=seed)
+    found = Agreement(curves, path)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_fsc_star(path, curves)
+        title = f"{Path(map1).name} and {Path(map2).name}"
+        save_fsc_plot(path.with_suffix(".png"), found.named_curves, title=title)
+    return found
