@@ -208,10 +208,7 @@ def test_the_star_is_read_by_an_independent_reader(tmp_path) -> None:
 
 
 def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None:
-    import typer
-    from halfmap.cli.fsc import fsc
-    from typer.testing import CliRunner
-
+    import halfmap
     from halfmap.io.mrc import write_map
 
     a = _coloured(24, 3, seed=17)
@@ -220,21 +217,15 @@ def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None
     write_map(tmp_path / "b.mrc", b.numpy(), 2.0)
     write_map(tmp_path / "c.mrc", b.numpy(), 2.5)
     write_map(tmp_path / "d.mrc", b[:20, :20, :20].numpy(), 2.0)
-    app = typer.Typer()
-    app.command()(fsc)
     maps = [str(tmp_path / "a.mrc"), str(tmp_path / "b.mrc")]
-    result = CliRunner().invoke(
-        app, [*maps, "--diameter", "30", "--out", str(tmp_path / "fsc.star")]
-    )
-    assert result.exit_code == 0, result.output
+    result = halfmap.fsc(*maps, diameter_angstrom=30, out=tmp_path / "fsc.star")
     half = resolution_at(fourier_shell_correlation(a, b, pixel_size_angstrom=2.0), 0.5)
-    assert f"{half:.2f}" in result.output.splitlines()[1]
+    assert f"{half:.2f}" in result.lines[1]
     assert (tmp_path / "fsc.star").exists()
     assert (tmp_path / "fsc.png").stat().st_size > 1000
     for other, what in (("c.mrc", "pixel size"), ("d.mrc", "box is 20")):
-        error = CliRunner().invoke(app, [maps[0], str(tmp_path / other)]).exception
-        assert isinstance(error, InputError)
-        assert what in str(error)
+        with pytest.raises(InputError, match=what):
+            halfmap.fsc(maps[0], tmp_path / other)
     with pytest.raises(InputError, match="at most one"):
         compare_maps(*maps, mask=maps[0], diameter_angstrom=30.0)
     with pytest.raises(InputError, match="at most the box"):

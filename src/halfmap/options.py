@@ -92,17 +92,18 @@ class NamedOption:
     def limits(self) -> str:
         """The limits and the unit in words: `3 to 30 degrees`, `more than 0 A`; empty without."""
         one = self.option
-        low, high = one.at_least, one.at_most
-        if one.above is not None:
-            words = f"more than {one.above:g}"
-        elif low is not None:
-            words = f"{low:g} to {high:g}" if high is not None else f"{low:g} or more"
+        if one.at_least is not None and one.at_most is not None:
+            words = [f"{one.at_least:g} to {one.at_most:g}"]
         else:
-            words = f"{high:g} or less" if high is not None else ""
-        if one.below is not None:
-            words += f"{', ' if words else ''}less than {one.below:g}"
+            limits = (
+                ("more than {:g}", one.above),
+                ("{:g} or more", one.at_least),
+                ("at most {:g}", one.at_most),
+                ("less than {:g}", one.below),
+            )
+            words = [text.format(limit) for text, limit in limits if limit is not None]
         unit = _UNIT_WORDS.get(one.unit, one.unit)
-        return f"{words} {unit}".strip() if words else ""
+        return f"{' and '.join(words)} {unit}".strip() if words else ""
 
     @property
     def description(self) -> str:
@@ -116,7 +117,7 @@ class NamedOption:
         Raises:
             InputError: of another type, outside the limits, none of the choices.
         """
-        if value is None and (self.optional or self.default is None):
+        if value is None and self.optional:
             return None
         try:
             if isinstance(value, str) and self.option.parse is not None:
@@ -216,7 +217,7 @@ def _named(parameter: inspect.Parameter) -> NamedOption:
         option = next((note for note in notes if isinstance(note, Option)), option)
     members = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
     optional = NoneType in members
-    rows = [one for one in members if get_origin(one) in (Sequence, tuple)]
+    rows = [one for one in members if get_origin(one) in (Sequence, list, tuple)]
     pairs = [get_args(one) for one in rows if get_origin(one) is tuple]
     inner = {one for row in rows for one in _members(get_args(row)[0])}
     single = {one for member in members if member not in rows for one in _members(member)}

@@ -496,15 +496,12 @@ def test_bad_requests_are_refused_and_leave_no_folder(tmp_path) -> None:
     refused("no defocus columns", path=tmp_path / "bare.star")
 
 
-def test_restore_command(tmp_path) -> None:
-    import typer
-    from halfmap.cli.restore import restore as command
-    from typer.testing import CliRunner
+def test_restore_command(tmp_path, capsys) -> None:
+    from halfmap.cli.main import run
 
     _particles_on_disk(tmp_path, 12, noise=0.1)
-    app = typer.Typer()
-    app.command()(command)
     arguments = [
+        "restore",
         "--particles",
         str(tmp_path / "particles.star"),
         "--method",
@@ -515,7 +512,9 @@ def test_restore_command(tmp_path) -> None:
         "1",
         "--quiet",
     ]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    assert "11 images, 1 set aside" in result.output
-    assert "0.143" in result.output
+    with pytest.raises(SystemExit) as left:
+        run(arguments)
+    told = capsys.readouterr()
+    assert left.value.code == 0, told.err
+    assert "11 images, 1 set aside" in told.out
+    assert "0.143" in told.out

@@ -9,10 +9,8 @@ import gemmi
 import numpy as np
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from halfmap.cli import simulate as command
+from halfmap.cli.main import run
 from halfmap.commands.simulate import load_volumes, simulate
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane
@@ -455,11 +453,10 @@ def test_a_map_without_voxel_size_or_with_nan_is_refused(tmp_path: Path) -> None
         load_volumes([tmp_path / "nan.mrc"])
 
 
-def test_the_command(tmp_path: Path) -> None:
-    app = typer.Typer()
-    app.command()(command.simulate)
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blobs = _write_blobs(tmp_path)
     arguments = [
+        "simulate",
         str(blobs),
         "--out",
         str(tmp_path / "job"),
@@ -473,14 +470,16 @@ def test_the_command(tmp_path: Path) -> None:
         "--weights",
         "1",
     ]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
+    with pytest.raises(SystemExit) as left:
+        run(arguments)
+    out, _ = capsys.readouterr()
+    assert left.value.code == 0
+    assert out == f"simulate: 4 particles in {tmp_path / 'job' / 'particles.star'}\n"
     assert len(_table(tmp_path / "job" / "particles.star")) == 4
-    bad = CliRunner().invoke(
-        app,
-        [str(blobs), "--out", str(tmp_path / "no"), "--n", "4", "--snr", "1", "--weights", "a,b"],
-    )
-    assert isinstance(bad.exception, InputError)
+    with pytest.raises(SystemExit) as left:
+        run([*arguments[:3], str(tmp_path / "no"), *arguments[4:-1], "a,b"])
+    assert left.value.code == 2
+    assert "--weights a,b: expected numbers with commas between" in capsys.readouterr().err
 
 
 @pytest.mark.shared

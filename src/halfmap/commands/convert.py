@@ -31,7 +31,9 @@ def convert(
             metavar="IN",
         ),
     ],
-    out: Annotated[str | Path, Option(".star or .cs", positional=True, metavar="OUT")],
+    out: Annotated[
+        str | Path, Option("File to write, .star or .cs", positional=True, metavar="OUT")
+    ],
     *,
     passthrough: Annotated[
         str | Path | None,

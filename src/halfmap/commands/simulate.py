@@ -90,7 +90,12 @@ def simulate(
     ],
     box: Annotated[
         int | None,
-        Option("Box", unit="px", at_least=8, unset="the map's, or 1.25 times the molecule"),
+        Option(
+            "Box width of the images",
+            unit="px",
+            at_least=8,
+            unset="the map's, or 1.25 times the molecule",
+        ),
     ] = None,
     pixel_size_angstrom: Annotated[
         float | None, Option("Pixel size", unit="A", above=0, unset="the map's, or 2 A")
