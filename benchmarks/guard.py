@@ -133,12 +133,17 @@ def record(out: Path, source: Path) -> None:
         at = work / name
         files = sorted(at.rglob("*")) if at.is_dir() else sorted(work.glob(f"{at.stem}*"))
         digests[name] = {
-            str(file.relative_to(work)): hashlib.sha256(file.read_bytes()).hexdigest()
+            str(file.relative_to(work)): digest(file, work)
             for file in files
             if file.suffix in RESULTS
         }
         print(f"{name}: {len(digests[name])} files", flush=True)
     out.write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def digest(file: Path, work: Path) -> str:
+    """Of a file's bytes; the folder of the whole run, which image names may hold, does not count."""
+    return hashlib.sha256(file.read_bytes().replace(str(work.resolve()).encode(), b".")).hexdigest()
 
 
 def halfmap(arguments: list[str], source: Path, cwd: Path) -> float:
