@@ -206,7 +206,7 @@ def _exhaustively(scene: Scene) -> Candidates:
     squared, phases = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane)
     parts = []
     for rows in torch.arange(len(scene.terms)).split(4):
-        some = scene.terms.take(rows)
+        some = scene.terms.select_images(rows)
         inside = ImageTerms(some.data[:, : len(plane)], some.power[:, : len(plane)])
         most = cross_terms(inside, phases, slices, plane).max(1)
         score = log_likelihood_score(most.values, slice_power(inside, squared, plane))

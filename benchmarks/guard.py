@@ -128,6 +128,7 @@ def record(out: Path, source: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     digests: dict[str, dict[str, str]] = {}
+    warm_kernels(source, work)
     for name, command in {**simulations(), **jobs()}.items():
         halfmap([*command, "--out", name], source, work)
         at = work / name
@@ -139,6 +140,15 @@ def record(out: Path, source: Path) -> None:
         }
         print(f"{name}: {len(digests[name])} files", flush=True)
     out.write_text(json.dumps(digests, indent=1) + "\n")
+
+
+def warm_kernels(source: Path, work: Path) -> None:
+    """Compile the kernels: what a process compiles itself and what it reads from the cache later
+    may differ in the last bits."""
+    halfmap([*simulations()["sim_C1"], "--out", "warm_sim"], source, work)
+    for name in ("refine_C1_ml_adaptive", "class2d_C1_ml", "reconstruct_C1.mrc"):
+        command = [word.replace("sim_C1", "warm_sim") for word in jobs()[name]]
+        halfmap([*command, "--out", f"warm_{name}"], source, work)
 
 
 def digest(file: Path, work: Path) -> str:

@@ -103,7 +103,7 @@ def open_job(
     problem, settings = opened.problem, opened.settings
     references = opened.start[None].repeat(2, 1, 1, 1, 1)
     method = make_method("ml", problem, settings)
-    true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).take(
+    true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).select_images(
         torch.arange(len(problem.particles))
     )
     return OpenedVolumes(
@@ -166,7 +166,7 @@ def grey_scale(opened: OpenedVolumes, state: State, true_map: Float[Tensor, "N N
     """The scale s at which the images fit the map best at their true poses, `sum Re(conj(C X) R) /
     sum C^2 |R|^2` weighed by the noise."""
     problem, rows = opened.problem, torch.arange(min(200, len(opened.true_poses)))
-    poses, plane = opened.true_poses.take(rows), problem.plane
+    poses, plane = opened.true_poses.select_images(rows), problem.plane
     terms = load_batch(
         problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images
     ).scored

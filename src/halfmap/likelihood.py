@@ -9,6 +9,7 @@ with w the half-plane weights. Everything that any method asks of an image and a
 function of a and b.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class ImageTerms:
     def __len__(self) -> int:
         return len(self.data)
 
-    def take(self, index: Tensor) -> "ImageTerms":
+    def select_images(self, index: Tensor) -> "ImageTerms":
         return ImageTerms(self.data[index], self.power[index])
 
 
@@ -115,3 +116,36 @@ def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float
 def log_likelihood_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image."""
     return a - b / 2
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a pose is judged by: `value(a, b)` is compared between poses of an image, and
+    `log_evidence(value)` is the log likelihood that it stands for, up to a constant per image.
+
+    `free_scale` tells that the value is that of the reference's best scale s = a / b in the image,
+    so that references may be on any grey scale; else s is 1.
+    """
+
+    name: str
+    value: Callable[[Tensor, Tensor], Tensor]
+    log_evidence: Callable[[Tensor], Tensor]
+    free_scale: bool
+
+    def __call__(self, a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.value(a, b)
+
+
+def evidence_at_best_scale(correlation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`a^2 / 2b` with the sign of a: the log likelihood at the best scale, from `a / sqrt(b)`."""
+    return correlation * correlation.abs() / 2
+
+
+def _itself(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return value
+
+
+CORRELATION = Score(
+    "correlation coefficient", correlation_score, evidence_at_best_scale, free_scale=True
+)
+LOG_LIKELIHOOD = Score("log likelihood", log_likelihood_score, _itself, free_scale=False)

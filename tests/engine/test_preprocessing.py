@@ -273,8 +273,8 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
         batch = Batch(
             part,
             group[part],
-            terms.take(part),
-            terms.take(part),
+            terms.select_images(part),
+            terms.select_images(part),
             stored[part],
             transfer[part],
             flag[part],

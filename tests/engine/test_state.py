@@ -86,9 +86,11 @@ def test_put_returns_a_copy_and_take_reads_it_back():
     changed = poses.put(index, new)
     for name in (f.name for f in fields(Poses)):
         assert torch.equal(getattr(poses, name), getattr(kept, name))
-        assert torch.equal(getattr(changed.take(index), name), getattr(new, name))
+        assert torch.equal(getattr(changed.select_images(index), name), getattr(new, name))
         rest = torch.tensor([1, 2, 3, 5, 6, 8])
-        assert torch.equal(getattr(changed.take(rest), name), getattr(kept.take(rest), name))
+        assert torch.equal(
+            getattr(changed.select_images(rest), name), getattr(kept.select_images(rest), name)
+        )
 
 
 def _candidates(b: int, n: int) -> Candidates:

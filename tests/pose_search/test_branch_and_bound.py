@@ -53,7 +53,7 @@ def _exhaustively(scene, settings: SearchSettings) -> tuple[Candidates, int]:
     squared, phases = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane)
     parts = []
     for rows in torch.arange(len(scene.terms)).split(4):
-        some = scene.terms.take(rows)
+        some = scene.terms.select_images(rows)
         most = cross_terms(some, phases, slices, plane).max(1)
         score = settings.score(most.values, slice_power(some, squared, plane))
         best = torch.topk(score, 200, dim=1)

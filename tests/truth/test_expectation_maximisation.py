@@ -227,7 +227,9 @@ def expectation(model: Model, references: torch.Tensor) -> Expectation:
         gamma = PosteriorWeights(
             image, reference, model.shifts[shift], weight, model.rotations, model.classes
         )
-        accumulate(sums, slice_terms(terms.take(part), gamma, plane), gamma, plane, IDENTITY)
+        accumulate(
+            sums, slice_terms(terms.select_images(part), gamma, plane), gamma, plane, IDENTITY
+        )
     w = torch.einsum("btm,bj->mj", posterior.float(), terms.power)
     return Expectation(float(log_likelihood), hermitian_mates(sums), slices, w)
 

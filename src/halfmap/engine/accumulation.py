@@ -4,13 +4,11 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from halfmap.engine.pose_prior import Prior
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
-from halfmap.so3 import compose, direction_pixels
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:
@@ -101,29 +99,3 @@ def accumulate(
         classes=gamma.classes,
         symmetry=symmetry,
     )
-
-
-def prior_sums(
-    prior: Prior, gamma: PosteriorWeights, symmetry: Float[Tensor, "G 3 3"]
-) -> Float[Tensor, " P"]:
-    """What Gamma says of the prior, as one vector that processes can add: weight per class and
-    direction (K D), the weight and the summed square of the shifts. A direction counts for all of
-    its symmetry mates, each 1 / G."""
-    n_classes, n_directions = prior.directions.shape
-    classes = gamma.classes[gamma.reference]
-    counts = gamma.weight.new_zeros(n_classes * n_directions)
-    if n_directions == 1:
-        counts.index_add_(0, classes, gamma.weight)
-    else:
-        weight = gamma.weight.new_zeros(len(gamma.rotations)).index_add_(
-            0, gamma.reference, gamma.weight
-        ) / len(symmetry)
-        for mate in symmetry.to(gamma.rotations):
-            counts.index_add_(
-                0,
-                gamma.classes * n_directions
-                + direction_pixels(compose(gamma.rotations, mate), prior.order),
-                weight,
-            )
-    squared = (gamma.weight * (gamma.shift_px**2).sum(-1)).sum()
-    return torch.cat([counts, torch.stack([gamma.weight.sum(), squared])])

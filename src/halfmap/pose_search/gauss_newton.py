@@ -6,7 +6,6 @@ likelihood), both of which are `-min |X - s C R|^2` over the pose, with the scal
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from halfmap.fourier import HalfPlane
 from halfmap.kernels import reference as torch_kernels
-from halfmap.likelihood import ImageTerms, correlation_score
+from halfmap.likelihood import CORRELATION, ImageTerms, Score
 from halfmap.projection import PADDING, FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
-Score = Callable[[Tensor, Tensor], Tensor]
 OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic model promises
 NEGLIGIBLE_GAIN = (
     0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
@@ -107,12 +105,6 @@ class Restraint:
     sigma_px: float
 
 
-def log_evidence(value: Float[Tensor, "..."], score: Score) -> Float[Tensor, "..."]:
-    """The log likelihood that a score stands for: itself, or for the correlation score s = a /
-    sqrt(b) that of the best scale, s |s| / 2 `= a^2 / 2b` with its sign."""
-    return value * value.abs() / 2 if score is correlation_score else value
-
-
 def refine_poses(
     references: FourierReferences,
     terms: ImageTerms,
@@ -126,7 +118,7 @@ def refine_poses(
     steps: int,
     largest_step_deg: float,
     largest_step_px: float,
-    score: Score = correlation_score,
+    score: Score = CORRELATION,
     restraint: Restraint | None = None,
     anchor: tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]] | None = None,
     improbable: float = math.inf,
@@ -143,7 +135,7 @@ def refine_poses(
     rotation about the view axis and the shift move.
     """
     n_samples = plane.size(radius)
-    free_scale = score is correlation_score
+    free_scale = score.free_scale
     anchor_rotations, anchor_shift = (rotations, shift_px) if anchor is None else anchor
     precision = rotations.new_zeros(5)
     if restraint is not None:
@@ -170,7 +162,7 @@ def refine_poses(
         return torch.cat([turn, shift_px - anchor_shift[rows]], 1)
 
     def objective(equations: Tensor, offset: Tensor) -> Tensor:
-        return log_evidence(score(equations[:, 0], equations[:, 1]), score) - 0.5 * (
+        return score.log_evidence(score(equations[:, 0], equations[:, 1])) - 0.5 * (
             precision * offset**2
         ).sum(1)
 
