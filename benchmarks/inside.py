@@ -17,8 +17,10 @@ from torch import Tensor
 from common import job_folder
 from halfmap.commands import _inputs, schedule, setup
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
-from halfmap.engine.loop import Method, Problem, iterate
+from halfmap.engine.loop import iterate
+from halfmap.engine.method import Method
 from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import Poses, State
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import squared_modulus

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from halfmap.commands import _inputs, _setup
-from halfmap.engine.loop import Problem
-from halfmap.engine.preprocessing import initial_noise, load_batch
+from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
     ImageTerms,

@@ -10,13 +10,11 @@ from halfmap.engine.preprocessing import (
     Batch,
     ImageSettings,
     batches,
-    initial_noise,
     load_batch,
     mask_particles,
-    noise_from_sums,
     normalise,
-    residuals,
 )
+from halfmap.engine.residuals import initial_noise, noise_from_sums, residuals
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
 from halfmap.io.mrc import StackWriter

@@ -34,6 +34,7 @@ from halfmap.fourier import (
 )
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import (
+    LOG_LIKELIHOOD,
     ImageTerms,
     cross_terms,
     image_terms,
@@ -439,7 +440,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
         2.0,
         angular_step_deg=step,
         shift_range_px=1.5,
-        score=log_likelihood_score,
+        score=LOG_LIKELIHOOD,
         prior=flat,
     )
     plan = search.prepare_search(

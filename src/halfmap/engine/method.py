@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -100,6 +100,7 @@ class Update:
     recentring_px: Float[Tensor, "K 2"] | None = None
 
 
+@runtime_checkable
 class Statistic(Protocol[Partial]):
     """Whatever an iteration sums over images and posterior weights beside the two sums.
 

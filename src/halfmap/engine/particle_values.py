@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from halfmap.distributed import all_sum
@@ -16,7 +16,7 @@ Posed = TypeVar("Posed", Poses, Candidates)
 
 
 def gather_over_processes(
-    before: Own, found: list[tuple[Int[Tensor, " B"], Own]], used: Bool[Tensor, " N"]
+    before: Own, found: list[tuple[Tensor, Own]], used: Bool[Tensor, " N"]
 ) -> Own:
     """The new values of all processes together; particles that were not used keep theirs."""
     gathered = []
