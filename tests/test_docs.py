@@ -22,7 +22,9 @@ PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # commands there are those of the commit that was measured
 RECORDS = sorted((ROOT / "docs" / "benchmarks").glob("*.md"))
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
-COMMANDS = typer.main.get_command(app).commands
+GROUP = typer.main.get_command(app)
+_CONTEXT = GROUP.make_context("halfmap", [], resilient_parsing=True)
+COMMANDS = {n: GROUP.resolve_command(_CONTEXT, [n])[1] for n in GROUP.list_commands(_CONTEXT)}
 
 FENCED = re.compile(r"^```[a-z]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
