@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 SHARED_DATA = Path(
@@ -40,3 +41,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"third-party data not found at {SHARED_DATA} (set HALFMAP_SHARED_DATA)")
     return SHARED_DATA
+
+
+# every device there is; "torch" is the CPU with the kernels that an accelerator would run
+DEVICES = [
+    "cpu",
+    "torch",
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch) -> torch.device:
+    """Each device in turn; `-k cuda` picks one."""
+    if request.param == "torch":
+        monkeypatch.setenv("HALFMAP_KERNELS", "torch")
+    return torch.device("cpu" if request.param == "torch" else request.param)

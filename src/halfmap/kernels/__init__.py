@@ -26,7 +26,7 @@ from halfmap.kernels import reference
 SWITCH = "HALFMAP_KERNELS"
 # samples (slices or poses times frequencies) that the torch kernels work on at a time: they hold
 # about 200 bytes each on the way to a slice, twice that for pose equations
-_SAMPLES_AT_ONCE = 4_000_000
+SAMPLES_AT_ONCE = 4_000_000
 # squared, of a rotation's rows: 1 to rounding; a grid has a margin of two cells around its radius
 _LONGEST_ROW = 1.001
 
@@ -207,8 +207,8 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 
 def _parts(n: int, samples_each: int) -> Iterator[slice]:
-    """Consecutive parts of n slices or poses that fit `_SAMPLES_AT_ONCE`."""
-    size = max(1, _SAMPLES_AT_ONCE // max(1, samples_each))
+    """Consecutive parts of n slices or poses that fit `SAMPLES_AT_ONCE`."""
+    size = max(1, SAMPLES_AT_ONCE // max(1, samples_each))
     return (slice(start, start + size) for start in range(0, n, size))
 
 
