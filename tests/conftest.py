@@ -52,9 +52,19 @@ DEVICES = [
 ]
 
 
+def _use(name: str, monkeypatch) -> torch.device:
+    if name == "torch":
+        monkeypatch.setenv("HALFMAP_KERNELS", "torch")
+    return torch.device("cpu" if name == "torch" else name)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch) -> torch.device:
     """Each device in turn; `-k cuda` picks one."""
-    if request.param == "torch":
-        monkeypatch.setenv("HALFMAP_KERNELS", "torch")
-    return torch.device("cpu" if request.param == "torch" else request.param)
+    return _use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=DEVICES[1:])
+def other_device(request, monkeypatch) -> torch.device:
+    """Each but the CPU with its own kernels."""
+    return _use(request.param, monkeypatch)
