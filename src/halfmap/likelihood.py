@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.fourier import HalfPlane
 
 
@@ -37,6 +38,7 @@ class ImageTerms:
         return ImageTerms(self.data[index], self.power[index])
 
 
+@takes_arrays
 def image_terms(
     transforms: Complex[Tensor, "B J"],
     ctf: Float[Tensor, "B J"],
@@ -59,6 +61,7 @@ def image_terms(
     return ImageTerms(data, power)
 
 
+@takes_arrays
 def cross_terms(
     terms: ImageTerms,
     phases: Complex[Tensor, "T J"],
@@ -75,6 +78,7 @@ def cross_terms(
     return product.view(len(terms), len(phases), len(slices))
 
 
+@takes_arrays
 def slice_power(
     terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane
 ) -> Float[Tensor, "B M"]:
@@ -82,6 +86,7 @@ def slice_power(
     return (terms.power * plane.hermitian_weight) @ squared
 
 
+@takes_arrays
 def cross_terms_own(
     terms: ImageTerms,
     phases: Complex[Tensor, "T J"],
@@ -95,6 +100,7 @@ def cross_terms_own(
     )
 
 
+@takes_arrays
 def slice_power_own(
     terms: ImageTerms, squared: Float[Tensor, "B M J"], plane: HalfPlane
 ) -> Float[Tensor, "B M"]:
@@ -102,17 +108,20 @@ def slice_power_own(
     return torch.bmm(squared, (terms.power * plane.hermitian_weight)[..., None])[..., 0]
 
 
+@takes_arrays
 def squared_modulus(slices: Complex[Tensor, "*M J"]) -> Float[Tensor, "*M J"]:
     """|R|^2."""
     return torch.view_as_real(slices).square().sum(-1)
 
 
+@takes_arrays
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images,
     times a constant per image."""
     return a / b.clamp(min=1e-20).sqrt()
 
 
+@takes_arrays
 def log_likelihood_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image."""
     return a - b / 2

@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from halfmap import kernels
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
-from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
 
@@ -49,31 +49,11 @@ def _gathered(
     `shift_px[e]`."""
     order = torch.argsort(to, stable=True)
     starts = torch.nn.functional.pad(torch.bincount(to, minlength=n_out).cumsum(0), (1, 0))
-    of, shift_px, weight = of[order], shift_px[order].contiguous(), weight[order]
-    kx, ky, n = plane.kx.float(), plane.ky.float(), len(plane)
-    if weight.device.type != "cpu":
-        return ImageTerms(
-            *torch_kernels.gather(
-                rows.data[:, :n], rows.power[:, :n], of, shift_px, weight, starts, kx, ky, plane.box
-            )
-        )
-    from halfmap.kernels import cpu
-
-    values, weights = torch.empty(n_out, n, dtype=torch.complex64), torch.empty(n_out, n)
-    cpu.gather(
-        torch.view_as_real(rows.data).numpy(),
-        rows.power.numpy(),
-        of.numpy(),
-        shift_px.numpy(),
-        weight.numpy(),
-        starts.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        plane.box,
-        torch.view_as_real(values).numpy(),
-        weights.numpy(),
+    entries = of[order], shift_px[order], weight[order]
+    kx, ky = plane.kx.float(), plane.ky.float()
+    return ImageTerms(
+        *kernels.gather(rows.data, rows.power, *entries, starts, kx, ky, box=plane.box)
     )
-    return ImageTerms(values, weights)
 
 
 def accumulate(

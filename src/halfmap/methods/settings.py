@@ -16,10 +16,11 @@ class Settings:
 
     `resolution_threshold` is the correlation that sets the resolution: 0.143 between independent
     halves; 0.5 where both halves were aligned to one reference, whose noise they then share.
-    `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share what lies below
-    `join_halves_angstrom`, once they agree beyond it. Orientations are searched by branch and
-    bound, or on the adaptive grid. References are multiplied by `reference_mask`; the correlation
-    of halves is taken inside `fsc_mask`; images have a mask of their own (`ImageSettings`).
+    `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share
+    what lies below `join_halves_angstrom`, once they agree beyond it. Orientations are searched by
+    branch and bound, or on the adaptive grid. References are multiplied by `reference_mask`; the
+    correlation of halves is taken inside `fsc_mask`; images have a mask of their own
+    (`ImageSettings`).
     """
 
     search: SearchSettings

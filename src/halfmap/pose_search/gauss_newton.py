@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap import kernels
 from halfmap.fourier import HalfPlane
-from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import CORRELATION, ImageTerms, Score
 from halfmap.projection import PADDING, FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
@@ -22,7 +22,6 @@ OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic mo
 NEGLIGIBLE_GAIN = (
     0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
 )
-_UPPER = torch.triu_indices(5, 5)
 
 
 def pose_equations(
@@ -38,41 +37,21 @@ def pose_equations(
 ) -> Float[Tensor, "M 27"]:
     """The 27 sums of `kernels.reference.pose_equations` over the first n_samples of the plane, for
     poses of images `image` of the batch."""
-    kx, ky, weight = plane.kx.float(), plane.ky.float(), plane.hermitian_weight
-    if rotations.device.type != "cpu":
-        return torch_kernels.pose_equations(
-            references.grid,
-            rotations,
-            shift_px,
-            classes,
-            terms.data[image, :n_samples],
-            terms.power[image, :n_samples],
-            kx[:n_samples],
-            ky[:n_samples],
-            weight[:n_samples],
-            plane.box,
-            PADDING,
-        )
-    from halfmap.kernels import cpu
-
-    out = torch.empty(len(rotations), 27)
-    cpu.pose_equations(
-        torch.view_as_real(references.grid).numpy(),
-        rotations.contiguous().numpy(),
-        shift_px.contiguous().numpy(),
-        classes.contiguous().numpy(),
-        image.contiguous().numpy(),
-        torch.view_as_real(terms.data).numpy(),
-        terms.power.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        weight.numpy(),
-        n_samples,
-        plane.box,
-        PADDING,
-        out.numpy(),
+    return kernels.pose_equations(
+        references.grid,
+        rotations,
+        shift_px,
+        classes,
+        image,
+        terms.data,
+        terms.power,
+        plane.kx.float(),
+        plane.ky.float(),
+        plane.hermitian_weight,
+        n_samples=n_samples,
+        box=plane.box,
+        padding=PADDING,
     )
-    return out
 
 
 def gauss_newton_system(
@@ -85,8 +64,9 @@ def gauss_newton_system(
     """
     a, b, u, h = equations[:, 0], equations[:, 1], equations[:, 2:7], equations[:, 7:12]
     gram = equations.new_zeros(len(equations), 5, 5)
-    gram[:, _UPPER[0], _UPPER[1]] = equations[:, 12:]
-    gram[:, _UPPER[1], _UPPER[0]] = equations[:, 12:]
+    row, column = torch.triu_indices(5, 5, device=equations.device)
+    gram[:, row, column] = equations[:, 12:]
+    gram[:, column, row] = equations[:, 12:]
     if not free_scale:
         return u - h, gram
     b = b.clamp(min=1e-20)
