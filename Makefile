@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO ?= demo
 
-.PHONY: install demo test test-all check benchmarks clean
+.PHONY: install demo test test-all check benchmarks device-check clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test-all: check
 
 benchmarks: install
 	$(BIN)/python benchmarks/run.py
+
+# tests and whole jobs on the GPU, under 8 minutes
+device-check: install
+	$(BIN)/python benchmarks/device_check.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo

@@ -15,6 +15,7 @@ from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.state import Candidates
 from halfmap.fourier import half_plane, lowpass, shift_phases
 from halfmap.likelihood import (
+    LOG_LIKELIHOOD,
     ImageTerms,
     cross_terms,
     log_likelihood_score,
@@ -89,7 +90,7 @@ def _scene(snr: float) -> Scene:
         shift_sigma_px=search.shift_range_px / 2,
         device=torch.device("cpu"),
     )
-    settings = replace(search, score=log_likelihood_score, prior=prior)
+    settings = replace(search, score=LOG_LIKELIHOOD, prior=prior)
     shift_px = opened.true_poses.shift_px
     rows = torch.nonzero(shift_px.norm(dim=1) < search.shift_range_px - 0.5)[
         :, 0
@@ -206,7 +207,7 @@ def _exhaustively(scene: Scene) -> Candidates:
     squared, phases = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane)
     parts = []
     for rows in torch.arange(len(scene.terms)).split(4):
-        some = scene.terms.take(rows)
+        some = scene.terms.select_images(rows)
         inside = ImageTerms(some.data[:, : len(plane)], some.power[:, : len(plane)])
         most = cross_terms(inside, phases, slices, plane).max(1)
         score = log_likelihood_score(most.values, slice_power(inside, squared, plane))

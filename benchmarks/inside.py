@@ -15,13 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common import job_folder
-from halfmap.commands import _inputs, schedule, setup
+from halfmap.commands import _inputs, _setup
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
-from halfmap.engine.loop import Method, Problem, iterate
+from halfmap.engine.loop import iterate
+from halfmap.engine.method import Method
 from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import Poses, State
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import squared_modulus
+from halfmap.methods import search_schedule
 from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
@@ -93,7 +96,7 @@ def open_job(
         seed=1,
         memory=None,
     )
-    device = setup.use_device("cpu", threads)
+    device = _setup.use_device("cpu", threads)
     job = Job.create("refine", {}, job_folder("inside"), seed=1, overwrite=True)
     with job, Progress("benchmark", quiet=True) as progress:
         matched = "own" if len(maps) == 1 else "other"
@@ -103,7 +106,7 @@ def open_job(
     problem, settings = opened.problem, opened.settings
     references = opened.start[None].repeat(2, 1, 1, 1, 1)
     method = make_method("ml", problem, settings)
-    true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).take(
+    true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).select_images(
         torch.arange(len(problem.particles))
     )
     return OpenedVolumes(
@@ -116,9 +119,10 @@ def open_job(
 
 
 def looks_everywhere(settings: Settings, state: State) -> bool:
-    """Whether the next iteration searches all orientations (`schedule.prepare`)."""
+    """Whether the next iteration searches all orientations (`search_schedule.prepare`)."""
     return not (
-        schedule.is_settled(settings, state) and (state.iteration + 1) % schedule.GLOBAL_CHECK_EVERY
+        search_schedule.is_settled(settings, state)
+        and (state.iteration + 1) % search_schedule.GLOBAL_CHECK_EVERY
     )
 
 
@@ -141,7 +145,7 @@ def settled(state: State) -> State:
     """The state as if the last iteration had moved nothing: the next one refines poses where they
     are."""
     iteration = (
-        2 * schedule.GLOBAL_CHECK_EVERY
+        2 * search_schedule.GLOBAL_CHECK_EVERY
     )  # not one of those that look everywhere now and then
     still = {**state.history[-1], "angular_change_deg": 0.0, "shift_change_angstrom": 0.0}
     return replace(state, iteration=iteration, history=(*state.history, still))
@@ -166,7 +170,7 @@ def grey_scale(opened: OpenedVolumes, state: State, true_map: Float[Tensor, "N N
     """The scale s at which the images fit the map best at their true poses, `sum Re(conj(C X) R) /
     sum C^2 |R|^2` weighed by the noise."""
     problem, rows = opened.problem, torch.arange(min(200, len(opened.true_poses)))
-    poses, plane = opened.true_poses.take(rows), problem.plane
+    poses, plane = opened.true_poses.select_images(rows), problem.plane
     terms = load_batch(
         problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images
     ).scored

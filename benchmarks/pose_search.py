@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from halfmap.commands import _inputs, _setup
-from halfmap.engine.loop import Problem
-from halfmap.engine.preprocessing import initial_noise, load_batch
+from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
     ImageTerms,
@@ -101,7 +102,7 @@ def ranks_of_poses(
         squared = (slices.real**2 + slices.imag**2).T.contiguous()
         own = prepare_references(volumes[1 - half][None], radius)
         for rows in torch.nonzero(problem.half == half)[:, 0].split(BATCH):
-            here = poses.take(rows)
+            here = poses.select_images(rows)
             terms = batch_terms(known, rows, here.shift_px)
             n = len(plane)
             inside = ImageTerms(
@@ -113,7 +114,7 @@ def ranks_of_poses(
             )
             known_slices = extract_slices(own, here.rotations, plane)
             for i in range(len(rows)):
-                one, mine = inside.take(torch.tensor([i])), known_slices[i : i + 1]
+                one, mine = inside.select_images(torch.tensor([i])), known_slices[i : i + 1]
                 power = slice_power(one, (mine.real**2 + mine.imag**2).T.contiguous(), plane)
                 value = judge(cross_terms(one, phases, mine, plane).amax(1), power)
                 ranks[int(rows[i])] = float((everywhere[i] > value[0, 0]).double().mean())

@@ -2,7 +2,7 @@
 
 RELION 5.0.1 (commit 73f0a3c, gcc 12 -O3 -march=native, `--cpu`) ran on 2 cores of an Intel Xeon
 with AVX-512 and AMX, on these very images, outside this repository; the commands stand in
-docs/benchmarks.md. Ratios of CPU seconds against it are across machines.
+docs/benchmarks/how.md. Ratios of CPU seconds against it are across machines.
 """
 
 import shutil

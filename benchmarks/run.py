@@ -1,12 +1,12 @@
-"""Every figure of docs/benchmarks.md, by one command.
+"""Every figure of docs/benchmarks.md and the pages behind it, by one command.
 
     python benchmarks/run.py             all of them (make benchmarks); about two hours
     python benchmarks/run.py trpv1 estep some of them
     python benchmarks/run.py --list      what there is
-    python benchmarks/run.py --table     only write docs/benchmarks.md again from benchmarks/results
+    python benchmarks/run.py --table     only write the pages again from benchmarks/results
 
 Data are simulated on demand into benchmarks/data; results are appended to benchmarks/results, and
-docs/benchmarks.md is written from the newest of each. What needs data or programs that are absent
+docs/benchmarks.md and docs/benchmarks/ are written from the newest of each. What needs data or programs that are absent
 is skipped with a line that says so.
 """
 
@@ -75,7 +75,7 @@ def main() -> int:
         "names", nargs="*", metavar="NAME", help="benchmarks to run; all if none is given"
     )
     parser.add_argument("--list", action="store_true", help="name them and stop")
-    parser.add_argument("--table", action="store_true", help="only write the table again")
+    parser.add_argument("--table", action="store_true", help="only write the pages again")
     options = parser.parse_args()
     if unknown := [name for name in options.names if name not in ALL]:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ALL)}")

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 SHARED_DATA = Path(
@@ -40,3 +41,30 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"third-party data not found at {SHARED_DATA} (set HALFMAP_SHARED_DATA)")
     return SHARED_DATA
+
+
+# every device there is; "torch" is the CPU with the kernels that an accelerator would run
+DEVICES = [
+    "cpu",
+    "torch",
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+
+
+def _use(name: str, monkeypatch) -> torch.device:
+    if name == "torch":
+        monkeypatch.setenv("HALFMAP_KERNELS", "torch")
+    return torch.device("cpu" if name == "torch" else name)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch) -> torch.device:
+    """Each device in turn; `-k cuda` picks one."""
+    return _use(request.param, monkeypatch)
+
+
+@pytest.fixture(params=DEVICES[1:])
+def other_device(request, monkeypatch) -> torch.device:
+    """Each but the CPU with its own kernels."""
+    return _use(request.param, monkeypatch)

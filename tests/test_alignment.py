@@ -151,5 +151,5 @@ def test_centre_of_mass_and_sizes():
     volume = torch.zeros(20, 20, 20)
     volume[12, 9, 7] = 2.0
     torch.testing.assert_close(centre_of_mass_px(volume), torch.tensor([-3.0, -1.0, 2.0]))
-    with pytest.raises(InputError, match="one size"):
+    with pytest.raises(InputError, match="N = 20 as in volume, got"):
         align(volume, torch.zeros(22, 22, 22), radius=4, diameter_px=10)

@@ -176,6 +176,39 @@ def test_every_benchmark_is_listed(capsys, monkeypatch) -> None:
     } <= set(names)
 
 
+def test_every_benchmark_has_its_place_in_the_documentation() -> None:
+    import run
+    import summary
+    import table
+
+    placed = [name for _, names in table.PAGES.values() for name in names]
+    assert sorted(placed) == sorted(run.ALL)
+    for line in summary.LINES:
+        assert set(line.needs) <= set(run.ALL), line.what
+
+
+def test_the_first_page_says_what_the_records_say() -> None:
+    """Lines whose record is missing are left out; the others carry its figures, and the device
+    check says that it has not run, or its table."""
+    import summary
+    import table
+
+    record = {"date": "2026-01-02T", "commit": "c0", "machine": {"processor": "P"}}
+    two_d = {"cpu_s": 12.3, "spread_median_deg": 45.0, "peak_bytes": 2**30}
+    newest = {"ribo_mix_2d": {**record, "numbers": two_d}}
+    page = summary.first_page(newest, table.page_of())
+    assert "| 12 CPU s; 45 deg | 716 CPU s; 34 deg (RELION 5, another machine) |" in page
+    assert "benchmarks/classes.md#ribo_mix_2d" in page
+    assert "2 cores of an P (2026-01-02)" in page
+    assert "Rand" not in page
+    assert "It has not run on a GPU yet" in page
+    row = {"what": "refine", "halfmap": "77 s", "beside": "507 s"}
+    checked = {**newest, "device_check": {**record, "rows": [row]}}
+    page = summary.first_page(checked, table.page_of())
+    assert "| refine | 77 s | 507 s |" in page
+    assert "has not run" not in page
+
+
 def test_purity_of_classes() -> None:
     labels = np.repeat([5, 9], 50)
     assert truth.purity(labels * 10, labels) == 1

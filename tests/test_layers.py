@@ -22,6 +22,7 @@ transfer_function mask so3 symmetry fourier
 particles
 distributed
 io | options
+arrays
 errors
 """
 # what computes never knows of folders, pictures and jobs

@@ -149,7 +149,7 @@ def test_own_slices_are_each_images_own(problem):
         slice_power_own(terms, squared_modulus(own), plane),
     )
     for i in range(B):
-        alone = terms.take(torch.tensor([i]))
+        alone = terms.select_images(torch.tensor([i]))
         torch.testing.assert_close(
             a[i], cross_terms(alone, phases, own[i], plane)[0], rtol=1e-4, atol=1e-4
         )

@@ -1,4 +1,4 @@
-"""P and P^T against closed forms, exact transforms, each other, and the plain torch reference."""
+"""P and P^T against closed forms, exact transforms and each other, on every device."""
 
 import math
 
@@ -12,8 +12,6 @@ from halfmap.fourier import (
     largest_radius,
     shift_phases,
 )
-from halfmap.kernels import cpu
-from halfmap.kernels import reference as torch_kernels
 from halfmap.projection import (
     PADDING,
     backproject,
@@ -46,15 +44,16 @@ def _blob(box: int, dimensions: int, centre: tuple[float, ...], sigma: float) ->
 
 
 @pytest.mark.parametrize("box", [32, 33])
-def test_projection_of_an_off_centre_gaussian_is_its_closed_form(box):
+def test_projection_of_an_off_centre_gaussian_is_its_closed_form(box, device):
     sigma, centre = 2.0, torch.tensor([4.0, -3.0, 5.0])
     plane = half_plane(box, largest_radius(box))
     rotations = _rotations(50, 3)
+    blob = _blob(box, 3, tuple(centre.tolist()), sigma)[None].to(device)
     slices = extract_slices(
-        prepare_references(_blob(box, 3, tuple(centre.tolist()), sigma)[None], plane.radius),
-        rotations,
-        plane,
-    )
+        prepare_references(blob, plane.radius),
+        rotations.to(device),
+        half_plane(box, plane.radius, device),
+    ).cpu()
     view = rotations @ centre  # where the blob lands in each view
     k2 = (plane.kx**2 + plane.ky**2).float() / box**2
     gaussian = (2 * math.pi * sigma**2) ** 1.5 * torch.exp(-2 * math.pi**2 * sigma**2 * k2)
@@ -107,166 +106,32 @@ def test_slices_agree_with_the_exact_non_uniform_transform(box):
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 @pytest.mark.parametrize("box", [16, 17])
-def test_adjoint(box, dimensions):
+def test_adjoint(box, dimensions, device):
     generator = torch.Generator().manual_seed(5)
-    plane = half_plane(box, largest_radius(box))
-    rotations = _rotations(7, dimensions)
-    density = torch.randn(*([box] * dimensions), generator=generator)
+    plane = half_plane(box, largest_radius(box), device)
+    rotations = _rotations(7, dimensions).to(device)
+    density = torch.randn(*([box] * dimensions), generator=generator).to(device)
     u = torch.complex(
         torch.randn(7, len(plane), generator=generator),
         torch.randn(7, len(plane), generator=generator),
     )
     u[:, 0] = u[:, 0].real + 0j  # k = 0 of a real image
+    u = u.to(device)
     forward = extract_slices(prepare_references(density[None], plane.radius), rotations, plane)
-    left = (plane.hermitian_weight * (u.conj() * forward).real).double().sum()
-    right = (density * backproject(u, rotations, plane, dimensions=dimensions)).double().sum()
+    left = (plane.hermitian_weight * (u.conj() * forward).real).cpu().double().sum()
+    right = (density * backproject(u, rotations, plane, dimensions=dimensions)).cpu().double().sum()
     assert left.item() == pytest.approx(right.item(), rel=2e-4)
 
 
-@pytest.mark.parametrize("dimensions", [2, 3])
-def test_numba_kernels_equal_torch_reference(dimensions):
-    box, generator = 20, torch.Generator().manual_seed(2)
-    plane = half_plane(box, 9)
-    kx, ky = plane.kx.float(), plane.ky.float()
-    rotations, classes = _rotations(6, dimensions), torch.tensor([0, 1, 1, 0, 1, 0])
-    references = prepare_references(torch.randn(2, *([box] * dimensions), generator=generator), 9)
-    ours = extract_slices(references, rotations, plane, classes=classes)
-    theirs = torch_kernels.slices(references.grid, rotations, classes, kx, ky, PADDING)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
-
-    values = torch.randn(6, len(plane), generator=generator) + 1j * torch.randn(
-        6, len(plane), generator=generator
-    )
-    weights = torch.rand(6, len(plane), generator=generator)
-    sums, other = empty_sums(2, box, 9, dimensions), empty_sums(2, box, 9, dimensions)
-    insert_slices(sums, values, weights, rotations, plane, classes=classes)
-    half = plane.hermitian_weight / 2
-    torch_kernels.insert(
-        other.num, other.den, values * half, weights * half, rotations, classes, kx, ky, PADDING
-    )
-    torch.testing.assert_close(sums.num, other.num, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(sums.den, other.den, rtol=1e-4, atol=1e-4)
-
-    shifts, power = (
-        torch.randn(6, 2, generator=generator),
-        torch.rand(3, len(plane), generator=generator),
-    )
-    data, images = values[:3].contiguous(), torch.tensor([0, 1, 2, 2, 1, 0])
-    out = torch.empty(6, 27)
-    cpu.pose_equations(
-        torch.view_as_real(references.grid).numpy(),
-        rotations.numpy(),
-        shifts.numpy(),
-        classes.numpy(),
-        images.numpy(),
-        torch.view_as_real(data).numpy(),
-        power.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        plane.hermitian_weight.numpy(),
-        len(plane),
-        box,
-        PADDING,
-        out.numpy(),
-    )
-    expected = torch_kernels.pose_equations(
-        references.grid,
-        rotations,
-        shifts,
-        classes,
-        data[images],
-        power[images],
-        kx,
-        ky,
-        plane.hermitian_weight,
-        box,
-        PADDING,
-    )
-    torch.testing.assert_close(
-        out, expected, rtol=2e-3, atol=1e-2 * expected.abs().max().item() / 100
-    )
-
-
-def test_gathering_equals_its_torch_reference_and_moves_images_back():
-    """Entries of several images in several slices, one slice without any; the phases are those of
-    `shift_phases`."""
-    box, generator = 20, torch.Generator().manual_seed(6)
-    plane = half_plane(box, 9)
-    kx, ky = plane.kx.float(), plane.ky.float()
-    data = torch.randn(
-        4, len(plane) + 7, dtype=torch.complex64, generator=generator
-    )  # more samples than are asked for
-    power, weight = (
-        torch.rand(4, len(plane) + 7, generator=generator),
-        torch.rand(9, generator=generator),
-    )
-    image, shift_px = (
-        torch.tensor([0, 1, 1, 3, 2, 0, 3, 3, 1]),
-        4 * torch.randn(9, 2, generator=generator),
-    )
-    starts = torch.tensor([0, 2, 2, 6, 9])
-    values, weights = torch.empty(4, len(plane), dtype=torch.complex64), torch.empty(4, len(plane))
-    cpu.gather(
-        torch.view_as_real(data).numpy(),
-        power.numpy(),
-        image.numpy(),
-        shift_px.numpy(),
-        weight.numpy(),
-        starts.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        box,
-        torch.view_as_real(values).numpy(),
-        weights.numpy(),
-    )
-    n = len(plane)
-    theirs = torch_kernels.gather(
-        data[:, :n], power[:, :n], image, shift_px, weight, starts, kx, ky, box
-    )
-    torch.testing.assert_close(values, theirs[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(weights, theirs[1], rtol=1e-5, atol=1e-6)
-    first = sum(weight[e] * data[image[e], :n] * shift_phases(shift_px[e], plane) for e in (0, 1))
-    torch.testing.assert_close(values[0], first, rtol=1e-4, atol=1e-5)
-    assert (values[1] == 0).all()
-
-
-def test_insertion_does_not_depend_on_the_number_of_slabs():
-    box, generator = 16, torch.Generator().manual_seed(4)
-    plane = half_plane(box, 7)
-    rotations, classes = _rotations(9, 3), torch.zeros(9, dtype=torch.long)
-    values, weights = (
-        torch.randn(9, len(plane), 2, generator=generator),
-        torch.rand(9, len(plane), generator=generator),
-    )
-    results = []
-    for n_slabs in (1, 3):
-        sums = empty_sums(1, box, 7, 3)
-        cpu.insert(
-            torch.view_as_real(sums.num).numpy(),
-            sums.den.numpy(),
-            values.numpy(),
-            weights.numpy(),
-            rotations.numpy(),
-            classes.numpy(),
-            plane.kx.float().numpy(),
-            plane.ky.float().numpy(),
-            PADDING,
-            n_slabs,
-        )
-        results.append(sums)
-    assert torch.equal(results[0].num, results[1].num)
-    assert torch.equal(results[0].den, results[1].den)
-
-
-def test_weights_inserted_are_weights_found():
+def test_weights_inserted_are_weights_found(device):
     box = 16
-    plane = half_plane(box, 7)
-    sums = empty_sums(1, box, 7, 3)
+    plane = half_plane(box, 7, device)
+    sums = empty_sums(1, box, 7, 3, device=device)
     insert_slices(
         sums,
-        torch.zeros(5, len(plane), dtype=torch.complex64),
-        torch.ones(5, len(plane)),
-        _rotations(5, 3),
+        torch.zeros(5, len(plane), dtype=torch.complex64, device=device),
+        torch.ones(5, len(plane), device=device),
+        _rotations(5, 3).to(device),
         plane,
     )
     den = hermitian_mates(sums).den[0]

@@ -11,7 +11,8 @@ import torch
 
 from halfmap import reconstruct
 from halfmap.commands import _inputs, _setup
-from halfmap.engine.preprocessing import initial_noise, load_batch
+from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.residuals import initial_noise
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import prepare_references

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from halfmap.errors import InputError
+from halfmap.arrays import takes_arrays
 from halfmap.fourier import HalfPlane, half_plane, shell_mean, shift_phases
 from halfmap.likelihood import squared_modulus
 from halfmap.projection import FourierReferences, extract_slices, prepare_references
@@ -48,9 +48,9 @@ class Alignment:
         from scipy.ndimage import affine_transform
 
         volume = mirror(volume) if self.mirrored else volume
-        turn = self.rotation.double().numpy()[::-1, ::-1]  # z, y, x
+        turn = self.rotation.cpu().double().numpy()[::-1, ::-1]  # z, y, x
         centre = np.full(3, volume.shape[-1] // 2, float)
-        offset = centre - turn @ centre + self.shift_px.double().numpy()[::-1]
+        offset = centre - turn @ centre + self.shift_px.cpu().double().numpy()[::-1]
         moved = affine_transform(volume.cpu().double().numpy(), turn, offset=offset, order=3)
         return torch.from_numpy(moved).to(volume)
 
@@ -65,6 +65,7 @@ class Alignment:
         )[:, :2]
 
 
+@takes_arrays
 def mirror(volume: Float[Tensor, "*b N N N"]) -> Float[Tensor, "*b N N N"]:
     """The other hand, V(-x). Inversion commutes with every rotation: symmetry axes stay where they
     are."""
@@ -74,12 +75,14 @@ def mirror(volume: Float[Tensor, "*b N N N"]) -> Float[Tensor, "*b N N N"]:
     )  # the centre N // 2 stays where it is
 
 
+@takes_arrays
 def mirror_poses(rotations: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n 3 3"]:
     """Orientations that show the same projections of the other hand: A turned by 180 degrees in the
     plane."""
     return rotations.new_tensor([-1.0, -1.0, 1.0])[:, None] * rotations
 
 
+@takes_arrays
 def align(
     volume: Float[Tensor, "N N N"],
     onto: Float[Tensor, "N N N"],
@@ -94,11 +97,6 @@ def align(
     Raises:
         InputError: the maps differ in size.
     """
-    if volume.shape != onto.shape:
-        raise InputError(
-            f"maps to align: expected two of one size, got {tuple(volume.shape)} and "
-            f"{tuple(onto.shape)}"
-        )
     volume, onto = volume.cpu(), onto.cpu()  # a few thousand small slices: not worth an accelerator
     hands = [
         _aligned(v, onto, radius, diameter_px)
@@ -127,6 +125,7 @@ def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> A
     return _best(score_on, shift_for, radius, onto.shape[-1], diameter_px)
 
 
+@takes_arrays
 def find_axes(
     volume: Float[Tensor, "N N N"],
     matrices: Float[Tensor, "G 3 3"],
@@ -169,6 +168,7 @@ def find_axes(
     )
 
 
+@takes_arrays
 def symmetrised(
     volume: Float[Tensor, "N N N"], matrices: Float[Tensor, "G 3 3"]
 ) -> Float[Tensor, "N N N"]:
@@ -179,6 +179,7 @@ def symmetrised(
     return torch.stack([volume, *mates]).mean(0)
 
 
+@takes_arrays
 def centre_of_mass_px(volume: Float[Tensor, "N N N"]) -> Float[Tensor, " 3"]:
     """Centre (x, y, z), from the box's, of what is brighter than a tenth of the maximum."""
     mass = (volume - 0.1 * volume.max()).clamp(min=0).cpu()

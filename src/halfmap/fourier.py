@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 
 
@@ -86,6 +87,7 @@ def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> Hal
     )
 
 
+@takes_arrays
 def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Complex[Tensor, "B J"]:
     """Samples of each image's centred transform on a half-plane."""
     if images.shape[-1] != plane.box:
@@ -99,6 +101,7 @@ def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Compl
     return samples.mul_(torch.polar(torch.ones_like(angle), angle))
 
 
+@takes_arrays
 def inverse_fourier_transform(
     samples: Complex[Tensor, "B J"], plane: HalfPlane
 ) -> Float[Tensor, "B N N"]:
@@ -112,6 +115,7 @@ def inverse_fourier_transform(
     return torch.fft.fftshift(torch.fft.irfft2(transform, s=(n, n)), dim=(-2, -1))
 
 
+@takes_arrays
 def shift_phases(shift_px: Float[Tensor, "*T 2"], plane: HalfPlane) -> Complex[Tensor, "*T J"]:
     """`exp(-2 pi i k.t / N)`: multiplying a transform by it moves the image by t = (x, y)
     pixels."""
@@ -130,6 +134,7 @@ def shell_index(
     return torch.sqrt(sum((a**2 for a in axes), torch.zeros_like(axes[0]))).round().long()
 
 
+@takes_arrays
 def shell_mean(
     values: Float[Tensor, "... J"], shell: Int[Tensor, " J"], n_shells: int
 ) -> Float[Tensor, "... S"]:
@@ -141,6 +146,7 @@ def shell_mean(
     return total / count.clamp(min=1)
 
 
+@takes_arrays
 def filter_shells(
     density: Float[Tensor, "*b N N"] | Float[Tensor, "*b N N N"],
     gain: Float[Tensor, " S"],
@@ -164,6 +170,7 @@ def filter_shells(
     )
 
 
+@takes_arrays
 def lowpass(
     density: Float[Tensor, "..."],
     resolution_angstrom: float,

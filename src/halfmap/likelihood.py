@@ -9,12 +9,14 @@ with w the half-plane weights. Everything that any method asks of an image and a
 function of a and b.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.fourier import HalfPlane
 
 
@@ -32,10 +34,11 @@ class ImageTerms:
     def __len__(self) -> int:
         return len(self.data)
 
-    def take(self, index: Tensor) -> "ImageTerms":
+    def select_images(self, index: Tensor) -> "ImageTerms":
         return ImageTerms(self.data[index], self.power[index])
 
 
+@takes_arrays
 def image_terms(
     transforms: Complex[Tensor, "B J"],
     ctf: Float[Tensor, "B J"],
@@ -58,6 +61,7 @@ def image_terms(
     return ImageTerms(data, power)
 
 
+@takes_arrays
 def cross_terms(
     terms: ImageTerms,
     phases: Complex[Tensor, "T J"],
@@ -74,6 +78,7 @@ def cross_terms(
     return product.view(len(terms), len(phases), len(slices))
 
 
+@takes_arrays
 def slice_power(
     terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane
 ) -> Float[Tensor, "B M"]:
@@ -81,6 +86,7 @@ def slice_power(
     return (terms.power * plane.hermitian_weight) @ squared
 
 
+@takes_arrays
 def cross_terms_own(
     terms: ImageTerms,
     phases: Complex[Tensor, "T J"],
@@ -94,6 +100,7 @@ def cross_terms_own(
     )
 
 
+@takes_arrays
 def slice_power_own(
     terms: ImageTerms, squared: Float[Tensor, "B M J"], plane: HalfPlane
 ) -> Float[Tensor, "B M"]:
@@ -101,17 +108,53 @@ def slice_power_own(
     return torch.bmm(squared, (terms.power * plane.hermitian_weight)[..., None])[..., 0]
 
 
+@takes_arrays
 def squared_modulus(slices: Complex[Tensor, "*M J"]) -> Float[Tensor, "*M J"]:
     """|R|^2."""
     return torch.view_as_real(slices).square().sum(-1)
 
 
+@takes_arrays
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images,
     times a constant per image."""
     return a / b.clamp(min=1e-20).sqrt()
 
 
+@takes_arrays
 def log_likelihood_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image."""
     return a - b / 2
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a pose is judged by: `value(a, b)` is compared between poses of an image, and
+    `log_evidence(value)` is the log likelihood that it stands for, up to a constant per image.
+
+    `free_scale` tells that the value is that of the reference's best scale s = a / b in the image,
+    so that references may be on any grey scale; else s is 1.
+    """
+
+    name: str
+    value: Callable[[Tensor, Tensor], Tensor]
+    log_evidence: Callable[[Tensor], Tensor]
+    free_scale: bool
+
+    def __call__(self, a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return self.value(a, b)
+
+
+def evidence_at_best_scale(correlation: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`a^2 / 2b` with the sign of a: the log likelihood at the best scale, from `a / sqrt(b)`."""
+    return correlation * correlation.abs() / 2
+
+
+def _itself(value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return value
+
+
+CORRELATION = Score(
+    "correlation coefficient", correlation_score, evidence_at_best_scale, free_scale=True
+)
+LOG_LIKELIHOOD = Score("log likelihood", log_likelihood_score, _itself, free_scale=False)

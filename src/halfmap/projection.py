@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from halfmap import kernels
+from halfmap.arrays import takes_arrays
+from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane
-from halfmap.kernels import reference as torch_kernels
 from halfmap.so3 import compose
 
 PADDING = 2
+_OUT_OF_PLANE = 1e-4  # that a view may lean out of a class image's plane by rounding
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,16 @@ def gridding_correction(
     return torch.stack(grids).prod(0)
 
 
-def prepare_references(references: Float[Tensor, "K *box"], radius: int) -> FourierReferences:
+@takes_arrays
+def prepare_references(
+    references: Float[Tensor, "K N N"] | Float[Tensor, "K N N N"], radius: int
+) -> FourierReferences:
     """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to
-    `radius` Fourier pixels."""
+    `radius` Fourier pixels.
+
+    Raises:
+        InputError: another shape: a single volume comes as `volume[None]`.
+    """
     dimensions, box = references.ndim - 1, references.shape[-1]
     shape = grid_shape(radius, dimensions)
     grid = torch.zeros(len(references), *shape, dtype=torch.complex64, device=references.device)
@@ -107,6 +117,7 @@ def _gather(array: Tensor, axis: int, centre: int, n: int) -> Tensor:
     )
 
 
+@takes_arrays
 def extract_slices(
     references: FourierReferences,
     rotations: Float[Tensor, "M 3 3"],
@@ -119,27 +130,34 @@ def extract_slices(
 
     Lecture: "Reconstruction using the Fourier Slice Theorem". Rotations take object to view
     coordinates (RELION).
+
+    Raises:
+        InputError: shapes that do not fit, a plane beyond the references' radius or of another box,
+            rotations out of the plane for class images, a class that is not there.
     """
+    _check_fit(references, rotations, plane)
+    rotations = rotations.to(references.grid.real)
     classes = _classes(classes, rotations)
     kx, ky = plane.kx.float(), plane.ky.float()
-    if references.grid.device.type != "cpu":
-        parts = zip(*(t.split(_at_once(plane)) for t in (rotations, classes)), strict=True)
-        return torch.cat(
-            [torch_kernels.slices(references.grid, r, c, kx, ky, PADDING) for r, c in parts]
-        )
-    from halfmap.kernels import cpu
+    return kernels.slices(references.grid, rotations, classes, kx, ky, padding=PADDING)
 
-    out = torch.empty(len(rotations), len(plane), dtype=torch.complex64)
-    cpu.slices(
-        torch.view_as_real(references.grid).numpy(),
-        rotations.contiguous().numpy(),
-        classes.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        PADDING,
-        torch.view_as_real(out).numpy(),
-    )
-    return out
+
+def _check_fit(
+    grids: "FourierReferences | Sums", rotations: Float[Tensor, "M 3 3"], plane: HalfPlane
+) -> None:
+    """Refuse slices that would reach out of the grids."""
+    if plane.box != grids.box or plane.radius > grids.radius:
+        raise InputError(
+            f"argument plane: expected a box of {grids.box} and a radius of at most "
+            f"{grids.radius}, as the grids were made for, got a box of {plane.box} and a radius of "
+            f"{plane.radius}"
+        )
+    if grids.dimensions == 2 and bool((rotations[:, :2, 2].abs() > _OUT_OF_PLANE).any()):
+        raise InputError(
+            "argument rotations: expected turns about z alone, for class images of shape "
+            f"(K, {grids.box}, {grids.box}), got others; a volume comes as volume[None], of shape "
+            f"(1, {grids.box}, {grids.box}, {grids.box})"
+        )
 
 
 def _classes(
@@ -148,7 +166,7 @@ def _classes(
     return (
         torch.zeros(len(rotations), dtype=torch.long, device=rotations.device)
         if classes is None
-        else classes.contiguous()
+        else classes.to(rotations.device)
     )
 
 
@@ -178,6 +196,7 @@ def empty_sums(
     return Sums(num, torch.zeros(shape, device=device), box, radius, dimensions)
 
 
+@takes_arrays
 def insert_slices(
     sums: Sums,
     values: Complex[Tensor, "M J"],
@@ -195,49 +214,23 @@ def insert_slices(
 
     The one function here that writes into its argument: the sums of a run are too large to copy for
     every batch.
+
+    Raises:
+        InputError: as `extract_slices`.
     """
+    _check_fit(sums, rotations, plane)
+    rotations = rotations.to(sums.den)
     classes = _classes(classes, rotations)
     kx, ky = plane.kx.float(), plane.ky.float()
     half = plane.hermitian_weight / 2  # k = 0 is its own mate and enters once
-    values, weights = (values * half).contiguous(), (weights * half).contiguous()
+    values, weights = (values * half).to(sums.num), (weights * half).to(sums.den)
     mates = (
         [rotations]
         if symmetry is None
         else [compose(rotations, mate) for mate in symmetry.to(rotations)]
     )
-    if values.device.type != "cpu":
-        for mate in mates:
-            for v, w, r, c in zip(
-                *(t.split(_at_once(plane)) for t in (values, weights, mate, classes)), strict=True
-            ):
-                torch_kernels.insert(sums.num, sums.den, v, w, r, c, kx, ky, PADDING)
-        return
-    from halfmap.kernels import cpu
-
-    cpu.insert(
-        torch.view_as_real(sums.num).numpy(),
-        sums.den.numpy(),
-        torch.view_as_real(values).numpy(),
-        weights.numpy(),
-        torch.cat(mates).numpy(),
-        classes.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        PADDING,
-        slabs(sums.num.shape[1]),
-    )
-
-
-def _at_once(plane: HalfPlane) -> int:
-    """Slices that the plain torch kernels work on at a time: they hold about 200 bytes a sample."""
-    return max(1, 4_000_000 // len(plane))
-
-
-def slabs(planes: int) -> int:
-    """Number of z slabs of an insertion: a multiple of the threads. Each slab looks at every
-    sample, but a thin one stays in cache: four to six were the fastest for boxes of 96."""
-    threads = torch.get_num_threads()
-    return max(1, min(threads * math.ceil(4 / threads), planes))
+    grids, slices = (sums.num, sums.den), (values, weights)
+    kernels.insert(*grids, *slices, torch.cat(mates), classes, kx, ky, padding=PADDING)
 
 
 def hermitian_mates(sums: Sums) -> Sums:
@@ -249,6 +242,7 @@ def hermitian_mates(sums: Sums) -> Sums:
     return sums
 
 
+@takes_arrays
 def grid_to_density(
     grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int
 ) -> Float[Tensor, "*box"]:
@@ -270,6 +264,7 @@ def grid_to_density(
     return density / gridding_correction(box, dimensions, device=grid.device)
 
 
+@takes_arrays
 def backproject(
     values: Complex[Tensor, "M J"],
     rotations: Float[Tensor, "M 3 3"],

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.projection import PADDING, Sums, grid_to_density
 
 
@@ -54,6 +55,7 @@ def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
     return (torch.stack(totals) / count)[:, :-1].to(sums.den.dtype)
 
 
+@takes_arrays
 def wiener_update(sums: Sums, constant: Float[Tensor, "K S"]) -> Float[Tensor, "K *box"]:
     """`A = num / (k(s) + den)` on every shell s up to the sums' radius, and zero beyond; one k(s)
     per class.
@@ -65,7 +67,7 @@ def wiener_update(sums: Sums, constant: Float[Tensor, "K S"]) -> Float[Tensor, "
     volumes = []
     for k in range(len(sums.den)):
         table = torch.cat(
-            [constant[k].to(sums.den.dtype), sums.den.new_tensor([torch.inf])]
+            [constant[k].to(sums.den), sums.den.new_tensor([torch.inf])]
         )  # nothing is left beyond the radius
         weight = table.index_select(0, shells.reshape(-1)).view(shells.shape).add_(sums.den[k])
         # an empty cell under k = 0 has num = 0 as well: leave it 0
@@ -85,15 +87,17 @@ def unregularised(sums: Sums) -> Float[Tensor, "K *box"]:
     return wiener_update(sums, 1e-3 * shell_weight(sums) + torch.finfo(torch.float32).tiny)
 
 
+@takes_arrays
 def ssnr_regulariser(sums: Sums, ssnr: Float[Tensor, "K S"]) -> Float[Tensor, "K S"]:
     """`k(s) = <den>(s) / SSNR(s)`, with SSNR that of the reconstruction made from these sums.
 
     A cell of mean weight is multiplied by SSNR / (1 + SSNR), the Wiener filter; a cell seen less
     often is trusted less.
     """
-    return shell_weight(sums) / ssnr.clamp(min=1e-6)
+    return shell_weight(sums) / ssnr.to(sums.den.device).clamp(min=1e-6)
 
 
+@takes_arrays
 def constant_regulariser(
     sums: Sums, constant: float, inverse_noise: Float[Tensor, " S"]
 ) -> Float[Tensor, "K S"]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.fourier import shell_index
 from halfmap.io.mrc import read_density, same_pixel_size
@@ -94,6 +95,7 @@ def _shell_sums(values: Float[Tensor, "batch *half"]) -> Float[Tensor, "batch sh
     return sums[:, :n_shells]
 
 
+@takes_arrays
 def shell_power(a: Float[Tensor, "batch *box"]) -> Float[Tensor, "batch shells"]:
     """Mean of ``|A(k)|^2`` over each Fourier shell of a batch of images (B, N, N) or volumes (B, N,
     N, N); unnormalised transform."""
@@ -101,6 +103,7 @@ def shell_power(a: Float[Tensor, "batch *box"]) -> Float[Tensor, "batch shells"]
     return _shell_sums(power) / _shell_sums(torch.ones_like(power[:1]))
 
 
+@takes_arrays
 def shell_correlations(
     a: Float[Tensor, "..."], b: Float[Tensor, "..."]
 ) -> Float[Tensor, "batch shells"]:
@@ -127,6 +130,7 @@ def shell_correlations(
     return transform_correlations(torch.fft.rfftn(a, dim=axes), torch.fft.rfftn(b, dim=axes))
 
 
+@takes_arrays
 def transform_correlations(
     a: Complex[Tensor, "batch *half"], b: Complex[Tensor, "batch *half"]
 ) -> Float[Tensor, "batch shells"]:
@@ -143,6 +147,7 @@ def transform_correlations(
     return correlation.clamp(-1, 1)
 
 
+@takes_arrays
 def fourier_shell_correlation(
     a: Float[Tensor, "..."],
     b: Float[Tensor, "..."],
@@ -193,6 +198,7 @@ def resolution_at(curve: Curve, threshold: float) -> float:
     return curve.box * curve.pixel_size_angstrom / shell
 
 
+@takes_arrays
 def ssnr_from_fsc(
     fsc: Float[Tensor, "*shells"], *, of_sum: bool = False, largest: float = 1e4
 ) -> Float[Tensor, "*shells"]:
@@ -210,6 +216,7 @@ def ssnr_from_fsc(
     return (2 * ssnr if of_sum else ssnr).clamp_max(largest)
 
 
+@takes_arrays
 def phase_randomise(
     volume: Float[Tensor, "*box"], beyond_shell: int, generator: torch.Generator
 ) -> Float[Tensor, "*box"]:
@@ -229,6 +236,7 @@ def phase_randomise(
     )
 
 
+@takes_arrays
 def half_map_curves(
     half1: Float[Tensor, "..."],
     half2: Float[Tensor, "..."],

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.symmetry import asymmetric_unit
 
 # --- conversions ----------------------------------------------------------------------------------
 
 
+@takes_arrays
 def euler_to_matrix(rot_tilt_psi_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """A of RELION's ZYZ Euler angles (rlnAngleRot, Tilt, Psi) in degrees. Heymann, Chagoyen &
     Belnap, J. Struct. Biol. 151, 196 (2005)."""
@@ -32,6 +34,7 @@ def euler_to_matrix(rot_tilt_psi_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor
     return torch.stack(rows, -2)
 
 
+@takes_arrays
 def matrix_to_euler(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """Euler angles (rot, tilt, psi) in degrees, tilt in 0..180, rot and psi in -180..180.
 
@@ -48,12 +51,14 @@ def matrix_to_euler(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*b
     return torch.rad2deg(torch.stack([rot, tilt, torch.atan2(sine_psi, cosine_psi)], -1))
 
 
+@takes_arrays
 def rotation_2d(psi_deg: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 2 2"]:
     """The in-plane A (2, 2): the upper left block of `euler_to_matrix` at rot = tilt = 0."""
     c, s = torch.cos(torch.deg2rad(psi_deg)), torch.sin(torch.deg2rad(psi_deg))
     return torch.stack([torch.stack([c, s], -1), torch.stack([-s, c], -1)], -2)
 
 
+@takes_arrays
 def rotation_vector_to_matrix(vector_rad: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """exp of the cross-product matrix of v (axis times angle in radians), by Rodrigues;
     differentiable at v = 0."""
@@ -65,6 +70,7 @@ def rotation_vector_to_matrix(vector_rad: Float[Tensor, "*batch 3"]) -> Float[Te
     )
 
 
+@takes_arrays
 def matrix_to_rotation_vector(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """Axis times angle in radians, angle in 0..pi, through the unit quaternion q: accurate at 0 and
     at 180 degrees.
@@ -89,6 +95,7 @@ def matrix_to_rotation_vector(rotations: Float[Tensor, "*batch 3 3"]) -> Float[T
     return q[..., 1:] * angle_over_sine
 
 
+@takes_arrays
 def compose(
     a: Float[Tensor, "*#batch n n"], b: Float[Tensor, "*#batch n n"]
 ) -> Float[Tensor, "*#batch n n"]:
@@ -109,6 +116,7 @@ def _cross_product_matrix(v: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch
 # --- distances and random rotations ---------------------------------------------------------------
 
 
+@takes_arrays
 def angular_distance_deg(
     a: Float[Tensor, "*#batch 3 3"],
     b: Float[Tensor, "*#batch 3 3"],
@@ -144,6 +152,7 @@ class OrientationGrid:
     rotations: Float[Tensor, "M 3 3"]
 
 
+@takes_arrays
 def orientation_grid(
     order: int,
     symmetry_matrices: Float[Tensor, "G 3 3"] | None = None,
@@ -172,6 +181,7 @@ def orientation_grid(
     )
 
 
+@takes_arrays
 def rotations_of(
     cell_id: Int[Tensor, "*M"], order: int, *, perturbation: Float[Tensor, "3 3"] | None = None
 ) -> Float[Tensor, "*M 3 3"]:
@@ -189,6 +199,7 @@ def rotations_of(
     return rotations.float().to(cell_id.device)
 
 
+@takes_arrays
 def children(cell_id: Int[Tensor, " M"], order: int) -> Int[Tensor, "M 8"]:
     """The 8 cells of `order` + 1 (4 directions x 2 angles) that make up each cell of `order`."""
     n_psi = _psi_count(order)
@@ -197,12 +208,14 @@ def children(cell_id: Int[Tensor, " M"], order: int) -> Int[Tensor, "M 8"]:
     return (4 * direction[:, None] + child // 2) * (2 * n_psi) + 2 * psi[:, None] + child % 2
 
 
+@takes_arrays
 def parent(cell_id: Int[Tensor, "*M"], order: int) -> Int[Tensor, "*M"]:
     """The cell of `order` - 1 that holds each cell of `order`."""
     n_psi = _psi_count(order)
     return (cell_id // n_psi // 4) * (n_psi // 2) + cell_id % n_psi // 2
 
 
+@takes_arrays
 def cell_of(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]:
     """The cell of the unperturbed grid that holds each rotation; for a grid turned by P, ask for A
     P^T."""
@@ -214,6 +227,7 @@ def cell_of(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]
     return (pixels * n_psi + (psi / grid_step_deg(order)).long() % n_psi).to(rotations.device)
 
 
+@takes_arrays
 def direction_pixels(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]:
     """The HEALPix pixel (nested) that holds each rotation's viewing direction, its third row: `cell
     // (6 2^o)` of `cell_of`."""

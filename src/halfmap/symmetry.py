@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 
 _GOLDEN = (1 + 5**0.5) / 2
@@ -58,6 +59,7 @@ def symmetry_matrices(name: str) -> Float[Tensor, "G 3 3"]:
     return _closure([_rotation(axis, 2 * torch.pi / order) for axis, order in _POLYHEDRAL[group]])
 
 
+@takes_arrays
 def expand(
     rotations: Float[Tensor, "M 3 3"], matrices: Float[Tensor, "G 3 3"]
 ) -> Float[Tensor, "M G 3 3"]:
@@ -70,6 +72,7 @@ def expand(
     ).sum(0)
 
 
+@takes_arrays
 def asymmetric_unit(
     directions: Float[Tensor, "M 3"], matrices: Float[Tensor, "G 3 3"]
 ) -> Bool[Tensor, " M"]:

@@ -11,13 +11,14 @@ import halfmap
 from halfmap.commands import _inputs
 from halfmap.commands import class3d as module
 from halfmap.commands._volumes import first_state
-from halfmap.engine.loop import Problem
 from halfmap.engine.preprocessing import ImageSettings
+from halfmap.engine.problem import Problem
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_map
 from halfmap.mask import soft_sphere
-from halfmap.methods.principal_components import cluster, principal_coordinates
+from halfmap.methods.principal_components import principal_loadings
 from halfmap.methods.settings import Settings
+from halfmap.methods.splitting import cluster
 from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import fourier_shell_correlation
@@ -238,11 +239,11 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
     images = ImageSettings(10.0, True, False, torch.device("cpu"))
     problem = Problem(truth, images, half, "other", symmetry_matrices("C4").float(), 3, 1, 64)
     mask = soft_sphere(BOX, radius_px=10, edge_px=2)
-    settings = Settings(SearchSettings(problem.symmetry, 10.0), 0.5, mask)
+    settings = Settings(SearchSettings(problem.symmetry, 10.0), 0.5, mask, mask)
     mean = (_volume(data / "truth_1.mrc") + _volume(data / "truth_2.mrc")) / 2
     scale = _grey_scale(problem, mean)
     state = first_state(problem, (scale * mean * mask)[None, None], 20.0)
-    z = principal_coordinates(problem, settings, state, 2, seed=1)
+    z = principal_loadings(problem, settings, state, 2, seed=1)
     assert z.shape == (N, 2)
     used = (half >= 0).numpy()
     assert (z[~torch.from_numpy(used)] == 0).all()
@@ -251,7 +252,7 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
     assert max(right, 1 - right) > 0.95
     # the second component is what is left over: not the first again
     assert abs(torch.corrcoef(z[torch.from_numpy(used)].T)[0, 1]) < 0.5
-    assert torch.equal(z, principal_coordinates(problem, settings, state, 2, seed=1))
+    assert torch.equal(z, principal_loadings(problem, settings, state, 2, seed=1))
 
 
 def _grey_scale(problem: Problem, volume: torch.Tensor) -> float:

@@ -34,7 +34,13 @@ def _state(volumes: torch.Tensor) -> State:
     poses = known_poses(
         random_rotations(N, generator), torch.randn(N, 2, generator=generator), classes
     )
-    return State(36, volumes[None], poses, torch.ones(1, 8), RADIUS, torch.zeros(len(volumes), 8))
+    return State(
+        iteration=36,
+        references=volumes[None],
+        poses=poses,
+        radius=RADIUS,
+        curves=torch.zeros(len(volumes), 8),
+    )
 
 
 def _views(state: State) -> torch.Tensor:

@@ -147,7 +147,7 @@ def test_batches_add_up_and_terms_are_left_alone():
     whole, parts = empty_sums(1, 16, 6, 3), empty_sums(1, 16, 6, 3)
     _add(whole, terms, gamma_of(torch.arange(4)), symmetry)
     for index in (torch.tensor([0]), torch.tensor([1, 2, 3])):
-        _add(parts, terms.take(index), gamma_of(index), symmetry)
+        _add(parts, terms.select_images(index), gamma_of(index), symmetry)
     _assert_same(parts, whole)
     assert torch.equal(terms.data, kept[0])
     assert torch.equal(terms.power, kept[1])

@@ -9,13 +9,17 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.engine.loop import Method, Problem, Update, iterate, movement, run, sum_at_poses
-from halfmap.engine.preprocessing import ImageSettings, initial_noise
+from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
+from halfmap.engine.image_model import NoiseSpectra, noise_variance
+from halfmap.engine.loop import iterate, run, sum_at_poses
+from halfmap.engine.method import Iteration, Method, Update
+from halfmap.engine.preprocessing import ImageSettings
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import (
     Poses,
     State,
     as_candidates,
-    from_arrays,
     identity_poses,
     known_poses,
 )
@@ -79,9 +83,12 @@ def problem(folder: Path) -> Problem:
 @pytest.fixture(scope="module")
 def method(problem: Problem) -> Method:
     search = SearchSettings(C4, 13.0, angular_step_deg=15.0, shift_range_px=2.0)
-    return projection_matching(
-        problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2))
-    )
+    return projection_matching(problem, _settings(search))
+
+
+def _settings(search: SearchSettings, **options) -> Settings:
+    mask = soft_sphere(BOX, radius_px=13, edge_px=2)
+    return Settings(search, 0.143, reference_mask=mask, fsc_mask=mask, **options)
 
 
 def _start(
@@ -97,7 +104,14 @@ def _start(
     references = lowpass(volume[None, None], resolution_angstrom, PIXEL, dimensions=3).repeat(
         2, 1, 1, 1, 1
     )
-    return State(0, references, poses, noise, radius, torch.zeros(1, problem.plane.radius + 1))
+    return State(
+        iteration=0,
+        references=references,
+        poses=poses,
+        radius=radius,
+        curves=torch.zeros(1, problem.plane.radius + 1),
+        statistics=(NoiseSpectra(noise),),
+    )
 
 
 def _nowhere(n: int) -> Poses:
@@ -116,13 +130,14 @@ def one(problem, method, start) -> State:
 
 
 def _assert_same(a: State, b: State) -> None:
-    assert repr(a.meta()) == repr(b.meta())  # every digit; and NaN is NaN
-    for name, values in a.arrays().items():
-        assert values.tobytes() == b.arrays()[name].tobytes(), name
+    (arrays, meta), (others, other_meta) = state_to_arrays(a), state_to_arrays(b)
+    assert repr(meta) == repr(other_meta)  # every digit; and NaN is NaN
+    for name, values in arrays.items():
+        assert values.tobytes() == others[name].tobytes(), name
 
 
 def test_an_iteration_is_pure(problem, method, start, one):
-    before = from_arrays(start.arrays(), start.meta(), device="cpu")
+    before = state_from_arrays(*state_to_arrays(start))
     told: list[int] = []
     again, seconds = iterate(problem, method, start, advance=told.append)
     _assert_same(start, before)
@@ -144,8 +159,9 @@ def test_an_iteration_works_on_what_its_radius_needs(problem, start, one):
     curves keep their length."""
     reach = problem.plane_for(start.radius).radius
     assert reach == 13 < problem.plane.radius
-    assert torch.equal(one.noise_variance[:, reach + 1 :], start.noise_variance[:, reach + 1 :])
-    assert (one.noise_variance[:, 1:9] < 0.9 * start.noise_variance[:, 1:9]).any()
+    new, old = noise_variance(one), noise_variance(start)
+    assert torch.equal(new[:, reach + 1 :], old[:, reach + 1 :])
+    assert (new[:, 1:9] < 0.9 * old[:, 1:9]).any()
     assert one.curves.shape == start.curves.shape
     assert (one.curves[:, reach + 1 :] == 0).all()
     assert one.radius <= problem.plane.radius
@@ -164,9 +180,7 @@ def test_true_poses_stay(problem, volume, truth):
     """Refined locally against the true map, poses move by no more than noise moves them, and the
     map comes out as it should."""
     search = SearchSettings(C4, 13.0, angular_step_deg=7.5, shift_range_px=2.0)
-    local = projection_matching(
-        problem, Settings(search, 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), anchor=truth)
-    )
+    local = projection_matching(problem, _settings(search, anchor=truth))
     state, _ = iterate(
         problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14)
     )
@@ -174,8 +188,8 @@ def test_true_poses_stay(problem, volume, truth):
     error = angular_distance_deg(state.poses.rotations, truth.rotations, symmetry=C4)[used]
     assert error.median() < 1.5
     assert (state.poses.shift_px - truth.shift_px)[used].norm(dim=1).median() < 0.15
-    assert state.history[-1]["resolution_angstrom"] < 2.6 * PIXEL
-    assert state.history[-1]["angular_change_deg"] == pytest.approx(error.median().item(), rel=1e-3)
+    assert state.history[-1].resolutions_angstrom[0] < 2.6 * PIXEL
+    assert state.history[-1].angular_change_deg == pytest.approx(error.median().item(), rel=1e-3)
 
 
 def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
@@ -198,7 +212,7 @@ def test_the_noise_is_found_under_the_signal(problem, method, volume, truth):
     new, _ = iterate(problem, replace(method, prepare=stay), state)
     # backgrounds have deviation 1, so E|N(k)|^2 = N^2
     torch.testing.assert_close(
-        new.noise_variance[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0
+        noise_variance(new)[0, 2:15], torch.full((13,), float(BOX**2)), rtol=0.12, atol=0
     )
 
 
@@ -207,7 +221,7 @@ def test_the_references_grey_scale_is_not_taken_for_noise(problem, method, start
     """Starting maps come on any scale. The score does not see it, and what a pose leaves
     unexplained cannot much exceed the image."""
     new, _ = iterate(problem, method, replace(start, references=factor * start.references))
-    assert (new.noise_variance < 1.5 * start.noise_variance).all()
+    assert (noise_variance(new) < 1.5 * noise_variance(start)).all()
 
 
 def test_halves_are_independent(problem, method, start, one):
@@ -225,7 +239,7 @@ def test_batch_size_changes_next_to_nothing(problem, method, start, one):
     other, _ = iterate(replace(problem, batch_size=30), method, start)
     apart = angular_distance_deg(one.poses.rotations, other.poses.rotations)
     assert (apart < 0.05).float().mean() > 0.98
-    torch.testing.assert_close(one.noise_variance, other.noise_variance, rtol=1e-2, atol=0)
+    torch.testing.assert_close(noise_variance(one), noise_variance(other), rtol=1e-2, atol=0)
 
 
 # --- stop and go on -------------------------------------------------------------------------------
@@ -235,13 +249,13 @@ def test_a_run_stopped_after_any_iteration_ends_with_the_same_bits(problem, meth
     whole = [state for state, _ in run(problem, method, start, iterations=3)]
     assert [state.iteration for state in whole] == [1, 2, 3]
     for stopped in whole[:-1]:
-        saved = from_arrays(stopped.arrays(), stopped.meta(), device="cpu")
+        saved = state_from_arrays(*state_to_arrays(stopped))
         *_, (end, _) = run(problem, method, saved, iterations=3)
         _assert_same(end, whole[-1])
 
 
 def test_run_ends_when_the_method_says_so_and_does_nothing_once_done(problem, method, start):
-    until_two = replace(method, finished=lambda state: state.iteration >= 2)
+    until_two = replace(method, converged=lambda state: state.iteration >= 2)
     states = [state for state, _ in run(problem, until_two, start, iterations=9)]
     assert states[-1].iteration == 2
     nothing: Iterator = run(problem, until_two, states[-1], iterations=9)
@@ -252,16 +266,24 @@ def test_run_ends_when_the_method_says_so_and_does_nothing_once_done(problem, me
 # --- its parts ------------------------------------------------------------------------------------
 
 
-def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(problem, volume, truth):
+def test_movement_is_measured_up_to_symmetry_and_without_those_set_aside(
+    problem, method, volume, truth
+):
     quarter = replace(
         truth, rotations=truth.rotations @ C4[1], shift_px=truth.shift_px + torch.tensor([0.3, 0.4])
     )
     aside = problem.half < 0
     wild = quarter.put(torch.nonzero(aside)[:, 0], _nowhere(int(aside.sum())))
-    moved = movement(problem, _start(problem, volume, truth), wild)
-    assert moved["angular_change_deg"] < 0.1
-    assert moved["shift_change_angstrom"] == pytest.approx(0.5 * PIXEL, rel=1e-3)
-    assert moved["class_changes"] == 0
+
+    def move(references: FourierReferences, state: State):
+        return lambda batch, poses: as_candidates(wild.select_images(batch.index))
+
+    there = replace(method, prepare=move)
+    moved = iterate(problem, there, _start(problem, volume, truth))[0].history[-1]
+    assert moved.angular_change_deg < 0.1
+    assert moved.shift_change_angstrom == pytest.approx(0.5 * PIXEL, rel=1e-3)
+    assert moved.class_changes == 0
+    assert moved.class_sizes == (N - 2,)
 
 
 def test_sums_at_true_poses_make_the_map(problem, truth, volume):
@@ -280,12 +302,22 @@ def test_sums_at_true_poses_make_the_map(problem, truth, volume):
 def test_update_is_given_the_new_poses_and_both_halves(problem, method, start):
     seen = []
 
-    def update(state: State, poses: Poses, halves: list) -> Update:
+    def update(iteration: Iteration, poses: Poses, halves: list) -> Update:
         seen.append((poses, [float(h.den.sum()) for h in halves]))
-        return Update(state.references, state.curves, 9, {"resolution_angstrom": 30.0})
+        state = iteration.state
+        return Update(
+            references=state.references,
+            curves=state.curves,
+            radius=9,
+            resolutions_angstrom=(30.0,),
+            report={"told": 3.0},
+            kept="what the method keeps",
+        )
 
     new, _ = iterate(problem, replace(method, update=update), start)
     assert new.radius == 9
     assert torch.equal(seen[0][0].rotations, new.poses.rotations)
     assert min(seen[0][1]) > 0
-    assert new.history[-1]["resolution_angstrom"] == 30.0
+    assert new.history[-1].resolution_angstrom == 30.0
+    assert new.history[-1].event()["told"] == 3.0
+    assert new.method == "what the method keeps"

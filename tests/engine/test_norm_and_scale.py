@@ -10,16 +10,26 @@ import torch
 
 import halfmap
 from halfmap.engine.accumulation import expected_images
-from halfmap.engine.loop import Method, Problem, Update, iterate, sum_at_poses
-from halfmap.engine.norm_and_scale import intensity_record, next_norm, next_scale, scale_groups
+from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
+from halfmap.engine.image_model import NoiseSpectra, NormAndScale, noise_variance
+from halfmap.engine.loop import iterate, sum_at_poses
+from halfmap.engine.method import Iteration, Method, Update
+from halfmap.engine.noise import NoiseStatistic
+from halfmap.engine.norm_and_scale import (
+    NormAndScaleStatistic,
+    next_norm,
+    next_scale,
+    norm_outliers,
+)
 from halfmap.engine.posterior_weights import assign_hard
-from halfmap.engine.preprocessing import Batch, ImageSettings, noise_from_sums, residuals
+from halfmap.engine.preprocessing import Batch, ImageSettings
+from halfmap.engine.problem import Problem, scale_groups
+from halfmap.engine.residuals import noise_from_sums, residuals
 from halfmap.engine.state import (
     Poses,
     PosteriorWeights,
     State,
     as_candidates,
-    from_arrays,
     known_poses,
 )
 from halfmap.fourier import half_plane
@@ -52,9 +62,8 @@ def test_an_outlier_gets_a_large_norm_and_changes_nobody_elses():
             norm[others], calm[others], rtol=1e-2, atol=0
         )  # the median moves by half a rank
         torch.testing.assert_close(wild_level, level, rtol=1e-2, atol=0)
-        record = intensity_record(norm, torch.ones(1), torch.zeros_like(group), ALL)
-        assert record["norm_outliers"] == 1
-    assert intensity_record(calm, torch.ones(1), torch.zeros_like(group), ALL)["norm_outliers"] == 0
+        assert norm_outliers(norm[ALL]) == 1
+    assert norm_outliers(calm[ALL]) == 0
 
 
 def test_noise_levels_of_groups_go_into_their_sigma_not_into_norms():
@@ -236,24 +245,25 @@ def _changed(folder: Path, out: Path, change: Change, *, intensity: bool) -> Pro
         3,
         1,
         48,
-        intensity=intensity,
+        learn_norm_and_scale=intensity,
     )
 
 
 def _stay(problem: Problem) -> Method:
     """Poses as they are; the update a Wiener filter of both halves."""
 
-    def update(state: State, poses: Poses, halves: list[Sums]) -> Update:
-        total = halves[0] + halves[1]
-        return Update(
-            wiener_update(total, 0.03 * shell_weight(total))[None], state.curves, state.radius, {}
-        )
+    def update(iteration: Iteration, poses: Poses, halves: list[Sums]) -> Update:
+        total, state = halves[0] + halves[1], iteration.state
+        best = wiener_update(total, 0.03 * shell_weight(total))[None]
+        return Update(references=best, curves=state.curves, radius=state.radius)
 
+    learnt = (NormAndScaleStatistic(),) if problem.learn_norm_and_scale else ()
     return Method(
-        lambda references, state: lambda batch, poses: as_candidates(poses),
-        assign_hard,
-        update,
-        lambda state: False,
+        prepare=lambda references, state: lambda batch, poses: as_candidates(poses),
+        assign=assign_hard,
+        update=update,
+        converged=lambda state: False,
+        statistics=(NoiseStatistic(), *learnt),
     )
 
 
@@ -263,13 +273,19 @@ def _start(problem: Problem, poses: Poses, iteration: int) -> State:
     halves = sum_at_poses(problem, poses, BOX**2 * ones)
     reference = wiener_update(halves[0] + halves[1], 0.03 * shell_weight(halves[0] + halves[1]))
     return State(
-        iteration,
-        reference[None],
-        poses,
-        BOX**2 * ones,
-        RADIUS,
-        torch.zeros(1, problem.plane.radius + 1),
+        iteration=iteration,
+        references=reference[None],
+        poses=poses,
+        radius=RADIUS,
+        curves=torch.zeros(1, problem.plane.radius + 1),
+        statistics=(NoiseSpectra(BOX**2 * ones),),
     )
+
+
+def _strength(state: State) -> NormAndScale:
+    found = state.find(NormAndScale)
+    assert found is not None
+    return found
 
 
 def test_groups_half_and_twice_as_bright_are_found(folder, truth, tmp_path):
@@ -285,28 +301,22 @@ def test_groups_half_and_twice_as_bright_are_found(folder, truth, tmp_path):
     state = _start(problem, truth, 1)
     for _ in range(4):
         state, _ = iterate(problem, _stay(problem), state)
-    assert state.scale is not None
-    assert state.norm is not None
-    first = state.scale[[0, 1, 6, 7]].mean()
+    learnt = _strength(state)
+    first = learnt.scale[[0, 1, 6, 7]].mean()
     torch.testing.assert_close(
-        state.scale[2:6] / first, torch.tensor([0.5, 0.5, 2.0, 2.0]), rtol=0.15, atol=0
+        learnt.scale[2:6] / first, torch.tensor([0.5, 0.5, 2.0, 2.0]), rtol=0.15, atol=0
     )
-    assert state.scale[problem.scale_group].mean() == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(state.norm, torch.from_numpy(factor), rtol=0.25, atol=0)
+    assert learnt.scale[problem.scale_group].mean() == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(learnt.norm, torch.from_numpy(factor), rtol=0.25, atol=0)
     torch.testing.assert_close(
-        state.noise_variance[:, 3:RADIUS],
+        noise_variance(state)[:, 3:RADIUS],
         torch.full((2, RADIUS - 3), float(BOX**2)),
         rtol=0.2,
         atol=0,
     )
-    record = state.history[-1]
-    assert record["scale_min"] == pytest.approx(float(state.scale.min()))
-    assert record["scale_max"] == pytest.approx(float(state.scale.max()))
-    again = from_arrays(state.arrays(), state.meta(), device="cpu")
-    assert again.norm is not None
-    assert again.scale is not None
-    assert torch.equal(again.norm, state.norm)
-    assert torch.equal(again.scale, state.scale)
+    again = _strength(state_from_arrays(*state_to_arrays(state)))
+    assert torch.equal(again.norm, learnt.norm)
+    assert torch.equal(again.scale, learnt.scale)
 
 
 def test_junk_is_told_and_harms_nobody(folder, truth, tmp_path):
@@ -336,7 +346,7 @@ def test_junk_is_told_and_harms_nobody(folder, truth, tmp_path):
         for _ in range(3):
             state, _ = iterate(problem, _stay(problem), state)
         maps[name], states[name] = state.references[0, 0] * mask, state
-    clean, spoilt = states["clean"].norm, states["with"].norm
+    clean, spoilt = _strength(states["clean"]).norm, _strength(states["with"]).norm
     assert clean is not None
     assert spoilt is not None
     assert spoilt[junk].min() > 3
@@ -344,13 +354,13 @@ def test_junk_is_told_and_harms_nobody(folder, truth, tmp_path):
     others[junk] = False
     torch.testing.assert_close(spoilt[others], clean[others], rtol=0.05, atol=0)
     torch.testing.assert_close(
-        states["with"].noise_variance[:, 1:RADIUS],
-        states["clean"].noise_variance[:, 1:RADIUS],
+        noise_variance(states["with"])[:, 1:RADIUS],
+        noise_variance(states["clean"])[:, 1:RADIUS],
         rtol=0.1,
         atol=0,
     )
-    assert states["with"].history[-1]["norm_outliers"] == len(junk)
-    assert states["clean"].history[-1]["norm_outliers"] == 0
+    assert _strength(states["with"]).outliers == len(junk)
+    assert _strength(states["clean"]).outliers == 0
     away = {
         name: float((maps[name] - maps["clean"]).norm() / maps["clean"].norm()) for name in maps
     }
@@ -360,9 +370,7 @@ def test_junk_is_told_and_harms_nobody(folder, truth, tmp_path):
 def test_without_intensity_nothing_is_learnt(folder, truth, tmp_path):
     problem = _changed(folder, tmp_path / "same", lambda images: images, intensity=False)
     state, _ = iterate(problem, _stay(problem), _start(problem, truth, 1))
-    assert state.norm is None
-    assert state.scale is None
-    assert "norm_outliers" not in state.history[-1]
+    assert state.find(NormAndScale) is None
 
 
 def test_the_first_iteration_does_not_believe_the_references_grey_scale(folder, truth, tmp_path):
@@ -372,6 +380,5 @@ def test_the_first_iteration_does_not_believe_the_references_grey_scale(folder, 
     start = _start(problem, truth, 0)
     fair, _ = iterate(problem, _stay(problem), start)
     bright, _ = iterate(problem, _stay(problem), replace(start, references=30 * start.references))
-    torch.testing.assert_close(fair.noise_variance, bright.noise_variance, rtol=1e-3, atol=0)
-    assert bright.scale is not None
-    assert (bright.scale == 1).all()
+    torch.testing.assert_close(noise_variance(fair), noise_variance(bright), rtol=1e-3, atol=0)
+    assert (_strength(bright).scale == 1).all()

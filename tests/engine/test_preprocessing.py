@@ -10,13 +10,11 @@ from halfmap.engine.preprocessing import (
     Batch,
     ImageSettings,
     batches,
-    initial_noise,
     load_batch,
     mask_particles,
-    noise_from_sums,
     normalise,
-    residuals,
 )
+from halfmap.engine.residuals import initial_noise, noise_from_sums, residuals
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
 from halfmap.io.mrc import StackWriter
@@ -273,8 +271,8 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
         batch = Batch(
             part,
             group[part],
-            terms.take(part),
-            terms.take(part),
+            terms.select_images(part),
+            terms.select_images(part),
             stored[part],
             transfer[part],
             flag[part],

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.engine.loop import Problem
+from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.preprocessing import ImageSettings
-from halfmap.engine.state import Poses, State, identity_poses
+from halfmap.engine.problem import Problem
+from halfmap.engine.state import IterationRecord, Poses, State, identity_poses
 from halfmap.fourier import largest_radius, lowpass
 from halfmap.mask import soft_sphere
 from halfmap.methods.projection_matching import projection_matching
@@ -42,24 +43,26 @@ def volume() -> torch.Tensor:
 
 
 def _settings(**options) -> Settings:
-    return Settings(
-        SearchSettings(C1, 13.0), 0.143, soft_sphere(BOX, radius_px=13, edge_px=2), **options
-    )
+    mask = soft_sphere(BOX, radius_px=13, edge_px=2)
+    return Settings(SearchSettings(C1, 13.0), 0.143, mask, mask, **options)
 
 
 def _poses(classes: torch.Tensor | None = None) -> Poses:
     return identity_poses(torch.zeros(N, dtype=torch.long) if classes is None else classes)
 
 
-def _state(iteration: int = 0, history: tuple[dict, ...] = ()) -> State:
+NOISE = torch.full((1, 16), 4.0)
+
+
+def _state(iteration: int = 0, history: tuple[IterationRecord, ...] = ()) -> State:
     return State(
-        iteration,
-        torch.zeros(2, 1, BOX, BOX, BOX),
-        _poses(),
-        torch.full((1, 16), 4.0),
-        8,
-        torch.zeros(1, 16),
-        history,
+        iteration=iteration,
+        references=torch.zeros(2, 1, BOX, BOX, BOX),
+        poses=_poses(),
+        radius=8,
+        curves=torch.zeros(1, 16),
+        history=history,
+        statistics=(NoiseSpectra(NOISE),),
     )
 
 
@@ -91,7 +94,7 @@ def test_ssnr_is_trusted_up_to_the_first_shell_without_correlation():
 
 def test_curves_and_resolution_are_the_half_maps(problem, volume):
     halves = [_half_sums(volume, volume.std().item() * 1.5, seed) for seed in (1, 2)]
-    update = update_references(problem, _settings(), _state(), _poses(), halves)
+    update = update_references(problem, _settings(), NOISE, _poses(), halves)
     assert update.references.shape == (2, 1, BOX, BOX, BOX)
     assert update.curves.shape == (1, largest_radius(BOX) + 1)
     # FSC = S / (S + N) with the spectra inside the mask: the same mask acts on signal and noise
@@ -102,26 +105,26 @@ def test_curves_and_resolution_are_the_half_maps(problem, volume):
     expected = signal / (signal + noise**2 * (mask**2).sum())
     torch.testing.assert_close(update.curves[0, 2:].double(), expected[2:16], rtol=0, atol=0.15)
     crossing = int((update.curves[0, 1:] < 0.143).nonzero()[0]) + 1
-    shell = BOX * PIXEL / update.record["resolution_angstrom"]
+    shell = BOX * PIXEL / update.resolutions_angstrom[0]
     assert crossing - 1 <= shell <= crossing
     assert shell < update.radius <= largest_radius(BOX)
 
 
 def test_the_radius_follows_the_resolution(problem, volume):
     best = update_references(
-        problem, _settings(), _state(), _poses(), [_half_sums(volume, 0.0, 1)] * 2
+        problem, _settings(), NOISE, _poses(), [_half_sums(volume, 0.0, 1)] * 2
     )
     assert best.radius == largest_radius(BOX)
-    assert best.record["resolution_angstrom"] <= 2 * PIXEL + 1e-6
+    assert best.resolutions_angstrom[0] <= 2 * PIXEL + 1e-6
     nothing = update_references(
         problem,
         _settings(),
-        _state(),
+        NOISE,
         _poses(),
         [_half_sums(0 * volume, 1.0, seed) for seed in (1, 2)],
     )
     assert 2 <= nothing.radius <= 6
-    assert nothing.record["resolution_angstrom"] > 40
+    assert nothing.resolutions_angstrom[0] > 40
     assert torch.isfinite(nothing.references).all()
 
 
@@ -131,7 +134,7 @@ def test_one_over_ssnr_is_the_filter_with_the_least_error(problem, volume):
     noise = volume.std().item() * 2
     halves = [_half_sums(volume, noise, seed) for seed in (1, 2)]
     update, mask = (
-        update_references(problem, _settings(), _state(), _poses(), halves),
+        update_references(problem, _settings(), NOISE, _poses(), halves),
         soft_sphere(BOX, radius_px=13, edge_px=2),
     )
 
@@ -149,7 +152,7 @@ def test_one_over_ssnr_is_the_filter_with_the_least_error(problem, volume):
 
 def test_references_lie_inside_the_mask_and_each_half_has_its_own(problem, volume):
     halves = [_half_sums(volume, volume.std().item(), seed) for seed in (1, 2)]
-    update = update_references(problem, _settings(), _state(), _poses(), halves)
+    update = update_references(problem, _settings(), NOISE, _poses(), halves)
     outside = soft_sphere(BOX, radius_px=13, edge_px=2) == 0
     assert (update.references[:, :, outside] == 0).all()
     assert not torch.equal(update.references[0], update.references[1])
@@ -159,8 +162,8 @@ def test_joined_halves_make_one_reference_from_all_images(problem, volume):
     joined = replace(problem, matched_to="shared")
     halves = [_half_sums(volume, 2 * volume.std().item(), seed) for seed in (1, 2)]
     kept = [h.num.clone() for h in halves]
-    together = update_references(joined, _settings(), _state(), _poses(), halves)
-    apart = update_references(problem, _settings(), _state(), _poses(), halves)
+    together = update_references(joined, _settings(), NOISE, _poses(), halves)
+    apart = update_references(problem, _settings(), NOISE, _poses(), halves)
     assert together.references.shape == (1, 1, BOX, BOX, BOX)
     mask = soft_sphere(BOX, radius_px=13, edge_px=2)
     errors = [
@@ -174,10 +177,10 @@ def test_a_constant_takes_the_place_of_one_over_ssnr(problem, volume):
     """With sigma^2 = 4 and k = 2 on cells of weight 1: everything is divided by 1 + 2 / 4."""
     halves = [_half_sums(lowpass(volume, 16.0, PIXEL, dimensions=3), 0.0, seed) for seed in (1, 2)]
     plain = update_references(
-        problem, _settings(wiener_constant=1e-9), _state(), _poses(), halves
+        problem, _settings(wiener_constant=1e-9), NOISE, _poses(), halves
     ).references
     damped = update_references(
-        problem, _settings(wiener_constant=2.0), _state(), _poses(), halves
+        problem, _settings(wiener_constant=2.0), NOISE, _poses(), halves
     ).references
     torch.testing.assert_close(damped, plain / 1.5, rtol=1e-3, atol=1e-5)
 
@@ -205,15 +208,17 @@ def test_an_empty_class_gets_a_half_of_the_largest(volume):
 # --- when to search, when to stop -----------------------------------------------------------------
 
 
-def _history(resolutions: list[float], moved: list[float]) -> tuple[dict, ...]:
+def _history(resolutions: list[float], moved: list[float]) -> tuple[IterationRecord, ...]:
     return tuple(
-        {
-            "resolution_angstrom": r,
-            "angular_change_deg": m,
-            "shift_change_angstrom": m,
-            "class_changes": 0.0,
-        }
-        for r, m in zip(resolutions, moved, strict=True)
+        IterationRecord(
+            iteration=n + 1,
+            radius=8,
+            scored_to_angstrom=24.0,
+            resolutions_angstrom=(r,),
+            angular_change_deg=m,
+            shift_change_angstrom=m,
+        )
+        for n, (r, m) in enumerate(zip(resolutions, moved, strict=True))
     )
 
 
@@ -246,7 +251,7 @@ def test_the_method_stops_when_neither_resolution_nor_poses_improve(
 ):
     method = projection_matching(problem, _settings())
     assert (
-        method.finished(_state(len(moved), _history([float(r) for r in resolutions], moved)))
+        method.converged(_state(len(moved), _history([float(r) for r in resolutions], moved)))
         is stops
     )
 
@@ -254,7 +259,9 @@ def test_the_method_stops_when_neither_resolution_nor_poses_improve(
 def test_the_method_does_not_stop_while_classes_change(problem):
     history = _history([20.0, 12.0, 12.0, 12.0], [40.0, 5.0, 3.0, 0.1])
     method = projection_matching(problem, _settings())
-    assert not method.finished(_state(4, (*history[:-1], {**history[-1], "class_changes": 0.05})))
+    assert not method.converged(
+        _state(4, (*history[:-1], replace(history[-1], class_changes=0.05)))
+    )
 
 
 def test_local_refinement_never_searches(problem, volume, monkeypatch):

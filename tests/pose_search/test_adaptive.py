@@ -10,6 +10,7 @@ from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.state import Candidates
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import (
+    LOG_LIKELIHOOD,
     ImageTerms,
     correlation_score,
     cross_terms,
@@ -200,7 +201,7 @@ def test_the_posterior_on_the_finer_grid_is_that_of_all_its_cells(channel, scene
     found = {}
     for share, significance in ((1.0, 1.0), (1 / 48, 0.999)):
         settings = _settings(
-            score=log_likelihood_score,
+            score=LOG_LIKELIHOOD,
             prior=prior,
             posterior_on_grid=True,
             largest_cell_share=share,
@@ -232,12 +233,12 @@ def test_annealed_scores_are_resolved_by_a_coarser_grid(channel):
     shells."""
     prior = uniform_prior(1, 3, order=2, shift_sigma_px=2.0, device=torch.device("cpu"))
     finest = radius_of_step(15.0, 32, RADIUS_PX)
-    settings = _settings(score=log_likelihood_score, prior=prior)
+    settings = _settings(score=LOG_LIKELIHOOD, prior=prior)
     references = prepare_references(channel, 15)
     assert prepare_search(references, settings, finest).coarse_grid_resolves
     assert not prepare_search(references, settings, 2 * finest).coarse_grid_resolves
     assert prepare_search(
-        references, _settings(score=log_likelihood_score, prior=prior, beta=0.25), 2 * finest
+        references, _settings(score=LOG_LIKELIHOOD, prior=prior, beta=0.25), 2 * finest
     ).coarse_grid_resolves
 
 

@@ -10,6 +10,7 @@ from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.state import Candidates, as_candidates, known_poses
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
+    LOG_LIKELIHOOD,
     ImageTerms,
     correlation_score,
     cross_terms,
@@ -31,7 +32,7 @@ C1, C4 = symmetry_matrices("C1").float(), symmetry_matrices("C4").float()
 RADIUS, RADIUS_PX, RANGE_PX = 15, 12.5, 3.0
 
 
-def _settings(symmetry=C4, score=log_likelihood_score, n_classes: int = 1) -> SearchSettings:
+def _settings(symmetry=C4, score=LOG_LIKELIHOOD, n_classes: int = 1) -> SearchSettings:
     prior = None
     if score is log_likelihood_score:
         prior = uniform_prior(
@@ -53,7 +54,7 @@ def _exhaustively(scene, settings: SearchSettings) -> tuple[Candidates, int]:
     squared, phases = squared_modulus(slices).T.contiguous(), shift_phases(shifts, plane)
     parts = []
     for rows in torch.arange(len(scene.terms)).split(4):
-        some = scene.terms.take(rows)
+        some = scene.terms.select_images(rows)
         most = cross_terms(some, phases, slices, plane).max(1)
         score = settings.score(most.values, slice_power(some, squared, plane))
         best = torch.topk(score, 200, dim=1)

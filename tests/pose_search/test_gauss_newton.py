@@ -8,7 +8,7 @@ import torch
 
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
-from halfmap.likelihood import correlation_score, log_likelihood_score
+from halfmap.likelihood import CORRELATION, correlation_score, log_likelihood_score
 from halfmap.pose_search.gauss_newton import (
     Restraint,
     gauss_newton_system,
@@ -201,7 +201,7 @@ def _refine(
     *,
     radius: int,
     steps: int,
-    score=correlation_score,
+    score=CORRELATION,
     restraint=None,
 ):
     rotations, shift_px, equations = refine_poses(

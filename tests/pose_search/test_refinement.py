@@ -10,7 +10,7 @@ from halfmap.engine.pose_prior import next_prior, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior, best_poses
 from halfmap.engine.state import Candidates, as_candidates, known_poses
 from halfmap.fourier import shift_phases
-from halfmap.likelihood import log_likelihood_score
+from halfmap.likelihood import LOG_LIKELIHOOD
 from halfmap.pose_search import adaptive as searching
 from halfmap.pose_search.adaptive import significant_entries
 from halfmap.pose_search.refinement import (
@@ -35,7 +35,7 @@ def _uniform(dimensions: int = 3, sigma_px: float = 3.0):
 
 def _settings(symmetry=C1, *, prior=None) -> SearchSettings:
     return SearchSettings(
-        symmetry, 12.5, score=log_likelihood_score, prior=_uniform() if prior is None else prior
+        symmetry, 12.5, score=LOG_LIKELIHOOD, prior=_uniform() if prior is None else prior
     )
 
 

@@ -34,6 +34,7 @@ from halfmap.fourier import (
 )
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import (
+    LOG_LIKELIHOOD,
     ImageTerms,
     cross_terms,
     image_terms,
@@ -227,7 +228,9 @@ def expectation(model: Model, references: torch.Tensor) -> Expectation:
         gamma = PosteriorWeights(
             image, reference, model.shifts[shift], weight, model.rotations, model.classes
         )
-        accumulate(sums, slice_terms(terms.take(part), gamma, plane), gamma, plane, IDENTITY)
+        accumulate(
+            sums, slice_terms(terms.select_images(part), gamma, plane), gamma, plane, IDENTITY
+        )
     w = torch.einsum("btm,bj->mj", posterior.float(), terms.power)
     return Expectation(float(log_likelihood), hermitian_mates(sums), slices, w)
 
@@ -437,7 +440,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
         2.0,
         angular_step_deg=step,
         shift_range_px=1.5,
-        score=log_likelihood_score,
+        score=LOG_LIKELIHOOD,
         prior=flat,
     )
     plan = search.prepare_search(

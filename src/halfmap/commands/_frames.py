@@ -40,7 +40,7 @@ def align_classes_to_first(state: State, *, diameter_px: float) -> State:
 def _poses_follow_map(poses: Poses, k: int, found: Alignment) -> Poses:
     """Poses in which those of class k follow their map."""
     mine = torch.nonzero(poses.classes == k)[:, 0]
-    own = poses.take(mine)
+    own = poses.select_images(mine)
     rotations, shift_px = found.apply_to_poses(own.rotations, own.shift_px)
     return poses.put(mine, replace(own, rotations=rotations, shift_px=shift_px))
 

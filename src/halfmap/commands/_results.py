@@ -12,8 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
-from halfmap.engine.loop import Method, Problem, run, sum_at_modes
-from halfmap.engine.state import State, from_arrays
+from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
+from halfmap.engine.image_model import NormAndScale, noise_variance
+from halfmap.engine.loop import run, sum_at_significant_poses
+from halfmap.engine.method import Method
+from halfmap.engine.problem import Problem
+from halfmap.engine.significant_poses import SignificantPoses
+from halfmap.engine.state import IterationRecord, State
 from halfmap.io.mrc import write_map
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
@@ -60,13 +65,13 @@ def run_iterations(
     elif (saved := job.load_checkpoint()) is None:
         state = method.start(first())
     else:
-        state = from_arrays(*saved, device=problem.images.device)
+        state = state_from_arrays(*saved)
         progress.note(f"going on after iteration {state.iteration}")
     show(state)
 
     def start(state: State) -> int:
         """Announce the next iteration; how many images it has."""
-        images = int((method.members(state, problem.half) >= 0).sum())
+        images = int((method.select(state, problem.half) >= 0).sum())
         progress.start_iteration(state.iteration + 1, images)
         return images
 
@@ -77,11 +82,11 @@ def run_iterations(
         state = new
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
-        job.event(**record, seconds=seconds, ms_per_image=cost_ms)
-        job.save_checkpoint(state.arrays(), state.meta())
+        job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms)
+        job.save_checkpoint(*state_to_arrays(state))
         show(state)
         progress.finish_iteration(
-            _summary(record, cost_ms), resolution_angstrom=record["resolution_angstrom"]
+            _summary(record, cost_ms), resolution_angstrom=record.resolution_angstrom
         )
         images = start(state)
     return state
@@ -108,7 +113,7 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
             problem.particles.pixel_size_angstrom,
             title=title,
         )
-    if state.modes is not None:
+    if state.find(SignificantPoses) is not None:
         save_direction_snapshot(job, problem, settings, state)
 
 
@@ -116,19 +121,36 @@ def _angstrom(resolution: float) -> str:
     return f"{resolution:.2f} A" if math.isfinite(resolution) else "none"
 
 
-def _summary(record: dict, cost_ms: float) -> str:
-    words = f"resolution {_angstrom(record['resolution_angstrom'])}"
-    if record["iteration"] > 1:
-        turned, shifted = record["angular_change_deg"], record["shift_change_angstrom"]
+def _summary(record: IterationRecord, cost_ms: float) -> str:
+    words = f"resolution {_angstrom(record.resolution_angstrom or math.inf)}"
+    if record.iteration > 1:
+        turned, shifted = record.angular_change_deg, record.shift_change_angstrom
         words += f", poses moved {turned:.2f} deg and {shifted:.2f} A (median)"
-    words += f", {record['mean_significant']:.1f} poses and {cost_ms:.2f} ms an image"
-    for name, what in (
-        ("norm_outliers", "images with more noise than theirs"),
-        ("empty_classes", "classes ran empty and were seeded anew"),
-    ):
-        if record.get(name):
-            words += f", {record[name]} {what}"
+    words += f", {record.mean_significant:.1f} poses and {cost_ms:.2f} ms an image"
+    if record.empty_classes:
+        words += f", {record.empty_classes} empty classes reseeded"
     return words
+
+
+def _certainty(problem: Problem, state: State) -> dict[str, float]:
+    """How sure the last iteration was of its poses, and how unlike each other images are."""
+    if not state.history:
+        return {}
+    last, strength = state.history[-1], state.find(NormAndScale)
+    told: dict[str, float] = {
+        "mean_largest_weight": last.mean_largest_weight,
+        "mean_significant": last.mean_significant,
+        "accuracy_deg": last.accuracy_deg,
+        "accuracy_angstrom": last.accuracy_angstrom,
+    }
+    if strength is not None:
+        present = strength.scale[torch.unique(problem.scale_group[problem.used])]
+        told |= {
+            "norm_outliers": strength.outliers,
+            "scale_min": float(present.min()),
+            "scale_max": float(present.max()),
+        }
+    return told
 
 
 @dataclass(frozen=True)
@@ -151,24 +173,26 @@ def last_maps(
     """The final maps of the last state: both halves summed to the last shell, at the poses and
     weights it holds."""
     progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
-    sums = sum_at_modes(problem, method, state, advance=progress.advance)
-    return final_maps(problem, settings, sums, state.noise_variance)
+    sums = sum_at_significant_poses(problem, method.assign, state, advance=progress.advance)
+    return final_maps(problem, settings, sums, noise_variance(state))
 
 
 def final_maps(
-    problem: Problem, settings: Settings, sums: list[Sums], noise_variance: Float[Tensor, "G S"]
+    problem: Problem, settings: Settings, sums: list[Sums], variance: Float[Tensor, "G S"]
 ) -> FinalMaps:
     """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
     the mask, or the constant asked for."""
     halves = torch.stack([unregularised(s).cpu() for s in sums])
-    pixel, mask = problem.particles.pixel_size_angstrom, settings.solvent_mask.cpu()
+    pixel, mask = problem.particles.pixel_size_angstrom, settings.fsc_mask.cpu()
     curves = [
         half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask)
         for a, b in zip(*halves, strict=True)
     ]
     total = sums[0] + sums[1]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
-    maps = regularised(total, settings, noise_variance, trusted_ssnr(fsc, of_sum=True))
+    maps = regularised(
+        total, settings, variance.to(total.den.device), trusted_ssnr(fsc, of_sum=True)
+    )
     return FinalMaps(maps.cpu(), halves, curves)
 
 
@@ -213,9 +237,9 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
     maximum likelihood what the posteriors tell as well, and their means among the job's results.
     Images set aside are not in it."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
-    kept, found = problem.particles.take(used.numpy()), state.poses.take(used)
+    kept, found = problem.particles.take(used.numpy()), state.poses.select_images(used)
     extra = {"halfmapScore": found.score.double().numpy()}
-    if state.modes is not None:
+    if state.find(SignificantPoses) is not None:
         extra |= {
             "rlnMaxValueProbDistribution": found.largest_weight.double().numpy(),
             "rlnLogLikeliContribution": found.log_likelihood.double().numpy(),
@@ -224,21 +248,12 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
             "halfmapAccuracyShiftAngst": found.accuracy[:, 1].double().numpy()
             * kept.pixel_size_angstrom,
         }
-        last = state.history[-1] if state.history else {}
-        told = (
-            "mean_largest_weight",
-            "mean_significant",
-            "accuracy_deg",
-            "accuracy_angstrom",
-            "norm_outliers",
-            "scale_min",
-            "scale_max",
-        )
-        job.update(**{name: last[name] for name in told if name in last})
-    if state.norm is not None and state.scale is not None:
+        job.update(**_certainty(problem, state))
+    strength = state.find(NormAndScale)
+    if strength is not None:
         extra |= {
-            "rlnNormCorrection": state.norm[used].double().numpy(),
-            "rlnGroupScaleCorrection": state.scale[problem.scale_group[used]].double().numpy(),
+            "rlnNormCorrection": strength.norm[used].double().numpy(),
+            "rlnGroupScaleCorrection": strength.scale[problem.scale_group[used]].double().numpy(),
         }
     kept.with_results(
         rotations_deg=matrix_to_euler(found.rotations.double()).numpy(),
@@ -253,14 +268,14 @@ def write_pictures(job: Job, problem: Problem, settings: Settings, state: State)
     """Orientation distribution of the particles used, how resolution and poses converged, and in 3D
     Gamma over the sphere."""
     used = torch.nonzero(problem.half >= 0)[:, 0]
-    angles = matrix_to_euler(state.poses.take(used).rotations.double()).numpy()
+    angles = matrix_to_euler(state.poses.select_images(used).rotations.double()).numpy()
     if problem.dimensions == 3:
         save_orientation_plot(
             job.path("pictures/orientations.png"),
             angles,
             symmetry=np.asarray(problem.symmetry.cpu()),
         )
-        if state.modes is not None:
+        if state.find(SignificantPoses) is not None:
             plot_direction_snapshots(job, problem, settings, state)
     events = read_events(job.folder)
     if len(events) > 1:

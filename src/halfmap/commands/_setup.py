@@ -11,8 +11,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from halfmap.commands import _inputs
-from halfmap.engine.loop import Problem
 from halfmap.engine.preprocessing import ImageSettings, background
+from halfmap.engine.problem import Problem
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.particles import Particles
@@ -61,7 +61,7 @@ def open_problem(
     n_classes: int,
     matched_to: Literal["own", "other", "shared"],
     ctf: bool,
-    intensity: bool,
+    learn_norm_and_scale: bool,
     memory: int | None,
     seed: int,
     device: torch.device,
@@ -93,7 +93,7 @@ def open_problem(
         n_classes=n_classes,
         matched_to=matched_to,
         ctf=ctf,
-        intensity=intensity,
+        learn_norm_and_scale=learn_norm_and_scale,
         memory=memory,
         progress=progress,
     )
@@ -110,7 +110,7 @@ def make_problem(
     n_classes: int,
     matched_to: Literal["own", "other", "shared"],
     ctf: bool,
-    intensity: bool,
+    learn_norm_and_scale: bool,
     memory: int | None,
     progress: Progress,
 ) -> Problem:
@@ -128,16 +128,26 @@ def make_problem(
         f"A) on {device}; "
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
-    if intensity and bool(
+    if learn_norm_and_scale and bool(
         particles.ctf_premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()
     ):
-        intensity = False  # what their makers weighted by dose and tilt, scales would weight again
+        learn_norm_and_scale = (
+            False  # what their makers weighted by dose and tilt, scales would weight again
+        )
         progress.note("CTF-premultiplied images: norm corrections and group scales are not learnt")
     settings = ImageSettings(
         radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device
     )
     return Problem(
-        particles, settings, half, matched_to, matrices, dimensions, n_classes, batch, intensity
+        particles,
+        settings,
+        half,
+        matched_to,
+        matrices,
+        dimensions,
+        n_classes,
+        batch,
+        learn_norm_and_scale,
     )
 
 

@@ -11,9 +11,8 @@ from jaxtyping import Complex, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from halfmap.engine.loop import Problem
-from halfmap.engine.norm_and_scale import norm_and_scale_of
-from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.image_model import load_images
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import (
@@ -69,19 +68,9 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
     radius = shown_radius(problem, state)
     plane = half_plane(box, radius, device)
     centre = state.poses.shift_px[index].to(device)
-    norm, scale = norm_and_scale_of(state.norm, state.scale, problem.scale_group, index)
-    terms = load_batch(
-        problem.particles,
-        index,
-        plane,
-        state.noise_variance,
-        centre,
-        problem.images,
-        norm=norm,
-        scale=scale,
-    ).scored
-    met = 1 if problem.matched_to == "other" else 0  # the references that the first half meets
-    references = prepare_references(state.references[met], radius)
+    terms = load_images(problem, state, index, plane).scored
+    compared_with = state.references[problem.reference_set(0)].to(device)
+    references = prepare_references(compared_with, radius)
     reach = settings.search.shift_range_px
     step = searched_step_px(settings.search, box, radius)
     if state.iteration == 0:

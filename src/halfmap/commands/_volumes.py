@@ -13,8 +13,9 @@ from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._options import Search
-from halfmap.engine.loop import Problem
-from halfmap.engine.preprocessing import initial_noise
+from halfmap.engine.image_model import NoiseSpectra
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
@@ -132,7 +133,7 @@ def open_volumes(
         n_classes=classes,
         matched_to=matched_to,
         ctf=options.ctf,
-        intensity=options.method == ML,
+        learn_norm_and_scale=options.method == ML,
         memory=options.memory,
         seed=options.seed,
         device=device,
@@ -149,7 +150,8 @@ def open_volumes(
     settings = Settings(
         search,
         THRESHOLD,
-        solvent,
+        reference_mask=solvent,
+        fsc_mask=solvent,
         wiener_constant=options.wiener_constant,
         tau_fudge=options.tau_fudge or 1.0,
         anchor=anchor,
@@ -172,4 +174,11 @@ def first_state(
     shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
     radius = min(largest_radius(data.box), max(3, shells))
     curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
-    return State(0, references, _inputs.poses_of(data).in_one_class(), noise, radius, curves)
+    return State(
+        iteration=0,
+        references=references.cpu(),
+        poses=_inputs.poses_of(data).in_one_class(),
+        radius=radius,
+        curves=curves,
+        statistics=(NoiseSpectra(noise.cpu()),),
+    )

@@ -42,7 +42,8 @@ from halfmap.commands._results import (
     write_pictures,
 )
 from halfmap.commands._volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
-from halfmap.engine.loop import Problem
+from halfmap.engine.image_model import noise_variance
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
@@ -192,7 +193,7 @@ def abinitio(
             n_classes=classes,
             matched_to="shared",
             ctf=ctf,
-            intensity=False,
+            learn_norm_and_scale=False,
             memory=memory,
             seed=seed,
             device=where,
@@ -205,7 +206,8 @@ def abinitio(
         settings = Settings(
             _setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None),
             THRESHOLD,
-            solvent,
+            reference_mask=solvent,
+            fsc_mask=solvent,
         )
         radii = _radii(problem, initial_lowpass_angstrom, final_lowpass_angstrom)
         resolved = radius_of_step(ANGULAR_STEP_DEG, data.box, radius_px)
@@ -311,7 +313,7 @@ def _finish(
     """Maps, particles, the table of classes and pictures; what each class holds is told."""
     pixel, classes = problem.particles.pixel_size_angstrom, problem.n_classes
     used = torch.nonzero(problem.half >= 0)[:, 0]
-    found = state.poses.take(used)
+    found = state.poses.select_images(used)
     sizes = class_sizes(problem, state.poses).tolist()
     likelihoods = [
         float(found.log_likelihood[found.classes == k].mean()) if sizes[k] else 0.0
@@ -340,10 +342,7 @@ def _finish(
     write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})
     write_particles(job, problem, state)
     write_pictures(job, problem, settings, state)
-    mean, scored_to = (
-        state.history[-1]["mean_log_likelihood"],
-        state.history[-1]["resolution_angstrom"],
-    )
+    mean, scored_to = state.history[-1].mean_log_likelihood, state.history[-1].scored_to_angstrom
     progress.note("both hands are equally right; --flip-hand writes the other")
     job.update(
         sizes=sizes,
@@ -504,7 +503,8 @@ def _first(problem: Problem, settings: Settings, ascent: GradientSchedule) -> St
     box = problem.particles.box
     empty = torch.zeros(1, problem.n_classes, box, box, box, device=problem.images.device)
     state = replace(first_state(problem, empty, math.inf), radius=ascent.radius[0])
-    return replace(state, references=random_maps(problem, settings, ascent, state.noise_variance))
+    maps = random_maps(problem, settings, ascent, noise_variance(state).to(problem.device))
+    return replace(state, references=maps.cpu())
 
 
 def _show(job: Job, problem: Problem, settings: Settings, state: State) -> None:

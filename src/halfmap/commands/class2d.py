@@ -47,8 +47,9 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import run_iterations, write_particles, write_pictures
 from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
-from halfmap.engine.loop import Problem
-from halfmap.engine.preprocessing import initial_noise
+from halfmap.engine.image_model import NoiseSpectra
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State, identity_poses
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import write_star
@@ -151,7 +152,7 @@ def class2d(
             n_classes=classes,
             matched_to="shared",
             ctf=ctf,
-            intensity=method == ML,
+            learn_norm_and_scale=method == ML,
             memory=memory,
             seed=seed,
             device=where,
@@ -168,7 +169,8 @@ def class2d(
         settings = Settings(
             search,
             RESOLUTION_AT,
-            circle,
+            reference_mask=circle,
+            fsc_mask=circle,
             wiener_constant=wiener_constant,
             tau_fudge=tau_fudge or 1.0,
         )
@@ -207,14 +209,13 @@ def _first_state(problem: Problem, settings: Settings, start: str, seed: int) ->
     shells = SHELLS_PER_DIAMETER * data.box / (2 * problem.images.particle_radius_px)
     radius = min(problem.plane.radius, max(3, round(shells)))
     references = starting_classes(problem, settings, noise, radius, how=start, seed=seed)
-    poses = identity_poses(torch.zeros(len(data), dtype=torch.long))
     return State(
-        0,
-        references[None],
-        poses,
-        noise,
-        radius,
-        torch.zeros(problem.n_classes, problem.plane.radius + 1),
+        iteration=0,
+        references=references[None].cpu(),
+        poses=identity_poses(torch.zeros(len(data), dtype=torch.long)),
+        radius=radius,
+        curves=torch.zeros(problem.n_classes, problem.plane.radius + 1),
+        statistics=(NoiseSpectra(noise.cpu()),),
     )
 
 

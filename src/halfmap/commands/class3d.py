@@ -52,9 +52,9 @@ from halfmap.commands._results import (
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
 from halfmap.engine.state import State
 from halfmap.errors import InputError
-from halfmap.methods.principal_components import split_start
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import make_method
+from halfmap.methods.splitting import split_start
 from halfmap.options import command
 
 ITERATIONS = 25
@@ -156,7 +156,14 @@ def class3d(
                 one, opened.start[None].repeat(2, 1, 1, 1, 1), options.lowpass_angstrom
             )
             return split_start(
-                problem, one, make_method(method, one, settings), settings, state, seed, progress
+                problem,
+                one,
+                make_method(method, one, settings),
+                settings,
+                state,
+                seed,
+                announce=lambda stage, total: progress.start_iteration(0, total, stage),
+                advance=progress.advance,
             )
 
         state = run_iterations(

@@ -24,7 +24,7 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import RefinementResult, final_maps, write_map_files
 from halfmap.engine.loop import sum_at_poses
-from halfmap.engine.preprocessing import initial_noise
+from halfmap.engine.residuals import initial_noise
 from halfmap.errors import InputError
 from halfmap.methods.settings import Settings
 from halfmap.options import command
@@ -102,14 +102,15 @@ def reconstruct(
             n_classes=1,
             matched_to="own",
             ctf=ctf,
-            intensity=False,
+            learn_norm_and_scale=False,
             memory=memory,
             progress=progress,
         )
         settings = Settings(
             SearchSettings(problem.symmetry, radius_px),
             0.143,
-            solvent,
+            reference_mask=solvent,
+            fsc_mask=solvent,
             wiener_constant=wiener_constant,
         )
         used = torch.nonzero(half >= 0)[:, 0]

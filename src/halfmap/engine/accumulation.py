@@ -4,13 +4,11 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from halfmap.engine.pose_prior import Prior
+from halfmap import kernels
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
-from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
-from halfmap.so3 import compose, direction_pixels
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:
@@ -51,31 +49,11 @@ def _gathered(
     `shift_px[e]`."""
     order = torch.argsort(to, stable=True)
     starts = torch.nn.functional.pad(torch.bincount(to, minlength=n_out).cumsum(0), (1, 0))
-    of, shift_px, weight = of[order], shift_px[order].contiguous(), weight[order]
-    kx, ky, n = plane.kx.float(), plane.ky.float(), len(plane)
-    if weight.device.type != "cpu":
-        return ImageTerms(
-            *torch_kernels.gather(
-                rows.data[:, :n], rows.power[:, :n], of, shift_px, weight, starts, kx, ky, plane.box
-            )
-        )
-    from halfmap.kernels import cpu
-
-    values, weights = torch.empty(n_out, n, dtype=torch.complex64), torch.empty(n_out, n)
-    cpu.gather(
-        torch.view_as_real(rows.data).numpy(),
-        rows.power.numpy(),
-        of.numpy(),
-        shift_px.numpy(),
-        weight.numpy(),
-        starts.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        plane.box,
-        torch.view_as_real(values).numpy(),
-        weights.numpy(),
+    entries = of[order], shift_px[order], weight[order]
+    kx, ky = plane.kx.float(), plane.ky.float()
+    return ImageTerms(
+        *kernels.gather(rows.data, rows.power, *entries, starts, kx, ky, box=plane.box)
     )
-    return ImageTerms(values, weights)
 
 
 def accumulate(
@@ -101,29 +79,3 @@ def accumulate(
         classes=gamma.classes,
         symmetry=symmetry,
     )
-
-
-def prior_sums(
-    prior: Prior, gamma: PosteriorWeights, symmetry: Float[Tensor, "G 3 3"]
-) -> Float[Tensor, " P"]:
-    """What Gamma says of the prior, as one vector that processes can add: weight per class and
-    direction (K D), the weight and the summed square of the shifts. A direction counts for all of
-    its symmetry mates, each 1 / G."""
-    n_classes, n_directions = prior.directions.shape
-    classes = gamma.classes[gamma.reference]
-    counts = gamma.weight.new_zeros(n_classes * n_directions)
-    if n_directions == 1:
-        counts.index_add_(0, classes, gamma.weight)
-    else:
-        weight = gamma.weight.new_zeros(len(gamma.rotations)).index_add_(
-            0, gamma.reference, gamma.weight
-        ) / len(symmetry)
-        for mate in symmetry.to(gamma.rotations):
-            counts.index_add_(
-                0,
-                gamma.classes * n_directions
-                + direction_pixels(compose(gamma.rotations, mate), prior.order),
-                weight,
-            )
-    squared = (gamma.weight * (gamma.shift_px**2).sum(-1)).sum()
-    return torch.cat([counts, torch.stack([gamma.weight.sum(), squared])])

@@ -9,37 +9,57 @@ in scores and sums. Where a whole group really is brighter, s_g and nu_i both te
 come out as if its images had been divided.
 """
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-LEAST_PER_MICROGRAPH = 5  # images; below, in the median, a scale per micrograph tells nothing
+from halfmap.distributed import all_sum
+from halfmap.engine.image_model import NoiseSpectra, NormAndScale, noise_variance
+from halfmap.engine.method import Iteration, Update, WeighedBatch
+from halfmap.engine.state import State
+
 # of the median: an image nearly without noise (a blank, an average) must not outweigh 25 others
 LEAST_NORM = 0.2
 SCALE_LIMITS = (0.2, 5.0)
 SCALE_SPREAD = 0.2  # standard deviation of scales expected beforehand
 OUTLIER_DEVIATIONS = 5.0
+ROBUST_DEVIATION = 1.4826  # a Gaussian's standard deviation over its median absolute deviation
 
 
-def scale_groups(micrograph: np.ndarray, optics_group: np.ndarray) -> Int[Tensor, " N"]:
-    """The group that shares a scale: the micrograph, or the optics group where micrographs are
-    unknown or hold few images."""
-    sizes = np.bincount(micrograph)
-    by_micrograph = (
-        np.count_nonzero(sizes) > 1 and np.median(sizes[sizes > 0]) >= LEAST_PER_MICROGRAPH
-    )
-    return torch.from_numpy((micrograph if by_micrograph else optics_group).astype(np.int64))
+class NormAndScaleStatistic:
+    """Collects of every image the three numbers that its norm and its group's scale are made of:
+    cross term a, power b and misfit q (`residuals.Residuals`). Comes after the noise spectra, which
+    it multiplies by the median misfit of each noise group."""
 
+    name = "norm and scale"
 
-def norm_and_scale_of(
-    norm: Float[Tensor, " N"] | None,
-    scale: Float[Tensor, " Q"] | None,
-    group: Int[Tensor, " N"],
-    index: Int[Tensor, " B"],
-) -> tuple[Float[Tensor, " B"] | None, Float[Tensor, " B"] | None]:
-    """nu and s of some images; None where all are 1."""
-    return None if norm is None else norm[index], None if scale is None else scale[group[index]]
+    def empty(self, iteration: Iteration) -> Float[Tensor, "3 N"]:
+        return torch.zeros(3, len(iteration.half))
+
+    def add(self, partial: Float[Tensor, "3 N"], weighed: WeighedBatch) -> Float[Tensor, "3 N"]:
+        left = weighed.residuals
+        fits = torch.stack([left.cross, left.power, left.misfit]).cpu()
+        partial[:, weighed.batch.index.cpu()] = fits
+        return partial
+
+    def reduce(self, partial: Float[Tensor, "3 N"]) -> Float[Tensor, "3 N"]:
+        return all_sum(partial)
+
+    def finish(
+        self, partial: Float[Tensor, "3 N"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        problem, used = iteration.problem, iteration.half >= 0
+        cross, power, misfit = partial
+        before = iteration.state.find(NormAndScale)
+        norm, scale = (None, None) if before is None else (before.norm, before.scale)
+        norm, level = next_norm(norm, misfit, problem.noise_group, used)
+        first = iteration.state.iteration == 0
+        scale = next_scale(scale, cross, power, problem.scale_group, used, first=first)
+        summed = iteration.plane.radius + 1
+        variance = noise_variance(state).clone()
+        variance[:, :summed] *= level[:, None]
+        learnt = NormAndScale(norm, scale, norm_outliers(norm[used]))
+        return state.keeping(NoiseSpectra(variance), learnt)
 
 
 def next_norm(
@@ -95,20 +115,8 @@ def next_scale(
     return (new / new[group].mean()).clamp(*SCALE_LIMITS)
 
 
-def intensity_record(
-    norm: Float[Tensor, " N"],
-    scale: Float[Tensor, " Q"],
-    group: Int[Tensor, " N"],
-    used: Bool[Tensor, " N"],
-) -> dict:
-    """For the iteration's record: images whose norm is beyond the median by 5 robust standard
-    deviations, and the scales' range."""
-    mine = norm[used]
-    away = mine - mine.median()
-    spread = 1.4826 * float(away.abs().median())
-    present = scale[torch.unique(group[used])]
-    return {
-        "norm_outliers": int((away > OUTLIER_DEVIATIONS * max(spread, 1e-6)).sum()),
-        "scale_min": float(present.min()),
-        "scale_max": float(present.max()),
-    }
+def norm_outliers(norm: Float[Tensor, " M"]) -> int:
+    """Number of images whose norm is beyond the median by 5 robust standard deviations."""
+    away = norm - norm.median()
+    spread = ROBUST_DEVIATION * float(away.abs().median())
+    return int((away > OUTLIER_DEVIATIONS * max(spread, 1e-6)).sum())

@@ -8,16 +8,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.so3 import direction_pixels
+from halfmap.distributed import all_sum
+from halfmap.engine.method import Iteration, Update, WeighedBatch
+from halfmap.engine.state import PosteriorWeights, State
+from halfmap.so3 import compose, direction_pixels
 
 SHIFT_SIGMA_LEAST_PX = 0.5
-_PSEUDO_COUNT = (
-    1.0  # images that every direction has been seen by beforehand: no direction is ever impossible
-)
+# images that every direction has been seen by beforehand: no direction is ever impossible
+_PSEUDO_COUNT = 1.0
+# a class counts as empty below a fiftieth of an equal share: seeded anew, it must be enterable
+EMPTY_CLASS_SHARE = 1 / 50
 
 
 @dataclass(frozen=True)
-class Prior:
+class PosePrior:
     """Logarithms of the class probabilities and of each class's density over viewing directions
     (HEALPix pixels of `order`, nested; 1 is uniform), and the standard deviation of a shift along
     one axis. In 2D `directions` has the shape (K, 1)."""
@@ -26,6 +30,10 @@ class Prior:
     directions: Float[Tensor, "K D"]
     order: int
     shift_sigma_px: float
+
+    def to(self, device: torch.device | str) -> "PosePrior":
+        tables = self.classes.to(device), self.directions.to(device)
+        return PosePrior(*tables, self.order, self.shift_sigma_px)
 
     def of_shift(self, shift_px: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b"]:
         """`ln p(t) = -|t|^2 / (2 s^2) - ln(2 pi s^2)`, per square pixel."""
@@ -41,17 +49,22 @@ class Prior:
 
 
 def uniform_prior(
-    n_classes: int, dimensions: int, *, order: int, shift_sigma_px: float, device: torch.device
-) -> Prior:
+    n_classes: int,
+    dimensions: int,
+    *,
+    order: int,
+    shift_sigma_px: float,
+    device: torch.device | str,
+) -> PosePrior:
     """Nothing known but the scatter of the shifts."""
     n_directions = 12 * 4**order if dimensions == 3 else 1
     classes = torch.full((n_classes,), -math.log(n_classes), device=device)
-    return Prior(
+    return PosePrior(
         classes, torch.zeros(n_classes, n_directions, device=device), order, shift_sigma_px
     )
 
 
-def next_prior(prior: Prior, sums: Float[Tensor, " P"]) -> Prior:
+def next_prior(prior: PosePrior, sums: Float[Tensor, " P"]) -> PosePrior:
     """The prior that the last iteration's posteriors amount to (RELION's pdf_class, pdf_direction
     and sigma_offset).
 
@@ -65,4 +78,58 @@ def next_prior(prior: Prior, sums: Float[Tensor, " P"]) -> Prior:
         (counts + _PSEUDO_COUNT) / (total[:, None] + _PSEUDO_COUNT * n_directions) * n_directions
     ).log()
     sigma = math.sqrt(float(sums[-1]) / max(float(sums[-2]), 1e-20) / 2)
-    return Prior(classes, directions, prior.order, max(SHIFT_SIGMA_LEAST_PX, sigma))
+    return PosePrior(classes, directions, prior.order, max(SHIFT_SIGMA_LEAST_PX, sigma))
+
+
+def prior_sums(
+    prior: PosePrior, gamma: PosteriorWeights, symmetry: Float[Tensor, "G 3 3"]
+) -> Float[Tensor, " P"]:
+    """What Gamma says of the prior, as one vector that processes can add: weight per class and
+    direction (K D), the weight and the summed square of the shifts. A direction counts for all of
+    its symmetry mates, each 1 / G."""
+    n_classes, n_directions = prior.directions.shape
+    classes = gamma.classes[gamma.reference]
+    counts = gamma.weight.new_zeros(n_classes * n_directions)
+    if n_directions == 1:
+        counts.index_add_(0, classes, gamma.weight)
+    else:
+        weight = gamma.weight.new_zeros(len(gamma.rotations)).index_add_(
+            0, gamma.reference, gamma.weight
+        ) / len(symmetry)
+        for mate in symmetry.to(gamma.rotations):
+            counts.index_add_(
+                0,
+                gamma.classes * n_directions
+                + direction_pixels(compose(gamma.rotations, mate), prior.order),
+                weight,
+            )
+    squared = (gamma.weight * (gamma.shift_px**2).sum(-1)).sum()
+    return torch.cat([counts, torch.stack([gamma.weight.sum(), squared])])
+
+
+class PosePriorStatistic:
+    """Adds up the posterior weights by class and direction, and the squares of the shifts."""
+
+    name = "pose prior"
+
+    def empty(self, iteration: Iteration) -> Float[Tensor, " P"]:
+        prior = self._before(iteration)
+        return torch.zeros(prior.directions.numel() + 2, device=iteration.problem.device)
+
+    def add(self, partial: Float[Tensor, " P"], weighed: WeighedBatch) -> Float[Tensor, " P"]:
+        prior, symmetry = self._before(weighed.iteration), weighed.iteration.problem.symmetry
+        partial += prior_sums(prior, weighed.weights, symmetry)
+        return partial
+
+    def reduce(self, partial: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+        return all_sum(partial)
+
+    def finish(
+        self, partial: Float[Tensor, " P"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        return state.keeping(next_prior(self._before(iteration), partial).to("cpu"))
+
+    def _before(self, iteration: Iteration) -> PosePrior:
+        prior = iteration.state.find(PosePrior)
+        assert prior is not None  # Method.start puts a uniform one there
+        return prior

@@ -1,10 +1,219 @@
-"""The only hand-written compute: slice, insert, pose equations; the same functions in `cpu` (numba)
-and `reference` (plain torch).
+"""The only hand-written compute: slice, insert, gather, pose equations, each as a numba kernel for
+the CPU (`cpu`) and in plain torch for any device (`reference`).
 
 A reference grid has shape (K, Z, Y, X): x = 0..R, y and z centred, on a transform padded `padding`
 times; frequency (x, y, z) of the padded transform is at `[cz + z, cy + y, x]` with `cz = (Z - 1) //
 2`, `cy = (Y - 1) // 2`. Negative x is read as the conjugate of the opposite frequency. A 2D image
 is the grid with Z = 2 whose plane z = 0 holds it: rotations about z never leave that plane.
 
-Both modules are chosen by the device of the arrays: numba on the CPU, torch elsewhere.
+The functions here take tensors and alone decide which of the two runs: numba for tensors on the
+CPU, torch elsewhere. With the environment variable `HALFMAP_KERNELS=torch` the plain torch kernels
+run on the CPU too, so that what an accelerator does can be followed where there is none.
 """
+
+import math
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from halfmap.errors import InputError
+from halfmap.kernels import reference
+
+SWITCH = "HALFMAP_KERNELS"
+# samples (slices or poses times frequencies) that the torch kernels work on at a time: they hold
+# about 200 bytes each on the way to a slice, twice that for pose equations
+SAMPLES_AT_ONCE = 4_000_000
+# squared, of a rotation's rows: 1 to rounding; a grid has a margin of two cells around its radius
+_LONGEST_ROW = 1.001
+
+
+def uses_numba(device: torch.device) -> bool:
+    """Whether tensors on a device go to the numba kernels; asked at every call.
+
+    Raises:
+        InputError: `HALFMAP_KERNELS` is neither "numba" nor "torch".
+    """
+    asked = os.environ.get(SWITCH) or "numba"
+    if asked not in ("numba", "torch"):
+        raise InputError(f"environment variable {SWITCH}: expected numba or torch, got {asked!r}")
+    return device.type == "cpu" and asked == "numba"
+
+
+def slices(
+    grid: Complex[Tensor, "K Z Y X"],
+    rotations: Float[Tensor, "M 3 3"],
+    classes: Int[Tensor, " M"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+    *,
+    padding: int,
+) -> Complex[Tensor, "M J"]:
+    """`out[m, j]`: trilinear value of `grid[classes[m]]` at `padding A_m^T (kx_j, ky_j, 0)`."""
+    out = grid.new_empty(len(rotations), len(kx))
+    if not uses_numba(grid.device):
+        for part in _parts(len(rotations), len(kx)):
+            out[part] = reference.slices(grid, rotations[part], classes[part], kx, ky, padding)
+        return out
+    _check_reads(rotations, classes, len(grid))
+    from halfmap.kernels import cpu
+
+    cpu.slices(*_arrays(grid, rotations, classes, kx, ky), padding, _written(out))
+    return out
+
+
+def insert(
+    num: Complex[Tensor, "K Z Y X"],
+    den: Float[Tensor, "K Z Y X"],
+    values: Complex[Tensor, "M J"],
+    weights: Float[Tensor, "M J"],
+    rotations: Float[Tensor, "GM 3 3"],
+    classes: Int[Tensor, " M"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+    *,
+    padding: int,
+) -> None:
+    """Adjoint of `slices`, in place: values spread into num and weights into den with the same
+    eight trilinear weights. Rotations are those of the M slices, and then of their symmetry mates,
+    all of one mate before the next."""
+    if not uses_numba(num.device):
+        for mates in rotations.split(max(1, len(values))):
+            for part in _parts(len(values), len(kx)):
+                reference.insert(
+                    num,
+                    den,
+                    values[part],
+                    weights[part],
+                    mates[part],
+                    classes[part],
+                    kx,
+                    ky,
+                    padding,
+                )
+        return
+    _check_reads(rotations, classes, len(num))
+    from halfmap.kernels import cpu
+
+    arguments = _arrays(values, weights, rotations, classes, kx, ky)
+    cpu.insert(_written(num), _written(den), *arguments, padding, _slabs(num.shape[1]))
+
+
+def gather(
+    data: Complex[Tensor, "B I"],
+    power: Float[Tensor, "B I"],
+    images: Int[Tensor, " E"],
+    shift_px: Float[Tensor, "E 2"],
+    entry_weights: Float[Tensor, " E"],
+    starts: Int[Tensor, " R1"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+    *,
+    box: int,
+) -> tuple[Complex[Tensor, "R J"], Float[Tensor, "R J"]]:
+    """Values `sum_e w_e S_t^-1 data[images[e]]` and weights `sum_e w_e power[images[e]]` over the
+    entries e of each row r, which are `starts[r]:starts[r + 1]`; of the first J of I samples.
+    `S_t^-1` multiplies by `exp(-2 pi i k.t / N)`."""
+    n = len(kx)
+    if not uses_numba(data.device):
+        part = data[:, :n], power[:, :n]
+        return reference.gather(*part, images, shift_px, entry_weights, starts, kx, ky, box)
+    from halfmap.kernels import cpu
+
+    values, weights = (t.new_empty(len(starts) - 1, n) for t in (data, power))
+    arguments = _arrays(data, power, images, shift_px, entry_weights, starts, kx, ky)
+    cpu.gather(*arguments, box, _written(values), _written(weights))
+    return values, weights
+
+
+def pose_equations(
+    grid: Complex[Tensor, "K Z Y X"],
+    rotations: Float[Tensor, "M 3 3"],
+    shift_px: Float[Tensor, "M 2"],
+    classes: Int[Tensor, " M"],
+    images: Int[Tensor, " M"],
+    data: Complex[Tensor, "B I"],
+    power: Float[Tensor, "B I"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+    weight: Float[Tensor, " J"],
+    *,
+    n_samples: int,
+    box: int,
+    padding: int,
+) -> Float[Tensor, "M 27"]:
+    """The 27 sums of a Gauss-Newton step (`reference.pose_equations`) for poses of the images
+    `images`, over the first n_samples frequencies."""
+    out = power.new_empty(len(rotations), 27)
+    if not uses_numba(grid.device):
+        for part in _parts(len(rotations), 2 * n_samples):
+            own = images[part]
+            out[part] = reference.pose_equations(
+                grid,
+                rotations[part],
+                shift_px[part],
+                classes[part],
+                data[own, :n_samples],
+                power[own, :n_samples],
+                kx[:n_samples],
+                ky[:n_samples],
+                weight[:n_samples],
+                box,
+                padding,
+            )
+        return out
+    _check_reads(rotations, classes, len(grid))
+    from halfmap.kernels import cpu
+
+    arguments = _arrays(grid, rotations, shift_px, classes, images, data, power, kx, ky, weight)
+    cpu.pose_equations(*arguments, n_samples, box, padding, _written(out))
+    return out
+
+
+def _check_reads(rotations: Tensor, classes: Tensor, n_classes: int) -> None:
+    """The numba kernels read without looking where: what would lead them out of the grids ends the
+    process.
+
+    Raises:
+        InputError: a class that is not there, or a matrix that is no rotation.
+    """
+    if not len(classes):
+        return
+    first, last = int(classes.min()), int(classes.max())
+    if first < 0 or last >= n_classes:
+        raise InputError(
+            f"classes: expected 0 to {n_classes - 1}, as there are references, got {first} to "
+            f"{last}"
+        )
+    longest = float(rotations[:, :2].square().sum(-1).max())
+    if not longest < _LONGEST_ROW:  # nor where it is NaN
+        raise InputError(
+            f"rotations: expected matrices with rows of length 1, got one of {longest**0.5:.4g}"
+        )
+
+
+def _written(tensor: Tensor) -> np.ndarray:
+    """The memory of a tensor as the numba kernels see it: complex numbers are float32 with a last
+    axis (re, im)."""
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """What the numba kernels read: in one piece, or they would be compiled once more for it."""
+    return [_written(tensor.contiguous()) for tensor in tensors]
+
+
+def _parts(n: int, samples_each: int) -> Iterator[slice]:
+    """Consecutive parts of n slices or poses that fit `SAMPLES_AT_ONCE`."""
+    size = max(1, SAMPLES_AT_ONCE // max(1, samples_each))
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
+def _slabs(planes: int) -> int:
+    """Number of z slabs of an insertion: a multiple of the threads. Each slab looks at every
+    sample, but a thin one stays in cache: four to six were the fastest for boxes of 96."""
+    threads = torch.get_num_threads()
+    return max(1, min(threads * math.ceil(4 / threads), planes))

@@ -5,11 +5,12 @@ fixed order, so results do not depend on timing, nor on the number of threads.
 """
 
 from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
 
-_jit = partial(
+_jit: Any = partial(
     numba.njit, parallel=True, fastmath=True, cache=True, boundscheck=False, error_model="numpy"
 )
 

@@ -33,8 +33,11 @@ def _strides(grid: Tensor) -> list[tuple[int, int, int, int]]:
 
 
 def _weight(fraction: Tensor, dx: int, dy: int, dz: int) -> Tensor:
-    pick = torch.tensor([dx, dy, dz], dtype=fraction.dtype, device=fraction.device)
-    return (pick * fraction + (1 - pick) * (1 - fraction)).prod(-1)
+    x, y, z = (
+        fraction[..., axis] if upper else 1 - fraction[..., axis]
+        for axis, upper in enumerate((dx, dy, dz))
+    )
+    return x * y * z
 
 
 def slices(

@@ -23,49 +23,65 @@ scale; the maps it makes are on the images'.
 from dataclasses import replace
 from functools import partial
 
-from halfmap.engine.loop import Method, Problem, Search
-from halfmap.engine.pose_prior import uniform_prior
+from halfmap.engine.method import Method, Search, Statistic
+from halfmap.engine.noise import NoiseStatistic
+from halfmap.engine.norm_and_scale import NormAndScaleStatistic
+from halfmap.engine.pose_prior import PosePrior, PosePriorStatistic, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior
+from halfmap.engine.problem import Problem
+from halfmap.engine.significant_poses import (
+    MOST_POSES,
+    SignificantPoses,
+    SignificantPosesStatistic,
+)
 from halfmap.engine.state import State, as_candidates
-from halfmap.likelihood import correlation_score, log_likelihood_score
-from halfmap.methods.reference_update import update_references
-from halfmap.methods.search_schedule import finished, prepare
+from halfmap.likelihood import CORRELATION, LOG_LIKELIHOOD
+from halfmap.methods.reference_update import map_update
+from halfmap.methods.search_schedule import converged, prepare
 from halfmap.methods.settings import Settings
-from halfmap.pose_search.refinement import MODES
 from halfmap.pose_search.sampling import fine_order
 from halfmap.projection import FourierReferences
 
 
 def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
     """The method as the engine runs it: log likelihood, posterior, MAP update."""
+    learnt: tuple[Statistic, ...] = (NormAndScaleStatistic(),)
+    learnt = learnt if problem.learn_norm_and_scale else ()
     return Method(
         prepare=partial(_prepare, problem, settings),
         assign=assign_posterior,
-        update=partial(update_references, problem, settings),
-        finished=partial(finished, settings),
+        update=partial(map_update, settings),
+        converged=partial(converged, settings),
         start=partial(_start, problem, settings),
+        statistics=(
+            NoiseStatistic(),
+            *learnt,
+            PosePriorStatistic(),
+            SignificantPosesStatistic(),
+        ),
     )
 
 
 def _start(problem: Problem, settings: Settings, state: State) -> State:
-    """The first state with what is kept beside poses: modes, and a prior that knows nothing but how
-    far shifts may reach."""
+    """The first state with what is kept beside poses: significant poses, and a prior that knows
+    nothing but how far shifts may reach."""
     search = settings.search
-    reach = max(search.shift_range_px, search.shift_step_px)
-    order = fine_order(search) - 1
     prior = uniform_prior(
         problem.n_classes,
         problem.dimensions,
-        order=order,
-        shift_sigma_px=reach,
-        device=problem.images.device,
+        order=fine_order(search) - 1,
+        shift_sigma_px=max(search.shift_range_px, search.shift_step_px),
+        device="cpu",
     )
-    return replace(state, modes=as_candidates(state.poses).padded(MODES), prior=prior)
+    poses = SignificantPoses(as_candidates(state.poses).padded(MOST_POSES))
+    return state.keeping(poses, prior)
 
 
 def _prepare(
     problem: Problem, settings: Settings, references: FourierReferences, state: State
 ) -> Search:
-    score = correlation_score if state.iteration == 0 else log_likelihood_score
-    search = replace(settings.search, score=score, prior=state.prior)
+    score = CORRELATION if state.iteration == 0 else LOG_LIKELIHOOD
+    prior = state.find(PosePrior)
+    known = None if prior is None else prior.to(problem.device)
+    search = replace(settings.search, score=score, prior=known)
     return prepare(problem, replace(settings, search=search), references, state)

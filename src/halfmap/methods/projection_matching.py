@@ -14,19 +14,25 @@ and in 2D.
 
 from functools import partial
 
-from halfmap.engine.loop import Method, Problem
+from halfmap.engine.method import Method, Statistic
+from halfmap.engine.noise import NoiseStatistic
+from halfmap.engine.norm_and_scale import NormAndScaleStatistic
 from halfmap.engine.posterior_weights import assign_hard
-from halfmap.methods.reference_update import update_references
-from halfmap.methods.search_schedule import finished, prepare
+from halfmap.engine.problem import Problem
+from halfmap.methods.reference_update import map_update
+from halfmap.methods.search_schedule import converged, prepare
 from halfmap.methods.settings import Settings
 
 
 def projection_matching(problem: Problem, settings: Settings) -> Method:
     """The method as the engine runs it: correlation coefficient, hard assignment at the best,
     Wiener update."""
+    learnt: tuple[Statistic, ...] = (NormAndScaleStatistic(),)
+    learnt = learnt if problem.learn_norm_and_scale else ()
     return Method(
         prepare=partial(prepare, problem, settings),
         assign=assign_hard,
-        update=partial(update_references, problem, settings),
-        finished=partial(finished, settings),
+        update=partial(map_update, settings),
+        converged=partial(converged, settings),
+        statistics=(NoiseStatistic(), *learnt),
     )

@@ -8,14 +8,15 @@ it the lecture's Wiener filter and its MAP update are one formula, up to T.
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.loop import Problem, Update
-from halfmap.engine.state import Poses, State
+from halfmap.engine.image_model import noise_variance
+from halfmap.engine.method import Iteration, Update
+from halfmap.engine.problem import Problem
+from halfmap.engine.state import Poses
 from halfmap.fourier import largest_radius
 from halfmap.methods.settings import Settings
 from halfmap.projection import Sums
@@ -29,43 +30,55 @@ from halfmap.reconstruction import (
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, ssnr_from_fsc
 
 
+def map_update(
+    settings: Settings, iteration: Iteration, poses: Poses, halves: list[Sums]
+) -> Update:
+    """`update_references` as the loop asks for it (`Method.update`)."""
+    variance = noise_variance(iteration.state)
+    return update_references(iteration.problem, settings, variance, poses, halves)
+
+
 def update_references(
-    problem: Problem, settings: Settings, state: State, poses: Poses, halves: list[Sums]
+    problem: Problem,
+    settings: Settings,
+    variance: Float[Tensor, "G S"],
+    poses: Poses,
+    halves: list[Sums],
 ) -> Update:
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR,
     resolution and the next radius."""
     curves = half_curves(problem, settings, halves)
     fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
     ssnr = trusted_ssnr(fsc, of_sum=problem.matched_to == "shared")
-    resolutions = [resolution_at(c, settings.threshold) for c in curves]
+    resolutions = [resolution_at(c, settings.resolution_threshold) for c in curves]
     best = min(resolutions)
     box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
-    record: dict[str, Any] = {"resolution_angstrom": best, "resolutions_angstrom": resolutions}
+    n_empty = 0
     if problem.n_classes > 1:
         sizes = class_sizes(problem, poses)
         halves, ssnr = reseed_empty(halves, ssnr, sizes)
-        record["empty_classes"] = len(empty_classes(sizes))
+        n_empty = len(empty_classes(sizes))
     if problem.matched_to != "shared":
         halves = join_halves(halves, settings, best, pixel)
     sets = [halves[0] + halves[1]] if problem.matched_to == "shared" else halves
-    references = torch.stack(
-        [regularised(s, settings, state.noise_variance[:, : ssnr.shape[1]], ssnr) for s in sets]
-    )
+    variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
+    references = torch.stack([regularised(s, settings, variance, ssnr) for s in sets])
     moved = None
     if problem.dimensions == 2:
         moved = centring_shift_px(references.mean(0))
         for k, (x, y) in enumerate(moved.int().tolist()):
             references[:, k] = references[:, k].roll((y, x), (-2, -1))
-    references = references * settings.solvent_mask
+    references = references * settings.reference_mask
     shell = max(2.0, box * pixel / best)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
     full = problem.plane.radius + 1
     return Update(
-        references,
-        torch.nn.functional.pad(fsc, (0, full - fsc.shape[1])).cpu(),
-        radius,
-        record,
-        moved,
+        references=references,
+        curves=torch.nn.functional.pad(fsc, (0, full - fsc.shape[1])).cpu(),
+        radius=radius,
+        resolutions_angstrom=tuple(resolutions),
+        empty_classes=n_empty,
+        recentring_px=moved,
     )
 
 
@@ -101,7 +114,7 @@ def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> lis
     first, second = (unregularised(s) for s in halves)
     pixel, radius = problem.particles.pixel_size_angstrom, halves[0].radius
     curves = [
-        fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.solvent_mask)
+        fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.fsc_mask)
         for a, b in zip(first, second, strict=True)
     ]
     if radius < problem.plane.radius:

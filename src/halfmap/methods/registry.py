@@ -1,6 +1,7 @@
 """The methods that a user can name."""
 
-from halfmap.engine.loop import Method, Problem
+from halfmap.engine.method import Method
+from halfmap.engine.problem import Problem
 from halfmap.errors import InputError
 from halfmap.methods.maximum_likelihood import maximum_likelihood
 from halfmap.methods.projection_matching import projection_matching

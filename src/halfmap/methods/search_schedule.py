@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from halfmap.engine.loop import Problem, Search
+from halfmap.engine.method import Search
 from halfmap.engine.preprocessing import Batch
-from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
+from halfmap.engine.problem import Problem
+from halfmap.engine.significant_poses import significant_poses
+from halfmap.engine.state import Candidates, Poses, State, in_every_class
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
@@ -24,23 +26,20 @@ def prepare(
     global check now and then."""
     plane, radius = problem.plane, state.radius
 
-    def before(batch: Batch, poses: Poses) -> Candidates:
-        return (
-            as_candidates(poses)
-            if state.modes is None
-            else state.modes.select_images(batch.index.cpu()).to(plane.kx.device)
-        )
+    known_before = significant_poses(state)
+
+    def before(batch: Batch) -> Candidates:
+        return known_before.select_images(batch.index.cpu()).to(problem.device)
 
     def local(batch: Batch, poses: Poses) -> Candidates:
-        start = before(batch, poses)
-        if (
-            problem.dimensions == 3 and problem.n_classes > 1
-        ):  # volumes share a frame: the same pose may fit another class better
+        start = before(batch)
+        if problem.dimensions == 3 and problem.n_classes > 1:
+            # volumes share a frame: the same pose may fit another class better
             start = start.append(in_every_class(start, problem.n_classes))
         anchor = (
             None
             if settings.anchor is None
-            else settings.anchor.take(batch.index.cpu()).to(plane.kx.device)
+            else settings.anchor.select_images(batch.index.cpu()).to(problem.device)
         )
         step_deg = settings.search.angular_step_deg
         return refine_candidates(
@@ -68,9 +67,7 @@ def prepare(
     )
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
-        known = (
-            None if state.iteration == 0 else before(batch, poses)
-        )  # no pose to keep in the first
+        known = None if state.iteration == 0 else before(batch)  # no pose to keep in the first
         if bounded is not None:
             return search_bounded(bounded, batch.scored, poses.shift_px, plane, radius, known=known)
         return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
@@ -85,7 +82,7 @@ def shift_reach_px(problem: Problem, settings: Settings, state: State) -> float:
     asked = settings.search.shift_range_px
     if state.iteration < 2:
         return asked
-    moved_px = state.history[-1]["shift_change_angstrom"] / problem.particles.pixel_size_angstrom
+    moved_px = state.history[-1].shift_change_angstrom / problem.particles.pixel_size_angstrom
     return min(asked, max(3 * settings.search.shift_step_px, 6 * moved_px))
 
 
@@ -94,23 +91,23 @@ def is_settled(settings: Settings, state: State) -> bool:
     (median), so that a search is not needed."""
     return (
         state.iteration > 1
-        and state.history[-1]["angular_change_deg"] < settings.search.angular_step_deg / 4
+        and state.history[-1].angular_change_deg < settings.search.angular_step_deg / 4
     )
 
 
-def finished(settings: Settings, state: State) -> bool:
+def converged(settings: Settings, state: State) -> bool:
     """No shell gained in the last two iterations, classes are kept, and poses have stopped moving,
     or move no less than before."""
     if len(state.history) < 4:
         return False
-    shells = [1 / record["resolution_angstrom"] for record in state.history]
+    shells = [1 / min(record.resolutions_angstrom) for record in state.history]
     if max(shells[-2:]) > 1.005 * max(shells[:-2]):
         return False
     if state.references.shape[1] > 1 and state.iteration % GLOBAL_CHECK_EVERY:
         # around known poses few classes compete: only a search of all tells whether they are
         # settled
         return False
-    if state.history[-1]["class_changes"] > SETTLED_CLASSES:
+    if state.history[-1].class_changes > SETTLED_CLASSES:
         return False
-    moved = [record["angular_change_deg"] for record in state.history[-2:]]
+    moved = [record.angular_change_deg for record in state.history[-2:]]
     return moved[1] > 0.7 * moved[0] or moved[1] < 0.02 * settings.search.angular_step_deg

@@ -14,16 +14,19 @@ class Settings:
     """With an `anchor`, poses are refined locally, held near it by the search's restraint; never
     globally.
 
-    `threshold` is the correlation that sets the resolution: 0.143 between independent halves; 0.5
-    where both halves were aligned to one reference, whose noise they then share. `tau_fudge` is
-    RELION's T, by which the expected SSNR is multiplied. Independent halves share what lies below
-    `join_halves_angstrom`, once they agree beyond it. Orientations are searched by branch and
-    bound, or on the adaptive grid.
+    `resolution_threshold` is the correlation that sets the resolution: 0.143 between independent
+    halves; 0.5 where both halves were aligned to one reference, whose noise they then share.
+    `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share
+    what lies below `join_halves_angstrom`, once they agree beyond it. Orientations are searched by
+    branch and bound, or on the adaptive grid. References are multiplied by `reference_mask`; the
+    correlation of halves is taken inside `fsc_mask`; images have a mask of their own
+    (`ImageSettings`).
     """
 
     search: SearchSettings
-    threshold: float
-    solvent_mask: Float[Tensor, "*box"]
+    resolution_threshold: float
+    reference_mask: Float[Tensor, "*box"]
+    fsc_mask: Float[Tensor, "*box"]
     wiener_constant: float | None = None
     anchor: Poses | None = None
     tau_fudge: float = 1.0

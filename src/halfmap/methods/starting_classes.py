@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.loop import Problem, sum_at_poses
+from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.preprocessing import batches, load_batch
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import identity_poses
 from halfmap.fourier import filter_shells, half_plane
 from halfmap.likelihood import ImageTerms, squared_modulus
@@ -89,7 +90,7 @@ def _average(
     shells = torch.arange(problem.particles.box // 2 + 1, device=noise_variance.device)
     return (
         filter_shells(wiener_update(total, constant), (shells <= radius).float(), dimensions=2)
-        * settings.solvent_mask
+        * settings.reference_mask
     )
 
 

@@ -30,13 +30,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.loop import Method, Problem, Search, Update, sum_at_poses
+from halfmap.engine.loop import sum_at_poses
+from halfmap.engine.method import Iteration, Method, Search, Update
+from halfmap.engine.noise import NoiseStatistic
 from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.posterior_weights import assign_sample
 from halfmap.engine.preprocessing import Batch
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import Candidates, Poses, State, known_poses
 from halfmap.fourier import half_plane
-from halfmap.likelihood import log_likelihood_score
+from halfmap.likelihood import LOG_LIKELIHOOD
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.sampling import fine_order
@@ -82,56 +85,57 @@ class GradientSchedule:
         square."""
         if not state.history:
             return PROBE
-        gain = max(state.history[0]["mean_log_likelihood"], 1e-9)
+        gain = max(state.history[0].mean_log_likelihood, 1e-9)
         first = min(1.0, PROBE * math.sqrt(self.first_gain / gain))
         return first ** max(0.0, 1 - state.iteration / (self.annealed * self.iterations))
 
 
-def stochastic_gradient(problem: Problem, settings: Settings, ascent: GradientSchedule) -> Method:
+def stochastic_gradient(problem: Problem, settings: Settings, schedule: GradientSchedule) -> Method:
     """The method as the engine runs it: log likelihood, poses drawn from the posterior, a step
     along the gradient; mini-batches."""
     return Method(
-        prepare=partial(_prepare, problem, settings, ascent),
-        assign=partial(assign_sample, ascent.poses),
-        update=partial(_step, problem, settings, ascent),
-        finished=partial(_finished, ascent),
-        members=partial(_mini_batch, problem.n_classes, ascent),
-        plane=lambda problem, radius: half_plane(
-            problem.particles.box, radius, problem.images.device
-        ),
+        prepare=partial(_prepare, problem, settings, schedule),
+        assign=partial(assign_sample, schedule.poses),
+        update=partial(_step, settings, schedule),
+        converged=partial(_converged, schedule),
+        select=partial(_mini_batch, problem.n_classes, schedule),
+        plane=lambda problem, radius: half_plane(problem.particles.box, radius, problem.device),
+        statistics=(NoiseStatistic(),),
     )
 
 
 def random_maps(
     problem: Problem,
     settings: Settings,
-    ascent: GradientSchedule,
+    schedule: GradientSchedule,
     noise_variance: Float[Tensor, "G S"],
 ) -> Float[Tensor, "1 K N N N"]:
     """Starting maps: each the mean of some images at random orientations, on the shells that come
     first."""
     generator = torch.Generator().manual_seed(
-        int(np.random.default_rng([ascent.seed, _SEED_OF_START]).integers(1 << 31))
+        int(np.random.default_rng([schedule.seed, _SEED_OF_START]).integers(1 << 31))
     )
     n = len(problem.half)
     half = _drawn(
-        problem.half, problem.n_classes * round(ascent.batch[1]), [ascent.seed, _SEED_OF_START]
+        problem.half, problem.n_classes * round(schedule.batch[1]), [schedule.seed, _SEED_OF_START]
     )
     classes = torch.randint(problem.n_classes, (n,), generator=generator)
     poses = known_poses(random_rotations(n, generator), torch.zeros(n, 2), classes)
     first, second = sum_at_poses(replace(problem, half=half), poses, noise_variance)
-    return _as_a_map(_quotient(first + second, ascent, ascent.radius[0]), settings, ascent)[None]
+    return _as_a_map(_quotient(first + second, schedule, schedule.radius[0]), settings, schedule)[
+        None
+    ]
 
 
 def _mini_batch(
-    n_classes: int, ascent: GradientSchedule, state: State, half: Int[Tensor, " N"]
+    n_classes: int, schedule: GradientSchedule, state: State, half: Int[Tensor, " N"]
 ) -> Int[Tensor, " N"]:
     """The particles of an iteration: drawn at random, from the seed and the iteration's number; all
     in the full ones."""
-    if state.iteration >= ascent.iterations:
+    if state.iteration >= schedule.iterations:
         return half
-    n = n_classes * round(ascent.between(ascent.batch, state.iteration))
-    return _drawn(half, n, [ascent.seed, _SEED_OF_BATCHES, state.iteration])
+    n = n_classes * round(schedule.between(schedule.batch, state.iteration))
+    return _drawn(half, n, [schedule.seed, _SEED_OF_BATCHES, state.iteration])
 
 
 def _drawn(half: Int[Tensor, " N"], n: int, seed: list[int]) -> Int[Tensor, " N"]:
@@ -143,28 +147,28 @@ def _drawn(half: Int[Tensor, " N"], n: int, seed: list[int]) -> Int[Tensor, " N"
     return members
 
 
-def _finished(ascent: GradientSchedule, state: State) -> bool:
+def _converged(schedule: GradientSchedule, state: State) -> bool:
     """After `full` iterations with all particles at most; after two, as soon as one more gains
     little likelihood."""
-    done = state.iteration - ascent.iterations
+    done = state.iteration - schedule.iterations
     if done < 2:
         return False
-    before, now = (record["mean_log_likelihood"] for record in state.history[-2:])
-    return done >= ascent.full or now - before < ascent.settled * abs(now)
+    before, now = (record.mean_log_likelihood for record in state.history[-2:])
+    return done >= schedule.full or now - before < schedule.settled * abs(now)
 
 
 def _prepare(
     problem: Problem,
     settings: Settings,
-    ascent: GradientSchedule,
+    schedule: GradientSchedule,
     references: FourierReferences,
     state: State,
 ) -> Search:
     """A global search of every image, in which every class and direction is as probable as every
     other."""
     plane = problem.plane
-    beta = ascent.beta(state)
-    search = replace(settings.search, score=log_likelihood_score, posterior_on_grid=True, beta=beta)
+    beta = schedule.beta(state)
+    search = replace(settings.search, score=LOG_LIKELIHOOD, posterior_on_grid=True, beta=beta)
     sigma = max(search.shift_range_px / 2, search.shift_step_px)
     prior = uniform_prior(
         problem.n_classes,
@@ -185,35 +189,35 @@ def _prepare(
 
 
 def _step(
-    problem: Problem,
     settings: Settings,
-    ascent: GradientSchedule,
-    state: State,
+    schedule: GradientSchedule,
+    iteration: Iteration,
     poses: Poses,
     halves: list[Sums],
 ) -> Update:
     """`A <- (1 - mu) A + mu num / (den + 1/tau^2)`, mu = 1 in a full iteration."""
-    mu = (
-        ascent.between(ascent.step, state.iteration) if state.iteration < ascent.iterations else 1.0
-    )
-    best = _quotient(halves[0] + halves[1], ascent, state.radius)
-    references = _as_a_map((1 - mu) * state.references + mu * best, settings, ascent)
-    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
-    record = {"resolution_angstrom": box * pixel / state.radius, "step": mu}
+    state = iteration.state
+    full = state.iteration >= schedule.iterations
+    mu = 1.0 if full else schedule.between(schedule.step, state.iteration)
+    best = _quotient(halves[0] + halves[1], schedule, state.radius)
+    present = state.references.to(best.device)
     return Update(
-        references, state.curves, round(ascent.between(ascent.radius, state.iteration + 1)), record
+        references=_as_a_map((1 - mu) * present + mu * best, settings, schedule),
+        curves=state.curves,
+        radius=round(schedule.between(schedule.radius, state.iteration + 1)),
+        report={"step": mu},
     )
 
 
-def _quotient(sums: Sums, ascent: GradientSchedule, radius: int) -> Float[Tensor, "K N N N"]:
+def _quotient(sums: Sums, schedule: GradientSchedule, radius: int) -> Float[Tensor, "K N N N"]:
     """`num / (den + 1/tau^2)` on shells up to `radius`."""
-    prior = shell_weight(sums) / ascent.ssnr + torch.finfo(torch.float32).tiny
+    prior = shell_weight(sums) / schedule.ssnr + torch.finfo(torch.float32).tiny
     prior[:, radius + 1 :] = torch.inf
     return wiener_update(sums, prior)
 
 
 def _as_a_map(
-    density: Float[Tensor, "*b N N N"], settings: Settings, ascent: GradientSchedule
+    density: Float[Tensor, "*b N N N"], settings: Settings, schedule: GradientSchedule
 ) -> Float[Tensor, "*b N N N"]:
     """Not negative, and nothing outside the mask."""
-    return (density.clamp(min=0) if ascent.non_negative else density) * settings.solvent_mask
+    return (density.clamp(min=0) if schedule.non_negative else density) * settings.reference_mask

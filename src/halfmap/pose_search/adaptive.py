@@ -29,7 +29,6 @@ from halfmap.likelihood import (
     slice_power_own,
     squared_modulus,
 )
-from halfmap.pose_search.gauss_newton import log_evidence
 from halfmap.pose_search.refinement import (
     SearchSettings,
     distinct_poses,
@@ -210,7 +209,7 @@ def coarse_scores(
     inside = terms_on_level(terms, centre_px, plane, level)
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
     for start in range(0, len(terms), size):
-        part = inside.take(
+        part = inside.select_images(
             torch.arange(start, min(start + size, len(terms)), device=centre_px.device)
         )
         with fast_products():
@@ -228,7 +227,7 @@ def best_cells(
     its posterior (at least `FEWEST_CELLS`; all, where more than `kept` would be needed)."""
     settings, cells, counts = search.settings, [], []
     for score in coarse_scores(search, terms, centre_px, plane):
-        log_weight = log_evidence(score, settings.score) + search.cell_prior
+        log_weight = settings.score.log_evidence(score) + search.cell_prior
         best = torch.topk(log_weight, search.kept, dim=1)
         share = torch.softmax(log_weight, dim=1).gather(1, best.indices)
         needed = (torch.cumsum(share, dim=1) < settings.significance).sum(1) + 1
@@ -258,7 +257,7 @@ def best_children(
     ):
         kept = int(counts[rows[-1]])
         unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
-        inside = terms_on_level(terms.take(rows), centre_px[rows], plane, level)
+        inside = terms_on_level(terms.select_images(rows), centre_px[rows], plane, level)
         found.append(_children_of(search, inside, centre_px[rows], cells[rows, :kept], unused))
     return concatenated(found, torch.argsort(order))
 
@@ -313,7 +312,7 @@ def _children_of(
     )
     if search.fine_grid_resolves:
         score = settings.score(cross, power[:, None])
-        log_weight = log_evidence(score, settings.score) + prior[:, None]
+        log_weight = settings.score.log_evidence(score) + prior[:, None]
         number = (
             cells[..., None] % n_cells * n_children + torch.arange(n_children, device=cells.device)
         ).flatten(1)
@@ -330,7 +329,7 @@ def _children_of(
         )
     cross, best_shift = cross.max(1)
     score = settings.score(cross, power)
-    log_weight = log_evidence(score, settings.score) + prior
+    log_weight = settings.score.log_evidence(score) + prior
     where = centre_px[:, None] + shifts[best_shift]
     candidates = Candidates(
         rotations,
@@ -365,12 +364,12 @@ def grid_posterior(
     coarse, parts = search.grid.coarse.to(centre_px.device)[everywhere % n_cells], []
     size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
     for rows in torch.arange(len(terms), device=centre_px.device).split(size):
-        part = inside.take(rows)
+        part = inside.select_images(rows)
         score = settings.score(
             cross_terms(part, phases, search.slices, level),
             slice_power(part, search.slices_squared, level)[:, None],
         )
-        log_weight = log_evidence(score, settings.score) + search.cell_prior
+        log_weight = settings.score.log_evidence(score) + search.cell_prior
         rotations, number, classes = (
             t.expand(len(rows), *t.shape)
             for t in (coarse, everywhere % n_cells, everywhere // n_cells)

@@ -28,7 +28,6 @@ from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane, shift_phases
 from halfmap.likelihood import (
     ImageTerms,
-    correlation_score,
     cross_terms,
     cross_terms_own,
     slice_power,
@@ -52,7 +51,6 @@ from halfmap.pose_search.bounds import (
     unseen_power,
     upper_bound,
 )
-from halfmap.pose_search.gauss_newton import log_evidence
 from halfmap.pose_search.refinement import (
     SearchSettings,
     distinct_poses,
@@ -259,7 +257,7 @@ def search_bounded(
         max(1, CELLS_PER_PASS // len(search.classes))
     ):
         some, centre, before = (
-            terms.take(rows),
+            terms.select_images(rows),
             centre_px[rows],
             None if known is None else known.select_images(rows),
         )
@@ -289,7 +287,7 @@ def bound_cells(
     *,
     known: Candidates | None = None,
 ) -> Bounded:
-    """Score all cells on the first level, refine a few poses to threshold, prune; score what is
+    """Score all cells on the first level, refine a few poses for a threshold, prune; score what is
     left on the second level, prune."""
     first, second = search.levels
     cells = torch.arange(len(search.classes), device=centre_px.device).expand(len(terms), -1)
@@ -403,7 +401,7 @@ def _second_level(
     ]
     parts = []
     for rows in groups:
-        some, centre, here = terms.take(rows), centre_px[rows], left.select_images(rows)
+        some, centre, here = terms.select_images(rows), centre_px[rows], left.select_images(rows)
         if bool(many.any()) and rows is groups[-1]:
             cross, power, shift_px = _in_all_cells(search, level, some, centre, plane)
             cross, power = cross.gather(1, here.cells), power.gather(1, here.cells)
@@ -466,7 +464,7 @@ def _incumbents(
 ) -> Candidates:
     """Poses refined on all shells: what was known before, and the best distinct ones of the first
     level."""
-    weight = log_evidence(score, search.settings.score) + search.log_prior
+    weight = search.settings.score.log_evidence(score) + search.log_prior
     top = torch.topk(weight, min(16 * INCUMBENTS, weight.shape[1]), dim=1)
     where = shift_px.gather(1, top.indices[..., None].expand(-1, -1, 2))
     starts = _as_starts(search, Survivors(top.indices, top.values, where, top.indices[:, 0]))
@@ -492,10 +490,10 @@ def _pruning_threshold(
 ) -> PruningThreshold:
     """A posterior also counts what is below its best: there poses that hold less than 1 -
     `significance` of it need not be found."""
-    settings, top = search.settings, best.take(best.log_weight.argmax(1, keepdim=True))
-    value, shells = log_evidence(top.score[:, 0], settings.score), len(search.plane)
+    settings, top = search.settings, best.select_poses(best.log_weight.argmax(1, keepdim=True))
+    value, shells = settings.score.log_evidence(top.score[:, 0]), len(search.plane)
     scale = torch.ones_like(value)
-    if settings.score is correlation_score:  # a / sqrt(b), where the best scale is a / b
+    if settings.score.free_scale:  # a / sqrt(b), where the best scale is a / b
         squared = squared_modulus(
             extract_slices(
                 search.references, top.rotations[:, 0], search.plane, classes=top.classes[:, 0]
@@ -546,7 +544,13 @@ def climbed(
     for rows in groups_of_similar_count(order, left.counts, POSES_PER_PASS):
         starts = _as_starts(search, left.select_images(rows))
         parts.append(
-            _climb(search, terms.take(rows), plane, bounded.threshold.select_images(rows), starts)
+            _climb(
+                search,
+                terms.select_images(rows),
+                plane,
+                bounded.threshold.select_images(rows),
+                starts,
+            )
         )
     return concatenated(parts, torch.argsort(order))
 

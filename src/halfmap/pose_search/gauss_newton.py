@@ -6,25 +6,22 @@ likelihood), both of which are `-min |X - s C R|^2` over the pose, with the scal
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap import kernels
 from halfmap.fourier import HalfPlane
-from halfmap.kernels import reference as torch_kernels
-from halfmap.likelihood import ImageTerms, correlation_score
+from halfmap.likelihood import CORRELATION, ImageTerms, Score
 from halfmap.projection import PADDING, FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
-Score = Callable[[Tensor, Tensor], Tensor]
 OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic model promises
 NEGLIGIBLE_GAIN = (
     0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
 )
-_UPPER = torch.triu_indices(5, 5)
 
 
 def pose_equations(
@@ -40,41 +37,21 @@ def pose_equations(
 ) -> Float[Tensor, "M 27"]:
     """The 27 sums of `kernels.reference.pose_equations` over the first n_samples of the plane, for
     poses of images `image` of the batch."""
-    kx, ky, weight = plane.kx.float(), plane.ky.float(), plane.hermitian_weight
-    if rotations.device.type != "cpu":
-        return torch_kernels.pose_equations(
-            references.grid,
-            rotations,
-            shift_px,
-            classes,
-            terms.data[image, :n_samples],
-            terms.power[image, :n_samples],
-            kx[:n_samples],
-            ky[:n_samples],
-            weight[:n_samples],
-            plane.box,
-            PADDING,
-        )
-    from halfmap.kernels import cpu
-
-    out = torch.empty(len(rotations), 27)
-    cpu.pose_equations(
-        torch.view_as_real(references.grid).numpy(),
-        rotations.contiguous().numpy(),
-        shift_px.contiguous().numpy(),
-        classes.contiguous().numpy(),
-        image.contiguous().numpy(),
-        torch.view_as_real(terms.data).numpy(),
-        terms.power.numpy(),
-        kx.numpy(),
-        ky.numpy(),
-        weight.numpy(),
-        n_samples,
-        plane.box,
-        PADDING,
-        out.numpy(),
+    return kernels.pose_equations(
+        references.grid,
+        rotations,
+        shift_px,
+        classes,
+        image,
+        terms.data,
+        terms.power,
+        plane.kx.float(),
+        plane.ky.float(),
+        plane.hermitian_weight,
+        n_samples=n_samples,
+        box=plane.box,
+        padding=PADDING,
     )
-    return out
 
 
 def gauss_newton_system(
@@ -87,8 +64,9 @@ def gauss_newton_system(
     """
     a, b, u, h = equations[:, 0], equations[:, 1], equations[:, 2:7], equations[:, 7:12]
     gram = equations.new_zeros(len(equations), 5, 5)
-    gram[:, _UPPER[0], _UPPER[1]] = equations[:, 12:]
-    gram[:, _UPPER[1], _UPPER[0]] = equations[:, 12:]
+    row, column = torch.triu_indices(5, 5, device=equations.device)
+    gram[:, row, column] = equations[:, 12:]
+    gram[:, column, row] = equations[:, 12:]
     if not free_scale:
         return u - h, gram
     b = b.clamp(min=1e-20)
@@ -107,12 +85,6 @@ class Restraint:
     sigma_px: float
 
 
-def log_evidence(value: Float[Tensor, "..."], score: Score) -> Float[Tensor, "..."]:
-    """The log likelihood that a score stands for: itself, or for the correlation score s = a /
-    sqrt(b) that of the best scale, s |s| / 2 `= a^2 / 2b` with its sign."""
-    return value * value.abs() / 2 if score is correlation_score else value
-
-
 def refine_poses(
     references: FourierReferences,
     terms: ImageTerms,
@@ -126,7 +98,7 @@ def refine_poses(
     steps: int,
     largest_step_deg: float,
     largest_step_px: float,
-    score: Score = correlation_score,
+    score: Score = CORRELATION,
     restraint: Restraint | None = None,
     anchor: tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]] | None = None,
     improbable: float = math.inf,
@@ -143,7 +115,7 @@ def refine_poses(
     rotation about the view axis and the shift move.
     """
     n_samples = plane.size(radius)
-    free_scale = score is correlation_score
+    free_scale = score.free_scale
     anchor_rotations, anchor_shift = (rotations, shift_px) if anchor is None else anchor
     precision = rotations.new_zeros(5)
     if restraint is not None:
@@ -170,7 +142,7 @@ def refine_poses(
         return torch.cat([turn, shift_px - anchor_shift[rows]], 1)
 
     def objective(equations: Tensor, offset: Tensor) -> Tensor:
-        return log_evidence(score(equations[:, 0], equations[:, 1]), score) - 0.5 * (
+        return score.log_evidence(score(equations[:, 0], equations[:, 1])) - 0.5 * (
             precision * offset**2
         ).sum(1)
 

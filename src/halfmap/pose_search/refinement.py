@@ -15,15 +15,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from halfmap.engine.pose_prior import Prior
+from halfmap.engine.pose_prior import PosePrior
+from halfmap.engine.significant_poses import MOST_POSES
 from halfmap.engine.state import Candidates, Poses
 from halfmap.fourier import HalfPlane
-from halfmap.likelihood import ImageTerms, correlation_score
+from halfmap.likelihood import CORRELATION, ImageTerms, Score
 from halfmap.pose_search.gauss_newton import (
     Restraint,
-    Score,
     gauss_newton_system,
-    log_evidence,
     refine_poses,
 )
 from halfmap.projection import FourierReferences
@@ -31,7 +30,6 @@ from halfmap.so3 import compose, matrix_to_rotation_vector
 
 # candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
 NEGLIGIBLE_LOG_WEIGHT = 12.0
-MODES = 4  # at least as many are followed to the last shells where they are probable
 _SAME_MODE = (
     4.0  # squared distance, in standard deviations of the posterior, below which two optima are one
 )
@@ -61,9 +59,9 @@ class SearchSettings:
     largest_cell_share: float = 1 / 96
     fewest_cells: int = 16
     n_refined: int = 8
-    score: Score = correlation_score
+    score: Score = CORRELATION
     restraint: Restraint | None = None
-    prior: Prior | None = None
+    prior: PosePrior | None = None
     posterior_on_grid: bool = False
     beta: float = 1.0
 
@@ -89,7 +87,9 @@ def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Can
         )
         near[row, best] = True
         log_weight = log_weight.masked_fill(near, -torch.inf)
-    return replace(candidates.take(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1))
+    return replace(
+        candidates.select_poses(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1)
+    )
 
 
 def without_improbable(candidates: Candidates) -> Candidates:
@@ -130,7 +130,7 @@ def refine_candidates(
 ) -> Candidates:
     """Refine all candidates on few shells, the better third of those still probable on twice as
     many, and so on: most work is spent on poses that can win, and an image whose posterior is sharp
-    costs one pose. Up to `MODES` are followed to the last shells."""
+    costs one pose. Up to `MOST_POSES` are followed to the last shells."""
     survivors, shells = candidates.score.shape[1], min(radius, first_radius)
     while shells < radius:
         candidates, _ = refine_each(
@@ -144,7 +144,7 @@ def refine_candidates(
             settings=settings,
             anchor=anchor,
         )
-        survivors, shells = max(MODES, survivors // 3), min(radius, 2 * shells)
+        survivors, shells = max(MOST_POSES, survivors // 3), min(radius, 2 * shells)
         candidates = without_improbable(candidates).best(survivors)
     candidates, equations = refine_each(
         references,
@@ -211,7 +211,7 @@ def refine_each(
         _put(candidates.shift_px, used, shift_px),
         candidates.classes,
         _put(candidates.score, used, value),
-        _put(candidates.log_weight, used, log_evidence(value, settings.score)),
+        _put(candidates.log_weight, used, settings.score.log_evidence(value)),
         torch.full_like(candidates.cell, -1),
         candidates.accuracy,
     )
@@ -230,9 +230,7 @@ def _hessian(
     """Precision of each pose, in radians and pixels; never less than a pose known to a grid step
     and the shifts' prior has."""
     assert settings.prior is not None
-    _, hessian = gauss_newton_system(
-        equations.flatten(0, 1), free_scale=settings.score is correlation_score
-    )
+    _, hessian = gauss_newton_system(equations.flatten(0, 1), free_scale=settings.score.free_scale)
     floor = equations.new_tensor(
         [math.radians(2 * step_deg) ** -2] * 3 + [settings.prior.shift_sigma_px**-2] * 2
     )

@@ -1,0 +1,71 @@
+"""The image model that is learnt, `X_i = s_g C_i S_t R + nu_i N`, and images prepared by it."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.engine.preprocessing import Batch, load_batch
+from halfmap.engine.state import State
+from halfmap.errors import InputError
+from halfmap.fourier import HalfPlane
+
+if TYPE_CHECKING:
+    from halfmap.engine.problem import Problem
+
+
+@dataclass(frozen=True)
+class NoiseSpectra:
+    """Noise variance sigma^2 of a Fourier coefficient, by noise group and shell."""
+
+    variance: Float[Tensor, "G S"]
+
+
+@dataclass(frozen=True)
+class NormAndScale:
+    """How strong noise is in each image (nu), and signal in each scale group (s); and of the last
+    iteration the number of images whose norm is an outlier."""
+
+    norm: Float[Tensor, " N"]
+    scale: Float[Tensor, " Q"]
+    outliers: int = 0
+
+
+def noise_variance(state: State) -> Float[Tensor, "G S"]:
+    """The noise spectra of a state.
+
+    Raises `InputError` where it has none: every first state is given some (`initial_noise`).
+    """
+    spectra = state.find(NoiseSpectra)
+    if spectra is None:
+        raise InputError("state: expected noise spectra in it, found none; see initial_noise")
+    return spectra.variance
+
+
+def load_images(
+    problem: "Problem",
+    state: State,
+    index: Int[Tensor, " B"],
+    plane: HalfPlane,
+    *,
+    radius: int | None = None,
+    centre: Float[Tensor, "B 2"] | None = None,
+) -> Batch:
+    """Images of the particles `index`, weighted by the state's image model on a half-plane; scored
+    on shells up to `radius`, the mask around each particle's present place, or its `centre`."""
+    strength = state.find(NormAndScale)
+    norm = None if strength is None else strength.norm[index]
+    scale = None if strength is None else strength.scale[problem.scale_group[index]]
+    centre = state.poses.shift_px[index] if centre is None else centre
+    return load_batch(
+        problem.particles,
+        index,
+        plane,
+        noise_variance(state).to(problem.device),
+        centre.to(problem.device),
+        problem.images,
+        scored_radius=radius,
+        norm=norm,
+        scale=scale,
+    )

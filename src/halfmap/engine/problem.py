@@ -1,0 +1,99 @@
+"""What stays the same over the iterations of a job."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfmap.engine.preprocessing import ImageSettings
+from halfmap.fourier import HalfPlane, half_plane, largest_radius
+from halfmap.particles import Particles
+
+LEAST_PER_MICROGRAPH = 5  # images; below, in the median, a scale per micrograph tells nothing
+# RELION's current image size is the same thought: the sums reach beyond what is scored, so that
+# the resolution can grow by as much as an iteration ever lets it (methods.reference_update)
+SUMMED_BEYOND_SCORED = 1.25
+SUMMED_SHELLS_MORE = 3
+SUMMED_SHARE_OF_BOX = 4  # and no less than half of what there is
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The data, how images are prepared, the halves, the symmetry and the box.
+
+    `half` is 0 or 1 per particle, -1 for one set aside. `matched_to` tells which half's references
+    an image is compared with: its "own" (gold standard: the halves never meet), the "other" half's
+    (classification: no image is compared with itself), or references that both "share".
+    `learn_norm_and_scale` tells whether the strength of signal and noise in each image is learnt
+    (`engine.norm_and_scale`) or taken to be 1.
+    """
+
+    particles: Particles
+    images: ImageSettings
+    half: Int[Tensor, " N"]
+    matched_to: Literal["own", "other", "shared"]
+    symmetry: Float[Tensor, "G 3 3"]
+    dimensions: int
+    n_classes: int
+    batch_size: int
+    learn_norm_and_scale: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    @property
+    def plane(self) -> HalfPlane:
+        """The half-plane of all shells that references can have."""
+        return half_plane(self.particles.box, largest_radius(self.particles.box), self.device)
+
+    def plane_for(self, radius: int) -> HalfPlane:
+        """The plane of sums and noise of an iteration that scores up to `radius`: a quarter and
+        three shells more, and no less than half of what there is."""
+        box = self.particles.box
+        reach = math.ceil(SUMMED_BEYOND_SCORED * radius) + SUMMED_SHELLS_MORE
+        enough = max(reach, box // SUMMED_SHARE_OF_BOX)
+        return half_plane(box, min(enough, largest_radius(box)), self.device)
+
+    def resolution_of(self, radius: int) -> float:
+        """Resolution of a Fourier shell, Angstrom."""
+        return self.particles.box * self.particles.pixel_size_angstrom / radius
+
+    def reference_set(self, half: int) -> int:
+        """Which set of references the images of a half are compared with."""
+        return {"own": half, "other": 1 - half, "shared": 0}[self.matched_to]
+
+    @property
+    def used(self) -> Int[Tensor, " M"]:
+        """Rows of the particles that are not set aside."""
+        return torch.nonzero(self.half >= 0)[:, 0]
+
+    @property
+    def n_groups(self) -> int:
+        """Noise groups."""
+        return int(self.noise_group.max()) + 1
+
+    @cached_property
+    def noise_group(self) -> Int[Tensor, " N"]:
+        """The group of each particle that shares a noise spectrum: its optics group."""
+        return torch.from_numpy(self.particles.optics_group.astype(np.int64))
+
+    @cached_property
+    def scale_group(self) -> Int[Tensor, " N"]:
+        """The group of each particle that shares a scale."""
+        return scale_groups(self.particles.micrograph, self.particles.optics_group)
+
+
+def scale_groups(micrograph: np.ndarray, optics_group: np.ndarray) -> Int[Tensor, " N"]:
+    """The group that shares a scale: the micrograph, or the optics group where micrographs are
+    unknown or hold few images."""
+    sizes = np.bincount(micrograph)
+    by_micrograph = (
+        np.count_nonzero(sizes) > 1 and np.median(sizes[sizes > 0]) >= LEAST_PER_MICROGRAPH
+    )
+    return torch.from_numpy((micrograph if by_micrograph else optics_group).astype(np.int64))
