@@ -9,6 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 
+from halfmap.ctf_parameters import CTFParameters, quantities
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import read_star, write_star
@@ -96,11 +97,11 @@ def test_every_column_arrives_with_its_unit(folder):
         0,
     ]  # rows of the optics table, whatever the groups are called
     assert p.micrograph.tolist() == [0, 1, 0, 2]
-    assert p.ctf_premultiplied.tolist() == [True, False, True, False]
-    assert p.voltage_kv.tolist() == [200, 300, 200, 300]
-    assert p.beam_tilt_x_mrad.tolist() == [-0.5, 0.25, -0.5, 0.25]
-    assert p.phase_shift_deg.tolist() == [0, 90, 0, 0]
-    assert (p.ctf_scale.tolist(), p.ctf_bfactor_angstrom2.tolist()) == ([1] * 4, [0] * 4)
+    assert p.transfer.premultiplied.tolist() == [True, False, True, False]
+    assert p.transfer.voltage_kv.tolist() == [200, 300, 200, 300]
+    assert p.transfer.beam_tilt_x_mrad.tolist() == [-0.5, 0.25, -0.5, 0.25]
+    assert p.transfer.phase_shift_deg.tolist() == [0, 90, 0, 0]
+    assert (p.transfer.scale.tolist(), p.transfer.bfactor_angstrom2.tolist()) == ([1] * 4, [0] * 4)
     assert p.table.strings("myColumn").tolist() == PARTICLES["myColumn"]
 
 
@@ -129,14 +130,11 @@ def test_take_commutes_with_everything(folder):
     rows = np.array([3, 0])
     q = p.take(rows)
     np.testing.assert_array_equal(q.images([0, 1]), p.images(rows))
-    for name in (
-        "rotations_deg",
-        "defocus_u_angstrom",
-        "half_set",
-        "optics_group",
-        "ctf_premultiplied",
-    ):
+    for name in ("rotations_deg", "half_set", "optics_group"):
         np.testing.assert_array_equal(getattr(q, name), getattr(p, name)[rows])
+    for one in quantities():
+        expected = getattr(p.transfer, one.name)[rows]
+        np.testing.assert_array_equal(getattr(q.transfer, one.name), expected)
     assert q.table.strings("myColumn").tolist() == ["", "kept"]
     q.write_star(folder / "q.star")
     assert read_star(folder / "q.star").blocks["particles"].floats(
@@ -197,7 +195,7 @@ def test_old_dialect_becomes_optics_groups(folder):
     q = load_particles(folder / "new.star")
     assert sorted(q.optics.floats("rlnAmplitudeContrast").tolist()) == [0.07, 0.1]
     assert q.optics.ints("rlnImageSize").tolist() == [N, N]
-    np.testing.assert_array_equal(q.amplitude_contrast, p.amplitude_contrast)
+    np.testing.assert_array_equal(q.transfer.amplitude_contrast, p.transfer.amplitude_contrast)
     np.testing.assert_array_equal(q.shift_angstrom, p.shift_angstrom)
     moved = p.with_results(shift_angstrom=np.ones((4, 2)))
     moved.write_star(folder / "moved.star")
@@ -454,7 +452,7 @@ def test_real_data_sets(shared_data, tmp_path):
         True,
         True,
     )
-    assert p.ctf_premultiplied.all()
+    assert p.transfer.premultiplied.all()
     assert len(p.optics) == 4
     assert set(p.half_set.tolist()) == {1, 2}
     assert p.find_bad_images(np.arange(len(p))) == {}

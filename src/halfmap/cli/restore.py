@@ -75,4 +75,4 @@ def restore(
             f"at {threshold} {in_words(resolution_at(result.curve, threshold), threshold)}"
             for threshold in (0.5, 0.143)
         ]
-        typer.echo(f"FRC of independent halves: {', '.join(at)}")
+        typer.echo(f"FRC of two halves ({result.halves}): {', '.join(at)}")
