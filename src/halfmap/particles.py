@@ -204,14 +204,15 @@ class Particles:
             )
         new = transfer.arrays(len(self))
         new.check(lambda row, name: f"{self.path}: row {row + 1}, column _{name}")
+        tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
         changed, columns = {}, ctf_columns(new, per_group=False) | ctf_columns(new, per_group=True)
         for one in quantities():
             before, now = getattr(self.transfer, one.name), getattr(new, one.name)
             same = before.astype(np.float32) == now.astype(np.float32)
             changed[one.name] = np.where(same, before, now)
-            if same.all() and (self.has_ctf or not one.required):
+            unread = not self.has_ctf and (one.required or tables.has(one.relion))
+            if same.all() and not unread:
                 del columns[one.relion]
-        tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
         table, optics = write_transfer(tables, columns)
         rest = {name: values for name, values in self.new_columns.items() if name not in columns}
         return replace(
