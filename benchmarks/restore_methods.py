@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from halfmap.commands.restore import restore_images
+from halfmap.commands._restoring import restore_images
 from halfmap.fourier import (
     fourier_transform,
     half_plane,
@@ -31,16 +31,15 @@ from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.restoration import (
     divide,
     measure_ssnr,
-    phase_flip,
     stack_sums,
-    wiener,
+    wiener_filter,
     wiener_ssnr,
     wiener_stack,
 )
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, ctf
+from halfmap.transfer_function import CTFParameters, ctf, phase_flip
 
 BOX, PIXEL_ANGSTROM, SNR, IMAGES, CONSTANT = 128, 1.8, 0.05, 100, 0.1
 DEFOCUS_ANGSTROM, DEFOCUS_RANGE_ANGSTROM = 20000.0, (10000.0, 30000.0)
@@ -90,7 +89,7 @@ def by_each_method(samples: torch.Tensor, values: torch.Tensor) -> dict[str, tor
     estimates = {
         "divide": divide(samples, values).mean(0),
         "flip": phase_flip(samples, values).mean(0),
-        "wiener": wiener(samples, values, constant=CONSTANT).mean(0),
+        "wiener": wiener_filter(samples, values, constant=CONSTANT).mean(0),
     }
     if len(samples) > 1:
         sums = stack_sums(samples, values)

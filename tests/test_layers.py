@@ -18,10 +18,11 @@ simulation restoration alignment
 likelihood | reconstruction
 resolution
 projection kernels
-transfer_function mask so3 symmetry fourier
 particles
+transfer_function mask so3 symmetry fourier
 distributed
 io | options
+ctf_parameters
 arrays
 errors
 """
