@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import SOURCE, UNCHECKED, checked_modules, package_modules
 from jaxtyping import TypeCheckError
 
+from conftest import SOURCE, UNCHECKED, checked_modules, package_modules
 from halfmap.alignment import centre_of_mass_px
 from halfmap.restoration import divide
 

@@ -55,8 +55,13 @@ SAMPLES_PER_PASS = 16_000_000  # of children's slices
 FINE_TABLE_BYTES = (
     1 << 30
 )  # slices of all fine cells are cut once up to this size, else for each image's own cells
-FEWEST_CELLS = 4  # kept of every image: a coarse cell's centre may miss the peak in it
-MOST_ENTRIES = 256  # poses that stand for the posterior of one image on a grid
+# kept of every image, however sure: a peak near an edge lies in up to four cells of the directions,
+# and the centre of its own may score less than its neighbours'
+FEWEST_CELLS = 4
+# poses that stand for the posterior of one image on a grid: of even weight, each is 0.4 % of it
+MOST_ENTRIES = 256
+# of the finer step, by which children that start a refinement differ: more than one cell apart
+CHILD_SEPARATION = 1.5
 
 
 @dataclass(frozen=True)
@@ -341,7 +346,7 @@ def _children_of(
         torch.full_like(classes, -1),
         torch.full_like(where, torch.nan),
     )
-    return distinct_poses(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
+    return distinct_poses(candidates, settings.n_refined, grid.fine_step_deg * CHILD_SEPARATION)
 
 
 def grid_posterior(

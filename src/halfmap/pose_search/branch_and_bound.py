@@ -60,7 +60,13 @@ from halfmap.pose_search.refinement import (
     refine_candidates,
     refine_each,
 )
-from halfmap.pose_search.sampling import fine_order, level_radius, search_grid, shift_grid
+from halfmap.pose_search.sampling import (
+    SHIFTS_PER_PERIOD,
+    fine_order,
+    level_radius,
+    search_grid,
+    shift_grid,
+)
 from halfmap.projection import FourierReferences, extract_slices
 
 # of those that the grid resolves: what is unseen beyond them is about what cells lose inside
@@ -70,6 +76,9 @@ SHARED_FROM = (
     0.2  # of all cells: an image with more survivors is scored against all, as a matrix product
 )
 OPTIMA = 16  # distinct ones of each image that are followed
+# cells that each incumbent is chosen from: neighbours of the best are among the next best
+CELLS_PER_INCUMBENT = 16
+INCUMBENT_SEPARATION = 1.5  # steps of the grid: more than one cell apart
 STEPS = 3  # of a climb on the same shells
 POSES_PER_PASS = 20_000  # that are climbed together
 CELLS_PER_PASS = 4_000_000  # of images together: about 100 MB
@@ -201,7 +210,7 @@ def prepare_bounded(
     plane, grid = half_plane(box, radius, device), search_grid(settings, 3)
 
     def level(shells: int) -> Level:
-        shift_step = min(box / (4 * shells), max(settings.shift_range_px, 1e-3))
+        shift_step = min(box / (SHIFTS_PER_PERIOD * shells), max(settings.shift_range_px, 1e-3))
         unseen = unseen_in_cells(
             references, plane, radius=shells, order=fine_order(settings), shift_step_px=shift_step
         )
@@ -467,11 +476,13 @@ def _incumbents(
     """Poses refined on all shells: what was known before, and the best distinct ones of the first
     level."""
     weight = log_evidence(score, search.settings.score) + search.log_prior
-    top = torch.topk(weight, min(16 * INCUMBENTS, weight.shape[1]), dim=1)
+    top = torch.topk(weight, min(CELLS_PER_INCUMBENT * INCUMBENTS, weight.shape[1]), dim=1)
     where = shift_px.gather(1, top.indices[..., None].expand(-1, -1, 2))
     starts = _as_starts(search, Survivors(top.indices, top.values, where, top.indices[:, 0]))
     found = distinct_poses(
-        replace(starts, score=score.gather(1, top.indices)), INCUMBENTS, 1.5 * search.step_deg
+        replace(starts, score=score.gather(1, top.indices)),
+        INCUMBENTS,
+        INCUMBENT_SEPARATION * search.step_deg,
     )
     if known is not None:
         found = merged_with_known(found, known, search.step_deg)

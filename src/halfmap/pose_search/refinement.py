@@ -36,6 +36,19 @@ _SAME_MODE = (
     4.0  # squared distance, in standard deviations of the posterior, below which two optima are one
 )
 
+# What the adaptive grid may cost. What these caps lose beside exhaustive search, and what they
+# save, is counted by `python benchmarks/run.py branch_and_bound`.
+SEARCH_SIGNIFICANCE = 0.999  # RELION's adaptive fraction
+LARGEST_CELL_SHARE = 1 / 96  # of all coarse cells; `docs/maximum_likelihood.md` has the trial
+FEWEST_OF_SMALL_GRIDS = 16  # of a grid that the share would leave less of (high symmetry, 2D)
+REFINED_CANDIDATES = 8
+
+# Of a refinement: two steps choose among candidates on few shells, four finish on the last. The
+# better third goes on to twice as many shells, whose area is four times as large: each round costs
+# about as much as the one before.
+STEPS_ON_FEW_SHELLS, STEPS_ON_ALL_SHELLS = 2, 4
+CANDIDATES_PER_SURVIVOR = 3
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -57,10 +70,10 @@ class SearchSettings:
     angular_step_deg: float = 7.5
     shift_range_px: float = 5.0
     shift_step_px: float = 1.0
-    significance: float = 0.999
-    largest_cell_share: float = 1 / 96
-    fewest_cells: int = 16
-    n_refined: int = 8
+    significance: float = SEARCH_SIGNIFICANCE
+    largest_cell_share: float = LARGEST_CELL_SHARE
+    fewest_cells: int = FEWEST_OF_SMALL_GRIDS
+    n_refined: int = REFINED_CANDIDATES
     score: Score = correlation_score
     restraint: Restraint | None = None
     prior: Prior | None = None
@@ -139,12 +152,15 @@ def refine_candidates(
             plane,
             candidates,
             radius=shells,
-            steps=2,
+            steps=STEPS_ON_FEW_SHELLS,
             step_deg=step_deg,
             settings=settings,
             anchor=anchor,
         )
-        survivors, shells = max(MODES, survivors // 3), min(radius, 2 * shells)
+        survivors, shells = (
+            max(MODES, survivors // CANDIDATES_PER_SURVIVOR),
+            min(radius, 2 * shells),
+        )
         candidates = without_improbable(candidates).best(survivors)
     candidates, equations = refine_each(
         references,
@@ -152,7 +168,7 @@ def refine_candidates(
         plane,
         candidates,
         radius=radius,
-        steps=4,
+        steps=STEPS_ON_ALL_SHELLS,
         step_deg=step_deg,
         settings=settings,
         anchor=anchor,
