@@ -2,6 +2,7 @@
 candidates kept apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,9 +17,8 @@ from halfmap.likelihood import (
     log_likelihood_score,
     slice_power,
 )
-from halfmap.pose_search import adaptive as searching
 from halfmap.pose_search.adaptive import best_cells, best_children, prepare_search, search_globally
-from halfmap.pose_search.refinement import SearchSettings, distinct_poses
+from halfmap.pose_search.refinement import PassSizes, SearchSettings, distinct_poses
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, random_rotations, rotation_vector_to_matrix
@@ -241,20 +241,20 @@ def test_annealed_scores_are_resolved_by_a_coarser_grid(channel):
     ).coarse_grid_resolves
 
 
-def test_a_table_of_fine_slices_only_saves_time(channel, scene_of, monkeypatch):
+def test_a_table_of_fine_slices_only_saves_time(channel, scene_of):
     scene = scene_of(channel, 20, snr=0.2)
     with_table = _search(scene, _settings())
-    monkeypatch.setattr(searching, "FINE_TABLE_BYTES", 0)
-    without = _search(scene, _settings())
+    without = _search(scene, _settings(passes=PassSizes(table_bytes=0)))
     torch.testing.assert_close(with_table.rotations, without.rotations, rtol=0, atol=1e-4)
     torch.testing.assert_close(with_table.score, without.score, rtol=1e-4, atol=0)
 
 
-def test_tiling_changes_nothing(states, scene_of, monkeypatch):
+def test_tiling_changes_nothing(states, scene_of):
     scene = scene_of(states, 30, snr=0.2)
     plan = prepare_search(prepare_references(states, 15), _settings(), 15)
     whole, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
-    monkeypatch.setattr(searching, "SCORES_PER_PASS", 7 * len(plan.shifts[0]) * len(plan.slices))
+    seven = PassSizes(scores=7 * len(plan.shifts[0]) * len(plan.slices))
+    plan = replace(plan, settings=replace(plan.settings, passes=seven))
     parts, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
     same = (
         (whole.sort(1).values == parts.sort(1).values).float().mean()

@@ -11,7 +11,6 @@ from halfmap.engine.posterior_weights import assign_posterior, best_poses
 from halfmap.engine.state import Candidates, as_candidates, known_poses
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import log_likelihood_score
-from halfmap.pose_search import adaptive as searching
 from halfmap.pose_search.adaptive import significant_entries
 from halfmap.pose_search.refinement import (
     NEGLIGIBLE_LOG_WEIGHT,
@@ -185,16 +184,15 @@ def test_found_poses_near_known_ones_are_left_out():
     assert torch.isfinite(both.log_weight).tolist() == [[False, False, True, True]]
 
 
-def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept(monkeypatch):
+def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept():
     """The mean of any function over the drawn entries is that over the posterior, to the step of
     the draw."""
-    monkeypatch.setattr(searching, "MOST_ENTRIES", 64)
     generator = torch.Generator().manual_seed(5)
     log_weight = torch.stack(
         [torch.randn(5000, generator=generator), 8 * torch.randn(5000, generator=generator)]
     )
     log_weight[1, 77] += 60
-    entry, weight = significant_entries(log_weight, 0.999)
+    entry, weight = significant_entries(log_weight, 0.999, most=64)
     assert entry[1, 0] == 77
     torch.testing.assert_close(weight[1], log_weight[1].sort(descending=True).values[:64])
     torch.testing.assert_close(
@@ -206,12 +204,11 @@ def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept(monkeypatch):
     assert float(drawn) == pytest.approx(float(exact), abs=1 / 64)
 
 
-def test_the_best_pose_of_a_diffuse_posterior_is_a_likely_one(monkeypatch):
+def test_the_best_pose_of_a_diffuse_posterior_is_a_likely_one():
     """Drawn entries weigh the same; the image's pose is the likeliest of them, not the first of the
     grid."""
-    monkeypatch.setattr(searching, "MOST_ENTRIES", 64)
     log_weight = torch.randn(8, 5000, generator=torch.Generator().manual_seed(6))
-    entry, weight = significant_entries(log_weight, 0.999)
+    entry, weight = significant_entries(log_weight, 0.999, most=64)
     found = _candidates(weight)
     best = entry.gather(1, found.best(1).log_weight.new_zeros(8, 1).long())
     assert torch.equal(

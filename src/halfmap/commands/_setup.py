@@ -33,8 +33,8 @@ CELL_BYTES = 8 + 4  # of the two sums: a complex number and a weight
 SUMS_HELD = 2 * 2  # both halves, and as much again for their total and quotient
 DENSITIES_HELD = 8  # of each class: references of both halves, before and after, and copies
 TRANSFORMS_HELD = 4  # padded, complex: one of a map in the making, its input and what FFTs work on
-# the table of a search's slices (`adaptive.FINE_TABLE_BYTES`, 1 GiB), the slices of one pass
-# (`SAMPLES_PER_PASS` of 12 bytes, and copies), Python with its libraries; in 2D there is no table
+# the table of a search's slices (`PassSizes.table_bytes`, 1 GiB), the slices of one pass
+# (16 million samples of 12 bytes, and copies), Python with its libraries; in 2D there is no table
 SEARCH_BYTES = {3: 2 << 30, 2: 2 << 27}
 # of an image in a batch: itself, its masked copy, both transforms, CTF, noise, and the terms of
 # E-step and M-step take about 50; there is room for slices of thirty significant poses, 5 each

@@ -36,8 +36,6 @@ from halfmap.likelihood import (
     squared_modulus,
 )
 from halfmap.pose_search.adaptive import (
-    SAMPLES_PER_PASS,
-    SCORES_PER_PASS,
     concatenated,
     fast_products,
     groups_of_similar_count,
@@ -80,9 +78,6 @@ OPTIMA = 16  # distinct ones of each image that are followed
 CELLS_PER_INCUMBENT = 16
 INCUMBENT_SEPARATION = 1.5  # steps of the grid: more than one cell apart
 STEPS = 3  # of a climb on the same shells
-POSES_PER_PASS = 20_000  # that are climbed together
-CELLS_PER_PASS = 4_000_000  # of images together: about 100 MB
-TABLE_BYTES = 1 << 30  # slices of all cells, and their squares, are kept up to this size
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ class BoundedSearch:
         """Slices of all cells and their squares on the second level's shells, of which the first
         level's come first; None where they take too much memory."""
         plane = self.levels[1].plane
-        if 12 * len(self.classes) * len(plane) > TABLE_BYTES:
+        if 12 * len(self.classes) * len(plane) > self.settings.passes.table_bytes:
             return None
         slices = extract_slices(self.references, self.rotations, plane, classes=self.classes)
         return slices, squared_modulus(slices)
@@ -265,7 +260,7 @@ def search_bounded(
     """
     parts = []
     for rows in torch.arange(len(terms), device=centre_px.device).split(
-        max(1, CELLS_PER_PASS // len(search.classes))
+        max(1, search.settings.passes.cells // len(search.classes))
     ):
         some, centre, before = (
             terms.take(rows),
@@ -356,11 +351,15 @@ def _in_all_cells(
     n = len(search.classes)
     cross, power = (torch.empty(len(terms), n, device=centre_px.device) for _ in range(2))
     which = torch.empty(len(terms), n, dtype=torch.int16, device=centre_px.device)
-    columns = n if search.table is not None else max(1, SAMPLES_PER_PASS // len(level.plane))
+    columns = (
+        n
+        if search.table is not None
+        else max(1, search.settings.passes.samples // len(level.plane))
+    )
     for first in range(0, n, columns):
         here = slice(first, min(first + columns, n))
         slices, squared = search.slices(here, level.plane)
-        size = max(1, SCORES_PER_PASS // (len(shifts) * len(slices)))
+        size = max(1, search.settings.passes.scores // (len(shifts) * len(slices)))
         for start in range(0, len(terms), size):
             rows = slice(start, start + size)
             part = ImageTerms(inside.data[rows], inside.power[rows])
@@ -405,7 +404,8 @@ def _second_level(
     n_shifts = len(_shifts(search, level))
     order = torch.argsort(left.counts, stable=True)
     many = left.counts[order] > SHARED_FROM * len(search.classes)
-    most = min(SAMPLES_PER_PASS // len(level.plane), 4 * SCORES_PER_PASS // n_shifts)
+    passes = search.settings.passes
+    most = min(passes.samples // len(level.plane), 4 * passes.scores // n_shifts)
     groups = [
         *groups_of_similar_count(order[~many], left.counts, most),
         *([order[many]] if bool(many.any()) else []),
@@ -554,7 +554,7 @@ def climbed(
     what the shells beyond may add."""
     left, parts = bounded.levels[1], []
     order = torch.argsort(left.counts, stable=True)
-    for rows in groups_of_similar_count(order, left.counts, POSES_PER_PASS):
+    for rows in groups_of_similar_count(order, left.counts, search.settings.passes.poses):
         starts = _as_starts(search, left.select_images(rows))
         parts.append(
             _climb(search, terms.take(rows), plane, bounded.threshold.select_images(rows), starts)

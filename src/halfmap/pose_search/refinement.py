@@ -49,6 +49,24 @@ REFINED_CANDIDATES = 8
 STEPS_ON_FEW_SHELLS, STEPS_ON_ALL_SHELLS = 2, 4
 CANDIDATES_PER_SURVIVOR = 3
 
+# poses that stand for the posterior of one image on a grid: of even weight, each is 0.4 % of it
+MOST_ENTRIES = 256
+
+
+@dataclass(frozen=True)
+class PassSizes:
+    """How much a search holds at once; what it finds does not depend on them. `scores` are those
+    between a matrix product and the pass over it (a tile that stays in cache), `samples` those of
+    the slices of images' own cells, `cells` those of images together in branch and bound (4 million
+    take about 100 MB), `poses` those climbed together; slices of all cells are cut once where they
+    and their squares take no more than `table_bytes`."""
+
+    scores: int = 2_000_000
+    samples: int = 16_000_000
+    cells: int = 4_000_000
+    poses: int = 20_000
+    table_bytes: int = 1 << 30
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -62,7 +80,8 @@ class SearchSettings:
     posterior; without, they are compared by their scores alone. With `posterior_on_grid`, cells of
     the finer grid under the best coarse ones are the posterior where that grid resolves all shells;
     nothing is refined there. `beta` tells by what annealed scores have been multiplied: their peaks
-    are wider by its inverse root.
+    are wider by its inverse root. `most_entries` poses stand for a posterior on a grid at most;
+    `passes` bounds the memory.
     """
 
     symmetry: Float[Tensor, "G 3 3"]
@@ -79,6 +98,8 @@ class SearchSettings:
     prior: Prior | None = None
     posterior_on_grid: bool = False
     beta: float = 1.0
+    most_entries: int = MOST_ENTRIES
+    passes: PassSizes = PassSizes()
 
 
 def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Candidates:
