@@ -2,15 +2,16 @@
 poses; priors; draws from a grid."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from halfmap.engine.pose_prior import next_prior, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior, best_poses
-from halfmap.engine.state import Candidates, as_candidates, known_poses
+from halfmap.engine.state import Candidates, as_candidates, in_every_class, known_poses
 from halfmap.fourier import shift_phases
-from halfmap.likelihood import log_likelihood_score
+from halfmap.likelihood import ImageTerms, log_likelihood_score
 from halfmap.pose_search.adaptive import significant_entries
 from halfmap.pose_search.refinement import (
     NEGLIGIBLE_LOG_WEIGHT,
@@ -20,7 +21,7 @@ from halfmap.pose_search.refinement import (
     without_improbable,
 )
 from halfmap.projection import extract_slices, prepare_references
-from halfmap.so3 import compose, rotation_vector_to_matrix
+from halfmap.so3 import compose, random_rotations, rotation_vector_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
@@ -234,3 +235,39 @@ def test_the_prior_is_what_posteriors_amount_to():
     torch.testing.assert_close(new.directions.exp().mean(1), torch.ones(2))
     assert float(new.directions[0, 3].exp()) == pytest.approx(12 * 90 / 101)
     torch.testing.assert_close(new.directions[1].exp(), torch.ones(12))
+
+
+def test_a_direction_and_a_class_weigh_by_their_prior(channel, scene_of):
+    """One pose in two classes of one map, of which one is nine times as common: its weight is nine
+    times the other's. And a prior is a density: over all directions its mean is 1."""
+    prior = uniform_prior(2, 3, order=1, shift_sigma_px=3.0, device=torch.device("cpu"))
+    prior = replace(prior, classes=torch.tensor([0.9, 0.1]).log())
+    scene, twins = scene_of(channel, 5, snr=0.5), prepare_references(channel.repeat(2, 1, 1, 1), 12)
+    start = in_every_class(
+        as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes)), 2
+    )
+    found = _refined(scene, twins, start, _settings(prior=prior))
+    share = torch.softmax(found.log_weight, 1)
+    torch.testing.assert_close(share[found.classes == 0], torch.full((5,), 0.9), atol=1e-3, rtol=0)
+    counts = torch.rand(2, 48, generator=torch.Generator().manual_seed(0)) * 50
+    learnt = next_prior(prior, torch.cat([counts.flatten(), torch.tensor([1.0, 1.0])]))
+    rotations = random_rotations(40_000, torch.Generator().manual_seed(1)).float()
+    everywhere = sum(
+        learnt.of_direction(rotations, torch.full((40_000,), k)).exp().mean() for k in (0, 1)
+    )
+    assert float(everywhere) == pytest.approx(1, abs=0.02)
+
+
+def test_symmetry_mates_count_together_and_nothing_known_is_a_grid_step(channel, scene_of):
+    """The four mates of one optimum weigh four times as much as one; of a blank image a pose is
+    known to two steps of each angle and to the prior of the shifts."""
+    scene, references = scene_of(channel, 3, snr=0.5), prepare_references(channel, 12)
+    start = as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes))
+    with_mates, alone = (
+        _refined(scene, references, start, _settings(group)).log_weight for group in (C4, C1)
+    )
+    torch.testing.assert_close(with_mates - alone, torch.full((3, 1), math.log(4.0)))
+    blank = replace(scene, terms=ImageTerms(0 * scene.terms.data, 1e-12 * scene.terms.power))
+    accuracy = _refined(blank, references, start, _settings(C1)).accuracy[:, 0]
+    torch.testing.assert_close(accuracy[:, 0], torch.full((3,), 15 * 3**0.5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(accuracy[:, 1], torch.full((3,), 3.0), rtol=1e-3, atol=0)
