@@ -21,7 +21,7 @@ from halfmap.pose_search.refinement import (
     without_improbable,
 )
 from halfmap.projection import extract_slices, prepare_references
-from halfmap.so3 import compose, random_rotations, rotation_vector_to_matrix
+from halfmap.so3 import compose, direction_pixels, random_rotations, rotation_vector_to_matrix
 from halfmap.symmetry import symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
@@ -256,6 +256,15 @@ def test_a_direction_and_a_class_weigh_by_their_prior(channel, scene_of):
         learnt.of_direction(rotations, torch.full((40_000,), k)).exp().mean() for k in (0, 1)
     )
     assert float(everywhere) == pytest.approx(1, abs=0.02)
+    counts = torch.zeros(2, 48)
+    pixel = direction_pixels(rotations, 1)
+    counts[0, pixel[0]] = 99.0  # images in one direction, beside the one of every direction
+    learnt = next_prior(prior, torch.cat([counts.flatten(), torch.tensor([1.0, 1.0])]))
+    seen = learnt.of_direction(rotations, torch.zeros(40_000, dtype=torch.long))
+    often = pixel == pixel[0]
+    torch.testing.assert_close(
+        seen[often].mean() - seen[~often].mean(), torch.tensor(math.log(100.0))
+    )
 
 
 def test_symmetry_mates_count_together_and_nothing_known_is_a_grid_step(channel, scene_of):
