@@ -4,7 +4,7 @@ terminal."""
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -42,7 +42,7 @@ class Progress:
         self._iteration_start = self._last_word = self._start
         self._resolution_angstrom: float | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._start = time.monotonic()
         if not self._quiet and self._console.is_terminal:
             columns = [
