@@ -58,7 +58,7 @@ def fsc(
             + "".join(f"{one:10.2f}" if math.isfinite(one) else f"{'none':>10}" for one in found)
         )
     if out is not None:
-        from halfmap.plots.pictures import save_fsc_plot
+        from halfmap.plots.curves import save_fsc_plot
 
         out.parent.mkdir(parents=True, exist_ok=True)
         write_fsc_star(out, curves)

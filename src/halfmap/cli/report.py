@@ -7,13 +7,8 @@ import typer
 
 
 def say_done(command: str, result: object, out: Path) -> None:
-    """Resolution, if the job has one, and where its results are."""
-    resolution = getattr(result, "resolution_angstrom", None)
-    threshold = (
-        0.5 if command == "class3d" else 0.143
-    )  # the halves of a class share their reference
-    reached = f"{in_words(resolution, threshold)}; " if isinstance(resolution, float) else ""
-    typer.echo(f"{command}: {reached}results in {out}")
+    """What was reached and where, or at least where."""
+    typer.echo(f"{command}: {getattr(result, 'summary', f'results in {out}')}")
 
 
 def in_words(resolution_angstrom: float, threshold: float) -> str:

@@ -8,18 +8,25 @@ its own share in them.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halfmap.commands import _setup
 from halfmap.commands._results import (
-    RefinementResult,
     last_maps,
     run_iterations,
     show_volumes,
     write_map_files,
     write_particles,
     write_pictures,
+)
+from halfmap.commands._summaries import (
+    OPTIMISTIC,
+    angstrom,
+    counted,
+    ending,
+    mask_in_words,
+    where,
 )
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
 from halfmap.engine.state import State
@@ -31,6 +38,36 @@ from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress
 
 ITERATIONS = 25
+
+
+@dataclass(frozen=True)
+class Class3DResult:
+    """Where the maps of the classes are, how many particles each holds and its resolution (FSC
+    0.143, corrected for the mask; optimistic, because the halves share references), and the best of
+    these."""
+
+    folder: Path
+    resolution_angstrom: float
+    resolutions_angstrom: tuple[float, ...]
+    sizes: tuple[int, ...]
+    mask: str
+    iterations: int
+    converged: bool
+
+    @property
+    def summary(self) -> str:
+        """The last line of the job."""
+        n = len(self.sizes)
+        told = ", ".join(
+            f"class{k + 1:03d} {angstrom(self.resolutions_angstrom[k])} "
+            f"({counted(self.sizes[k], 'particle')})"
+            for k in range(n)
+        )
+        return (
+            f"{told}; FSC 0.143, mask-corrected, {self.mask}, {OPTIMISTIC}; "
+            f"{ending(self.iterations, converged=self.converged)}: "
+            f"{where(self.folder / 'class001.mrc')}{' ...' * (n > 1)}"
+        )
 
 
 def class3d(
@@ -62,7 +99,7 @@ def class3d(
     overwrite: bool = False,
     resume: bool = False,
     quiet: bool = False,
-) -> RefinementResult:
+) -> Class3DResult:
     """Classify particles into K maps, poses and classes found together; `class001.mrc` ... with
     half maps, FSC and pictures.
 
@@ -169,8 +206,8 @@ def class3d(
                 map_path=job.path(f"{name}.mrc"),
                 prefix=f"{job.folder}/{name}_",
                 pictures=pictures,
+                optimistic=True,
             )
-            progress.note(f"{name}: {sizes[k]} particles, {final.resolutions_angstrom[k]:.2f} A")
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)
         best = min(final.resolutions_angstrom)
@@ -180,4 +217,12 @@ def class3d(
             sizes=sizes,
             iterations=state.iteration,
         )
-    return RefinementResult(Path(out), best, final.resolutions_angstrom)
+    return Class3DResult(
+        Path(out),
+        best,
+        final.resolutions_angstrom,
+        tuple(sizes),
+        mask_in_words(problem, mask),
+        state.iteration,
+        converged=chosen.finished(state),
+    )

@@ -5,7 +5,12 @@ from pathlib import Path
 import torch
 
 from halfmap.commands import _inputs, _setup
-from halfmap.commands._results import RefinementResult, final_maps, write_map_files
+from halfmap.commands._results import (
+    RefinementResult,
+    final_maps,
+    refinement_result,
+    write_map_files,
+)
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.preprocessing import initial_noise
 from halfmap.errors import InputError
@@ -106,7 +111,7 @@ def reconstruct(
             batch_size=problem.batch_size,
         )
         poses = _inputs.poses_of(data).in_one_class()
-        progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+        progress.start_stage("final maps", int((problem.half >= 0).sum()))
         final = final_maps(
             problem, settings, sum_at_poses(problem, poses, noise, advance=progress.advance), noise
         )
@@ -121,7 +126,7 @@ def reconstruct(
             pictures=f"{target.parent}/",
             with_halves=halves,
         )
-    return RefinementResult(target, final.resolutions_angstrom[0], final.resolutions_angstrom)
+    return refinement_result(problem, final, folder=target, map_path=target, mask=mask)
 
 
 def _written(target: Path, *, halves: bool) -> list[Path]:

@@ -18,7 +18,8 @@ from halfmap.io.relion import DEFOCUS
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.particles import Particles, load_particles
-from halfmap.plots.pictures import save_class_gallery, save_fsc_plot
+from halfmap.plots.curves import save_fsc_plot
+from halfmap.plots.tiles import save_class_gallery
 from halfmap.resolution import (
     Curve,
     HalfMapCurves,
@@ -43,7 +44,7 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.transfer_function import CTFParameters, beam_tilt_phase, ctf
 from halfmap.workspace.job import Job
 from halfmap.workspace.machine import use_threads
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 PER_IMAGE = ("divide", "flip", "wiener")
 PER_STACK = ("wiener-stack", "wiener-ssnr")
@@ -170,7 +171,7 @@ def restore(
             )
         data = data.take(good)
         view = None if view is None else _View(view.psi_deg[good], view.shift_px[good])
-        progress.start_iteration(1, len(data), method)
+        progress.start_stage(method, len(data))
         halves = _halves(data, seed)
         if method in PER_STACK:
             curve = _restore_stack(data, method, constant, view, halves, job, progress)
@@ -178,11 +179,12 @@ def restore(
             curve = _restore_each(data, method, constant, view, halves, job, progress)
         if curve is not None:
             write_fsc_star(job.path("fsc.star"), HalfMapCurves(unmasked=curve))
-            save_fsc_plot(
-                job.path("fsc.png"),
-                {f"{method}, two halves": curve},
-                title="Fourier ring correlation of independent halves",
-            )
+            with drawing("fsc.png"):
+                save_fsc_plot(
+                    job.path("fsc.png"),
+                    {f"{method}, two halves": curve},
+                    title="Fourier ring correlation of two halves",
+                )
             found = {
                 "resolution_angstrom": resolution_at(curve, 0.143),
                 "resolution_angstrom_at_0.5": resolution_at(curve, 0.5),
@@ -244,9 +246,12 @@ def _restore_stack(
         curve = fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
     else:
         progress.note("too few images for two halves: no FRC")
-    save_class_gallery(
-        job.path("restored.png"), np.stack([p.numpy() for p in pictures.values()]), list(pictures)
-    )
+    with drawing("restored.png"):
+        save_class_gallery(
+            job.path("restored.png"),
+            np.stack([p.numpy() for p in pictures.values()]),
+            list(pictures),
+        )
     return curve
 
 
@@ -302,7 +307,8 @@ def _restore_each(
         titles = [f"raw {i + 1}" for i in range(len(gallery[0]))] + [
             f"{method} {i + 1}" for i in range(len(gallery[1]))
         ]
-        save_class_gallery(job.path("restored.png"), np.concatenate(gallery), titles)
+        with drawing("restored.png"):
+            save_class_gallery(job.path("restored.png"), np.concatenate(gallery), titles)
     if view is None or min(map(len, halves)) == 0:
         progress.note("no FRC: it needs poses and images of one view, to average two halves")
         return None

@@ -62,9 +62,9 @@ def split_start(
     """
     used, state = problem.half >= 0, method.start(state)
     for _ in range(POSE_ITERATIONS):
-        progress.start_iteration(0, int(used.sum()), "one reference")
+        progress.start_stage("one reference", int(used.sum()))
         state, _ = iterate(one, method, state, advance=progress.advance)
-    progress.start_iteration(0, problem.n_classes - 1, "principal differences")
+    progress.start_stage("principal differences", problem.n_classes - 1)
     coordinates = principal_coordinates(one, settings, state, problem.n_classes - 1, seed)
     classes = torch.zeros(len(problem.half), dtype=torch.long)
     classes[used] = cluster(coordinates[used], problem.n_classes, seed)

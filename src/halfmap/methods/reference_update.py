@@ -44,6 +44,7 @@ def update_references(
     if problem.n_classes > 1:
         sizes = class_sizes(problem, poses)
         halves, ssnr = reseed_empty(halves, ssnr, sizes)
+        record["class_sizes"] = sizes.tolist()
         record["empty_classes"] = len(empty_classes(sizes))
     if problem.matched_to != "shared":
         halves = join_halves(halves, settings, best, pixel)

@@ -37,6 +37,7 @@ from halfmap.engine.preprocessing import Batch
 from halfmap.engine.state import Candidates, Poses, State, known_poses
 from halfmap.fourier import half_plane
 from halfmap.likelihood import log_likelihood_score
+from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.sampling import fine_order
@@ -199,7 +200,11 @@ def _step(
     best = _quotient(halves[0] + halves[1], ascent, state.radius)
     references = _as_a_map((1 - mu) * state.references + mu * best, settings, ascent)
     box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
-    record = {"resolution_angstrom": box * pixel / state.radius, "step": mu}
+    record = {
+        "scored_to_angstrom": box * pixel / state.radius,
+        "class_sizes": class_sizes(problem, poses).tolist(),
+        "step": mu,
+    }
     return Update(
         references, state.curves, round(ascent.between(ascent.radius, state.iteration + 1)), record
     )
