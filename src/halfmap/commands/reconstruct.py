@@ -27,7 +27,13 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import FinalMaps, RefinementResult, final_maps, write_map_files
+from halfmap.commands._results import (
+    FinalMaps,
+    RefinementResult,
+    final_maps,
+    refinement_result,
+    write_map_files,
+)
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -137,10 +143,10 @@ def reconstruct(
         sums = _summed(problem, poses, noise, job, progress)
         final = final_maps(problem, settings, sums, noise)
         _write(final, data.pixel_size_angstrom, job, target, halves=halves)
-        resolution = final.resolutions_angstrom[0]
-        job.update(resolution_angstrom=resolution, images=len(used))
+        job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
-    return RefinementResult(target or Path(out), resolution, final.resolutions_angstrom)
+    map_path = target or job.path("map.mrc")
+    return refinement_result(problem, final, folder=folder, map_path=map_path, mask=mask)
 
 
 def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:
@@ -176,7 +182,7 @@ def _summed(
     problem: Problem, poses: Poses, noise: Float[Tensor, "G S"], job: Job, progress: Progress
 ) -> list[Sums]:
     """The sums of both halves, from the checkpoint on, which is saved after each half."""
-    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    progress.start_stage("final maps", int((problem.half >= 0).sum()))
     plane, sums = problem.plane, []
     if (saved := job.load_checkpoint()) is not None:
         arrays, meta = saved
