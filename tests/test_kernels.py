@@ -1,6 +1,7 @@
 """Each kernel on every device against the plain torch reference on the CPU; who decides which runs;
 arguments that would end the process."""
 
+import os
 import subprocess
 import sys
 
@@ -229,3 +230,32 @@ def test_insertion_refuses_what_does_not_fit_and_takes_arrays():
     assert sums.den.sum() > 0
     assert torch.equal(sums.num, same.num)
     assert torch.equal(sums.den, same.den)
+
+
+def test_kernels_just_compiled_and_kernels_from_the_cache_give_the_same_bits(tmp_path):
+    """The first run after an installation, and every later one."""
+    program = (
+        "import torch; from halfmap import kernels; g = torch.Generator().manual_seed(0);"
+        "grid = torch.randn(1, 61, 61, 31, dtype=torch.complex64, generator=g);"
+        "k = torch.randint(-5, 6, (400,), generator=g).float();"
+        "data = torch.randn(3, 400, dtype=torch.complex64, generator=g);"
+        "found = kernels.pose_equations(grid, torch.eye(3).repeat(3, 1, 1),"
+        " torch.rand(3, 2, generator=g), torch.zeros(3, dtype=torch.long), torch.arange(3), data,"
+        " data.abs(), k, k.flip(0), torch.ones(400), n_samples=400, box=16, padding=2);"
+        "print(found.numpy().tobytes().hex())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment.pop(kernels.SWITCH, None)
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=environment,
+            check=True,
+            capture_output=True,
+            timeout=280,
+        ).stdout
+        for _ in range(2)
+    )
+    assert list(tmp_path.rglob("*.nbi"))  # the first found nothing, and left something
+    assert len(first) > 3 * 27 * 8
+    assert first == second

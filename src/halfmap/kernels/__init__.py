@@ -13,7 +13,11 @@ run on the CPU too, so that what an accelerator does can be followed where there
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from halfmap.errors import InputError
 from halfmap.kernels import reference
 
 SWITCH = "HALFMAP_KERNELS"
+COMPILING = "HALFMAP_COMPILING"  # set in the process that fills numba's cache
 # samples (slices or poses times frequencies) that the torch kernels work on at a time: they hold
 # about 200 bytes each on the way to a slice, twice that for pose equations
 SAMPLES_AT_ONCE = 4_000_000
@@ -43,6 +48,20 @@ def uses_numba(device: torch.device) -> bool:
     return device.type == "cpu" and asked == "numba"
 
 
+@lru_cache(maxsize=1)
+def _compiled() -> ModuleType:
+    """The numba kernels. Code that a process compiles and code that it loads from numba's cache
+    differ in the last bits, and results must not depend on who came first: where the cache lacks
+    them, a process of its own fills it (`warm`), and all load the same code."""
+    from halfmap.kernels import cpu
+
+    if COMPILING not in os.environ and not cpu.in_cache():
+        command = [sys.executable, "-c", "from halfmap.kernels import warm; warm.compile_all()"]
+        environment = {**os.environ, COMPILING: "1"}
+        subprocess.run(command, env=environment, check=False, capture_output=True)
+    return cpu
+
+
 def slices(
     grid: Complex[Tensor, "K Z Y X"],
     rotations: Float[Tensor, "M 3 3"],
@@ -59,8 +78,7 @@ def slices(
             out[part] = reference.slices(grid, rotations[part], classes[part], kx, ky, padding)
         return out
     _check_reads(rotations, classes, len(grid))
-    from halfmap.kernels import cpu
-
+    cpu = _compiled()
     cpu.slices(*_arrays(grid, rotations, classes, kx, ky), padding, _written(out))
     return out
 
@@ -96,8 +114,7 @@ def insert(
                 )
         return
     _check_reads(rotations, classes, len(num))
-    from halfmap.kernels import cpu
-
+    cpu = _compiled()
     arguments = _arrays(values, weights, rotations, classes, kx, ky)
     cpu.insert(_written(num), _written(den), *arguments, padding, _slabs(num.shape[1]))
 
@@ -121,8 +138,7 @@ def gather(
     if not uses_numba(data.device):
         part = data[:, :n], power[:, :n]
         return reference.gather(*part, images, shift_px, entry_weights, starts, kx, ky, box)
-    from halfmap.kernels import cpu
-
+    cpu = _compiled()
     values, weights = (t.new_empty(len(starts) - 1, n) for t in (data, power))
     arguments = _arrays(data, power, images, shift_px, entry_weights, starts, kx, ky)
     cpu.gather(*arguments, box, _written(values), _written(weights))
@@ -166,8 +182,7 @@ def pose_equations(
             )
         return out
     _check_reads(rotations, classes, len(grid))
-    from halfmap.kernels import cpu
-
+    cpu = _compiled()
     arguments = _arrays(grid, rotations, shift_px, classes, images, data, power, kx, ky, weight)
     cpu.pose_equations(*arguments, n_samples, box, padding, _written(out))
     return out

@@ -309,3 +309,16 @@ def pose_equations(
                         sums[1 if b == 0 else 6 + b] += total
         for n in range(27):
             out[m, n] = sums[n]
+
+
+def in_cache() -> bool:
+    """Whether numba's cache holds all kernels for this processor; true where it cannot tell."""
+    try:
+        return all(_is_cached(kernel) for kernel in (slices, insert, gather, pose_equations))
+    except (AttributeError, OSError):  # numba's own business, which it may rearrange
+        return True
+
+
+def _is_cached(kernel: Any) -> bool:
+    processor = kernel.targetctx.codegen().magic_tuple()
+    return any(processor in key for key in kernel._cache._cache_file._load_index())

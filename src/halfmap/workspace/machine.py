@@ -84,24 +84,24 @@ def processors() -> int:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch and numba use so many CPU threads; None leaves them as they are.
+    """Let torch and numba use so many CPU threads; None leaves each at its own number.
+
+    numba's threads are started here, before torch's number is set: starting, they set OpenMP's
+    number anew, and results would depend on when that was.
 
     Raises:
         InputError: fewer than 1, or more than there are processors.
     """
-    if threads is None:
-        return
-    if not 1 <= threads <= processors():
+    if threads is not None and not 1 <= threads <= processors():
         raise InputError(
             f"--threads {threads}: expected 1 to {processors()}, the processors of this machine"
         )
     import numba
     import torch
 
-    numba.set_num_threads(
-        threads
-    )  # starts numba's threads, which sets OpenMP's count anew: before torch's
-    torch.set_num_threads(threads)
+    of_torch = threads or torch.get_num_threads()
+    numba.set_num_threads(threads or numba.get_num_threads())
+    torch.set_num_threads(of_torch)
 
 
 def lock_folder(folder: Path) -> int | None:
