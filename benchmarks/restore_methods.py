@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from halfmap.commands.restore import restore_images
+from halfmap.commands._restoring import restore_images
 from halfmap.fourier import (
     fourier_transform,
     half_plane,
@@ -31,7 +31,6 @@ from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.restoration import (
     divide,
     measure_ssnr,
-    phase_flip,
     stack_sums,
     wiener,
     wiener_ssnr,
@@ -40,7 +39,7 @@ from halfmap.restoration import (
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, ctf
+from halfmap.transfer_function import CTFParameters, ctf, phase_flip
 
 BOX, PIXEL_ANGSTROM, SNR, IMAGES, CONSTANT = 128, 1.8, 0.05, 100, 0.1
 DEFOCUS_ANGSTROM, DEFOCUS_RANGE_ANGSTROM = 20000.0, (10000.0, 30000.0)

@@ -102,7 +102,11 @@ def read(reader: str, path: Path) -> list:
         from halfmap.particles import load_particles
 
         particles = load_particles(path, check_images=False)
-        return [particles.defocus_u_angstrom, particles.rotations_deg, particles.image_index]
+        return [
+            particles.transfer.defocus_u_angstrom,
+            particles.rotations_deg,
+            particles.image_index,
+        ]
     if reader == "gemmi":
         import numpy as np
         from gemmi import cif

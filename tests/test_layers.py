@@ -18,11 +18,12 @@ simulation restoration alignment
 likelihood | reconstruction
 resolution
 projection kernels
-transfer_function mask so3 symmetry fourier
 particles
+transfer_function mask so3 symmetry fourier
 distributed
 io | options
 arrays
+ctf_parameters
 errors
 """
 # what computes never knows of folders, pictures and jobs

@@ -3,17 +3,21 @@ line."""
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
+import torch
 
+from halfmap.ctf_parameters import CTFParameters, quantities
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import Particles, load_particles
+from halfmap.transfer_function import ctf, evaluate, rfft2_frequencies
 
 N = 8
 OPTICS = {
@@ -96,11 +100,11 @@ def test_every_column_arrives_with_its_unit(folder):
         0,
     ]  # rows of the optics table, whatever the groups are called
     assert p.micrograph.tolist() == [0, 1, 0, 2]
-    assert p.ctf_premultiplied.tolist() == [True, False, True, False]
-    assert p.voltage_kv.tolist() == [200, 300, 200, 300]
-    assert p.beam_tilt_x_mrad.tolist() == [-0.5, 0.25, -0.5, 0.25]
-    assert p.phase_shift_deg.tolist() == [0, 90, 0, 0]
-    assert (p.ctf_scale.tolist(), p.ctf_bfactor_angstrom2.tolist()) == ([1] * 4, [0] * 4)
+    assert p.transfer.premultiplied.tolist() == [True, False, True, False]
+    assert p.transfer.voltage_kv.tolist() == [200, 300, 200, 300]
+    assert p.transfer.beam_tilt_x_mrad.tolist() == [-0.5, 0.25, -0.5, 0.25]
+    assert p.transfer.phase_shift_deg.tolist() == [0, 90, 0, 0]
+    assert (p.transfer.scale.tolist(), p.transfer.bfactor_angstrom2.tolist()) == ([1] * 4, [0] * 4)
     assert p.table.strings("myColumn").tolist() == PARTICLES["myColumn"]
 
 
@@ -129,14 +133,11 @@ def test_take_commutes_with_everything(folder):
     rows = np.array([3, 0])
     q = p.take(rows)
     np.testing.assert_array_equal(q.images([0, 1]), p.images(rows))
-    for name in (
-        "rotations_deg",
-        "defocus_u_angstrom",
-        "half_set",
-        "optics_group",
-        "ctf_premultiplied",
-    ):
+    for name in ("rotations_deg", "half_set", "optics_group"):
         np.testing.assert_array_equal(getattr(q, name), getattr(p, name)[rows])
+    for one in quantities():
+        expected = getattr(p.transfer, one.name)[rows]
+        np.testing.assert_array_equal(getattr(q.transfer, one.name), expected)
     assert q.table.strings("myColumn").tolist() == ["", "kept"]
     q.write_star(folder / "q.star")
     assert read_star(folder / "q.star").blocks["particles"].floats(
@@ -197,7 +198,7 @@ def test_old_dialect_becomes_optics_groups(folder):
     q = load_particles(folder / "new.star")
     assert sorted(q.optics.floats("rlnAmplitudeContrast").tolist()) == [0.07, 0.1]
     assert q.optics.ints("rlnImageSize").tolist() == [N, N]
-    np.testing.assert_array_equal(q.amplitude_contrast, p.amplitude_contrast)
+    np.testing.assert_array_equal(q.transfer.amplitude_contrast, p.transfer.amplitude_contrast)
     np.testing.assert_array_equal(q.shift_angstrom, p.shift_angstrom)
     moved = p.with_results(shift_angstrom=np.ones((4, 2)))
     moved.write_star(folder / "moved.star")
@@ -454,7 +455,7 @@ def test_real_data_sets(shared_data, tmp_path):
         True,
         True,
     )
-    assert p.ctf_premultiplied.all()
+    assert p.transfer.premultiplied.all()
     assert len(p.optics) == 4
     assert set(p.half_set.tolist()) == {1, 2}
     assert p.find_bad_images(np.arange(len(p))) == {}
@@ -496,3 +497,127 @@ def test_files_that_are_not_particles(shared_data):
             load_particles(shared_data / "star" / name)
     with pytest.raises(InputError, match="2 tables have the column _rlnImageName"):
         load_particles(shared_data / "star" / "rln3.1_data_style.star")
+
+
+# --- the transfer function of a data set ----------------------------------------------------------
+
+
+def test_a_short_repr(folder):
+    path = save(folder)
+    assert repr(load_particles(path)) == (
+        f"Particles(4 images of 8 pixels, 1.5 A, CTF, poses: {path})"
+    )
+    bare = repr(Particles.from_stack(folder / "one.mrcs"))
+    assert bare == f"Particles(2 images of 8 pixels, 1.5 A, no CTF, no poses: {folder}/one.mrcs)"
+
+
+def _text(path: Path, block: str, name: str) -> list[str]:
+    return read_star(path).blocks[block].strings(name).tolist()
+
+
+def test_a_new_transfer_function_is_written_where_relion_keeps_it(folder):
+    source = save(folder, optics=OPTICS | {"rlnVoltage": ["300", "200.00"]})
+    p = load_particles(source)
+    defocus = p.transfer.defocus_u_angstrom + np.array([0, 0, 250.5, 0])
+    tilt = np.array([0.75, 1.5, 0.75, 1.5])  # one in each optics group
+    new = replace(
+        p.transfer, defocus_u_angstrom=defocus, beam_tilt_x_mrad=tilt, bfactor_angstrom2=40.0
+    )
+    q = p.with_transfer(new)
+    assert p.transfer.defocus_u_angstrom[2] == 12000  # nothing changes in place
+    q.with_results(class_number=np.ones(4)).write_star(folder / "new.star")
+    assert _text(folder / "new.star", "particles", "rlnDefocusU")[2] == "12250.500000"
+    assert _text(folder / "new.star", "optics", "rlnVoltage") == ["300", "200.00"]  # untouched text
+    assert _text(folder / "new.star", "optics", "rlnBeamTiltX") == ["1.500000", "0.750000"]
+    assert _text(folder / "new.star", "particles", "myColumn") == PARTICLES["myColumn"]
+    again = load_particles(folder / "new.star")
+    for one in quantities():
+        expected = getattr(q.transfer, one.name)
+        np.testing.assert_array_equal(getattr(again.transfer, one.name), expected, one.name)
+    assert again.transfer.bfactor_angstrom2.tolist() == [40] * 4
+
+    # a value of each particle's own cannot stand in the optics table
+    single = p.with_transfer(replace(p.transfer, beam_tilt_x_mrad=[0.1, 0.2, 0.3, 0.4]))
+    single.write_star(folder / "single.star")
+    assert "rlnBeamTiltX" not in read_star(folder / "single.star").blocks["optics"]
+    again = load_particles(folder / "single.star")
+    assert again.transfer.beam_tilt_x_mrad.tolist() == [0.1, 0.2, 0.3, 0.4]
+
+
+def test_parameters_that_went_through_float32_leave_the_file_as_it_was(folder):
+    p = load_particles(save(folder))
+    p.write_star(folder / "old.star")
+    q = p.with_transfer(p.transfer.to("cpu"))
+    q.write_star(folder / "new.star")
+    assert (folder / "new.star").read_bytes() == (folder / "old.star").read_bytes()
+    np.testing.assert_array_equal(q.transfer.amplitude_contrast, p.transfer.amplitude_contrast)
+
+
+@pytest.mark.parametrize("use_ctf", [True, False])
+def test_a_data_set_without_a_ctf_is_given_one(folder, use_ctf):
+    """Columns that were there and not looked at are replaced as well."""
+    drop = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle") if use_ctf else ()
+    p = load_particles(save(folder, drop=drop), use_ctf=use_ctf)
+    assert not p.has_ctf
+    given = CTFParameters(defocus_u_angstrom=9000.0, defocus_v_angstrom=np.arange(4) + 8000.0)
+    p.with_transfer(given).write_star(folder / "new.star")
+    q = load_particles(folder / "new.star")
+    assert q.has_ctf
+    assert q.transfer.defocus_u_angstrom.tolist() == [9000] * 4
+    assert q.transfer.defocus_v_angstrom.tolist() == [8000, 8001, 8002, 8003]
+    assert q.transfer.voltage_kv.tolist() == [300] * 4
+    assert q.transfer.phase_shift_deg.tolist() == [0] * 4
+
+
+def test_without_a_transfer_function_no_program_finds_a_ctf(folder):
+    p = load_particles(save(folder)).with_transfer(None)
+    assert not p.has_ctf
+    p.write_star(folder / "new.star")
+    q = load_particles(folder / "new.star")
+    assert not q.has_ctf
+    assert not q.transfer.premultiplied.any()
+    assert q.optics.floats("rlnVoltage").tolist() == [300, 200]  # the microscope is what it was
+
+
+def test_wrong_transfer_functions_are_refused_by_row_and_column(folder):
+    p = load_particles(save(folder))
+    with pytest.raises(InputError, match="each of 4 images, 3 arrived"):
+        p.with_transfer(p.transfer.take([0, 1, 2]))
+    with pytest.raises(InputError, match=r"p.star: row 3, column _rlnAmplitudeContrast.*found 1.5"):
+        p.with_transfer(replace(p.transfer, amplitude_contrast=[0.1, 0.1, 1.5, 0.1]))
+    path = save(folder, optics=OPTICS | {"rlnAmplitudeContrast": [0.1, 7.0]})
+    with pytest.raises(InputError, match=r"row 1, column _rlnAmplitudeContrast.*0 to 1.*found 7"):
+        load_particles(path)
+    load_particles(path, use_ctf=False)
+
+
+def test_an_image_and_its_ctf_are_looked_at_by_number(folder):
+    """The object comes back in its right phases; `ctf` is the formula on the grid of rfft2."""
+    p = load_particles(save(folder, drop=("rlnCtfDataAreCtfPremultiplied",)))
+    transfer = p.ctf(1)
+    assert (transfer.shape, transfer.dtype) == ((N, N // 2 + 1), np.float32)
+    k = np.fft.rfftfreq(N, 1.5)
+    expected = ctf(p.transfer.take([1]), k, 0 * k)[0]
+    np.testing.assert_allclose(transfer[0], expected, atol=1e-5)
+    tilted = p.with_transfer(replace(p.transfer, beam_tilt_x_mrad=8.0, beam_tilt_y_mrad=-5.0))
+    scene = np.random.default_rng(1).normal(size=(N, N))
+    inside = np.ones((N, N // 2 + 1))
+    inside[N // 2], inside[:, N // 2] = 0, 0  # Nyquist's phase is not defined in real images
+    ideal = np.fft.rfft2(scene) * inside
+    kx, ky = (f.numpy() for f in rfft2_frequencies(N, 1.5))
+    made = evaluate(tilted.transfer.take([1]), kx, ky).image(
+        torch.from_numpy(ideal.reshape(1, -1)).to(torch.complex64)
+    )
+    image = np.fft.irfft2(made.numpy().reshape(ideal.shape), s=(N, N)).astype(np.float32)
+    images = np.stack([image] * 3)
+    write_stack(folder / "sub" / "two.mrcs", images, 1.5)
+    tilted.write_star(folder / "tilted.star")
+    shown = load_particles(folder / "tilted.star").corrected(1)
+    assert (shown.shape, shown.dtype) == ((N, N), np.float32)
+    right = np.abs(tilted.ctf(1)) * ideal
+    np.testing.assert_allclose(np.fft.rfft2(shown) * inside, right, atol=1e-3)
+    assert np.abs(np.fft.rfft2(image) - right).max() > 1  # it was not right before
+    with pytest.raises(InputError, match="an image of 0 to 3, got 4"):
+        p.ctf(4)
+    with pytest.raises(InputError, match="no CTF columns"):
+        p.with_transfer(None).corrected(0)

@@ -2,8 +2,7 @@
 
 import shutil
 import subprocess
-from dataclasses import fields
-from types import SimpleNamespace
+from dataclasses import fields, replace
 
 import mrcfile
 import numpy as np
@@ -11,12 +10,15 @@ import pytest
 import torch
 from scipy import constants
 
+from halfmap.ctf_parameters import quantities
 from halfmap.errors import InputError
 from halfmap.transfer_function import (
     CTFParameters,
     beam_tilt_phase,
     ctf,
     electron_wavelength_angstrom,
+    evaluate,
+    no_transfer,
 )
 
 DEFAULTS = {
@@ -168,21 +170,91 @@ def test_beam_tilt_phase_is_hermitian_and_scales() -> None:
     torch.testing.assert_close(beam_tilt_phase(parameters, -0.6 * k, 0.8 * k), along.conj())
 
 
-def test_from_particles_takes_rows_and_names_the_bad_one() -> None:
-    names = {"bfactor_angstrom2": "ctf_bfactor_angstrom2", "scale": "ctf_scale"}
-    columns = {names.get(f.name, f.name): np.arange(1.0, 6.0) for f in fields(CTFParameters)}
-    columns["amplitude_contrast"] = np.full(5, 0.1)
-    particles = SimpleNamespace(**columns)
-    parameters = CTFParameters.from_particles(particles, np.array([3, 1]))
-    assert parameters.scale.tolist() == [4.0, 2.0]
-    assert parameters.bfactor_angstrom2.dtype == torch.float32
-    assert parameters.take(torch.tensor([1])).to("cpu").voltage_kv.tolist() == [2.0]
-    columns["amplitude_contrast"][3] = 7.0
-    with pytest.raises(
-        InputError,
-        match=r"row 4, CTF column amplitude_contrast: expected a number from 0 to 1, found 7\.0",
+# --- one object for what the microscope does -----------------------------------------------------
+
+
+def test_numbers_arrays_lists_and_tensors_are_the_same_parameters() -> None:
+    k = np.linspace(0.01, 0.3, 50)
+    u = [12000.0, 18000.0, 9000.0]
+    expected = ctf(
+        make(defocus_u_angstrom=u, phase_shift_deg=30.0), torch.from_numpy(k), torch.zeros(50)
+    )
+    assert expected.shape == (3, 50)
+    for column in (u, np.array(u), torch.tensor(u)):
+        parameters = CTFParameters(
+            defocus_u_angstrom=column, defocus_v_angstrom=15000, phase_shift_deg=30.0
+        )
+        assert len(parameters) == 3
+        assert torch.equal(ctf(parameters, k, np.zeros(50)), expected)
+        assert torch.equal(ctf(parameters.take([2, 0]), k, 0 * k), expected[[2, 0]])
+    one = ctf(CTFParameters(defocus_u_angstrom=1e4, defocus_v_angstrom=1e4), 0.1, 0.0)
+    torch.testing.assert_close(
+        one,
+        ctf(make(defocus_u_angstrom=1e4, defocus_v_angstrom=1e4), *frequencies(0.1, 0.0)[:, None]),
+    )
+
+
+def test_batches_are_float32_and_keep_what_serves_all_images() -> None:
+    data = CTFParameters(defocus_u_angstrom=np.arange(1.0, 6.0) / 3, premultiplied=True)
+    batch = data.take(np.array([3, 1])).to("cpu")
+    assert batch.defocus_u_angstrom.dtype == torch.float32
+    assert batch.defocus_u_angstrom.tolist() == pytest.approx([4 / 3, 2 / 3])
+    assert batch.voltage_kv.tolist() == [300.0, 300.0]
+    assert batch.premultiplied.tolist() == [True, True]
+    arrays = batch.arrays(2)
+    assert all(getattr(arrays, one.name).shape == (2,) for one in quantities())
+    assert arrays.defocus_u_angstrom.dtype == np.float64
+
+
+def test_wrong_shapes_and_values_are_refused_with_what_was_expected() -> None:
+    with pytest.raises(InputError, match=r"\(3,\) of defocus_u_angstrom, \(2,\) of scale"):
+        CTFParameters(defocus_u_angstrom=np.zeros(3), scale=[1.0, 1.0])
+    with pytest.raises(InputError, match=r"one number for all images .*\(2, 2\)"):
+        CTFParameters(scale=np.zeros((2, 2)))
+    with pytest.raises(InputError, match="one number for each of 4 images, 3 arrived"):
+        CTFParameters(scale=np.ones(3)).arrays(4)
+    for wrong, message in (
+        ({"amplitude_contrast": [0.1, 7.0]}, r"image 2, .*amplitude_contrast: .*from 0 to 1.*7"),
+        ({"voltage_kv": 0.0}, r"image 1, .*voltage_kv: expected more than 0 \(kV\), found 0"),
+        ({"beam_tilt_x_mrad": np.nan}, r"beam_tilt_x_mrad: expected a finite number"),
     ):
-        CTFParameters.from_particles(particles, np.array([0, 3]))
+        with pytest.raises(InputError, match=message):
+            evaluate(CTFParameters(**wrong), 0.1, 0.1)
+    with pytest.raises(InputError, match=r"kx and ky of one length, shapes \(3,\) and \(1,\)"):
+        ctf(CTFParameters(), np.zeros(3), 0.0)
+
+
+def test_a_transfer_function_images_corrects_and_is_nothing_where_it_is_not_used() -> None:
+    parameters = make(
+        defocus_u_angstrom=[9000.0, 14000.0], beam_tilt_x_mrad=[0.0, 2.0], beam_tilt_y_mrad=-1.0
+    )
+    parameters = replace(parameters, premultiplied=torch.tensor([False, True]))
+    kx, ky = (torch.rand(40, generator=torch.Generator().manual_seed(i)) / 5 for i in (1, 2))
+    transfer = evaluate(parameters, kx, ky)
+    ideal = torch.randn(2, 40, dtype=torch.complex64, generator=torch.Generator().manual_seed(3))
+    c, phase = ctf(parameters, kx, ky), beam_tilt_phase(parameters, kx, ky)
+    assert (phase - 1).abs().max() > 0.1
+    image = transfer.image(ideal)
+    torch.testing.assert_close(image[0], c[0] * phase[0] * ideal[0])
+    torch.testing.assert_close(image[1], c[1] ** 2 * phase[1] * ideal[1])  # premultiplied
+    torch.testing.assert_close(transfer.correct_phases(image), transfer.amplitude * ideal)
+    torch.testing.assert_close(transfer.image(ideal[:, :7]), image[:, :7])  # the first samples
+    straight = evaluate(make(), kx, ky)
+    assert straight.phase is None
+    assert torch.equal(straight.correct_phases(ideal), ideal)
+    nothing = no_transfer(ideal)
+    assert torch.equal(nothing.image(ideal), ideal)
+    assert torch.equal(nothing.correct_phases(ideal), ideal)
+
+
+def test_every_parameter_has_a_column_of_its_own_and_its_default_is_allowed() -> None:
+    assert [one.name for one in quantities()] == [one.name for one in fields(CTFParameters)]
+    columns = [one.relion for one in quantities()]
+    assert len(set(columns)) == len(columns)
+    CTFParameters().check(lambda row, name: name)
+    for one in quantities():
+        assert getattr(CTFParameters(), one.name) == one.default
+        assert one.unit
 
 
 # --- RELION's own programs ------------------------------------------------------------------------

@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
 from halfmap.io.cryosparc import cs_to_star, read_cs
 from halfmap.io.dialects import relion31_blocks
@@ -19,13 +21,18 @@ from halfmap.io.relion import (
     ORIGINS,
     ParticleTables,
     ctf_columns,
+    ctf_parameters,
     particle_tables,
     pixel_size,
     poses,
+    write_transfer,
 )
 from halfmap.io.stacks import OpenStacks, check_stacks
 from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
+
+if TYPE_CHECKING:
+    from halfmap.transfer_function import Transfer
 
 _CHECK_BATCH = 256
 
@@ -33,12 +40,12 @@ _CHECK_BATCH = 256
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")  # what `load_particles` takes for a bare stack
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Particles:
     """n particles: one row per image in every array, RELION's conventions, Angstrom and degrees.
 
-    `take` and `with_results` return new data sets; nothing is changed in place. Images are read by
-    `images` only.
+    `take`, `with_results` and `with_transfer` return new data sets; nothing is changed in place.
+    Images are read by `images` only.
     """
 
     path: str
@@ -55,18 +62,7 @@ class Particles:
     half_set: np.ndarray  # (n,) 1 or 2; 0 where the file has none
     optics_group: np.ndarray  # (n,) from 0: row of `optics`
     micrograph: np.ndarray  # (n,) from 0
-    ctf_premultiplied: np.ndarray  # (n,) bool
-    defocus_u_angstrom: np.ndarray
-    defocus_v_angstrom: np.ndarray
-    defocus_angle_deg: np.ndarray
-    voltage_kv: np.ndarray
-    spherical_aberration_mm: np.ndarray
-    amplitude_contrast: np.ndarray
-    phase_shift_deg: np.ndarray
-    ctf_bfactor_angstrom2: np.ndarray
-    ctf_scale: np.ndarray
-    beam_tilt_x_mrad: np.ndarray
-    beam_tilt_y_mrad: np.ndarray
+    transfer: CTFParameters  # what the microscope did, arrays (n,); defaults where has_ctf is False
     image_sign: (
         np.ndarray
     )  # (n,) +1, or -1 where cryoSPARC says that the stored contrast is inverted
@@ -79,6 +75,13 @@ class Particles:
 
     def __len__(self) -> int:
         return len(self.image_file)
+
+    def __repr__(self) -> str:
+        found = ["CTF" if self.has_ctf else "no CTF", "poses" if self.has_poses else "no poses"]
+        return (
+            f"Particles({len(self):,} images of {self.box} pixels, {self.pixel_size_angstrom:.4g} "
+            f"A, {', '.join(found)}: {self.path})"
+        )
 
     @classmethod
     def from_stack(
@@ -132,7 +135,13 @@ class Particles:
             if isinstance(getattr(self, f.name), np.ndarray)
         }
         new_columns = {name: values[indices] for name, values in self.new_columns.items()}
-        return replace(self, table=self.table.take(indices), new_columns=new_columns, **rows)
+        return replace(
+            self,
+            table=self.table.take(indices),
+            new_columns=new_columns,
+            transfer=self.transfer.take(indices),
+            **rows,
+        )
 
     def with_results(
         self,
@@ -171,6 +180,90 @@ class Particles:
                     f"{np.shape(values)} arrived"
                 )
         return replace(self, new_columns={**self.new_columns, **columns}, **changed)  # type: ignore[arg-type]
+
+    def with_transfer(self, transfer: CTFParameters | None) -> "Particles":
+        """Data set with other CTF parameters, which `write_star` will write; None: images without
+        a CTF, and no defocus columns.
+
+        Plain numbers serve all particles. What does not differ in float32, in which batches are
+        evaluated, keeps its text in the file. Columns go where RELION keeps them: voltage,
+        aberrations and beam tilt into the optics table, if each optics group has one value.
+
+        Raises:
+            InputError: another number of images, or a value that cannot be, named by its row.
+        """
+        if transfer is None:
+            gone = (*DEFOCUS, QUANTITY["premultiplied"].relion)
+            return replace(
+                self,
+                transfer=CTFParameters().arrays(len(self)),
+                has_ctf=False,
+                table=self.table.without(*gone),
+                optics=None if self.optics is None else self.optics.without(*gone),
+                new_columns={k: v for k, v in self.new_columns.items() if k not in gone},
+            )
+        new = transfer.arrays(len(self))
+        new.check(lambda row, name: f"{self.path}: row {row + 1}, column _{name}")
+        tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
+        changed, columns = {}, ctf_columns(new, per_group=False) | ctf_columns(new, per_group=True)
+        for one in quantities():
+            before, now = getattr(self.transfer, one.name), getattr(new, one.name)
+            same = before.astype(np.float32) == now.astype(np.float32)
+            changed[one.name] = np.where(same, before, now)
+            unread = not self.has_ctf and (one.required or tables.has(one.relion))
+            if same.all() and not unread:
+                del columns[one.relion]
+        table, optics = write_transfer(tables, columns)
+        rest = {name: values for name, values in self.new_columns.items() if name not in columns}
+        return replace(
+            self,
+            transfer=replace(new, **changed),
+            has_ctf=True,
+            table=table,
+            optics=optics,
+            new_columns=rest,
+        )
+
+    def ctf(self, index: int) -> np.ndarray:
+        """The CTF of image `index`, float32 `(N, N // 2 + 1)` on the layout of `numpy.fft.rfft2`
+        (its parameters: `transfer.take([index])`).
+
+        Raises:
+            InputError: the data set has no CTF, or no such image.
+        """
+        return self._transfer(index).ctf[0].reshape(self.box, -1).numpy()
+
+    def corrected(self, index: int) -> np.ndarray:
+        """Image `index`, float32 `(N, N)`, with its phases right: those flipped where the CTF is
+        negative, and the phase error of a beam tilt taken off; amplitudes are as they were.
+
+        Raises:
+            InputError: the data set has no CTF, or no such image.
+        """
+        import torch
+
+        from halfmap.transfer_function import phase_flip
+
+        transfer = self._transfer(index)
+        samples = torch.fft.rfft2(torch.from_numpy(self.images(np.array([index]))))
+        right = phase_flip(transfer.correct_phases(samples.flatten(1)), transfer.amplitude)
+        return torch.fft.irfft2(right.unflatten(1, samples.shape[1:]), s=(self.box, self.box))[
+            0
+        ].numpy()
+
+    def _transfer(self, index: int) -> "Transfer":
+        """The transfer function of one image on the layout of rfft2."""
+        from halfmap.transfer_function import evaluate, rfft2_frequencies
+
+        if not self.has_ctf:
+            raise InputError(
+                f"{self.path}: no CTF columns (rlnDefocusU ...) found, or the file was read "
+                "without them"
+            )
+        if not -len(self) <= index < len(self):
+            raise InputError(f"{self.path}: expected an image of 0 to {len(self) - 1}, got {index}")
+        parameters = self.transfer.take(np.array([index]))
+        return evaluate(parameters, *rfft2_frequencies(self.box, self.pixel_size_angstrom))
 
     def write_star(self, path: str | os.PathLike[str]) -> None:
         """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column,
@@ -306,7 +399,7 @@ def _from_star(
             f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header"
         )
     rotations, shifts, has_poses = poses(tables, size)
-    ctf, has_ctf = ctf_columns(tables, use_ctf=use_ctf)
+    transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
     n = len(particles)
     half_set = (
         particles.ints("rlnRandomSubset")
@@ -341,12 +434,11 @@ def _from_star(
         half_set=half_set,
         optics_group=tables.optics_group,
         micrograph=micrograph.astype(np.int64),
-        ctf_premultiplied=tables.floats("rlnCtfDataAreCtfPremultiplied", 0.0) != 0,
+        transfer=transfer,
         image_sign=np.where(tables.floats("csBlobSign", 1.0) < 0, -1, 1),
         image_file=names.file,
         image_index=names.index,
         files=names.files,
         stack_paths=found,
         _stacks=stacks,
-        **ctf,  # type: ignore[arg-type]
     )

@@ -7,7 +7,7 @@ two sums, ``sum C X`` and ``sum C^2``, kept with three more in :class:`StackSums
 stack of any length streams through in batches, and two halves give the whole.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import finufft
 import numpy as np
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, fourier_transform, shift_phases
-from halfmap.transfer_function import CTFParameters
 
 # ------------------------------------------------------------------ one image
 
@@ -29,14 +28,6 @@ def divide(samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]) -> Comp
     which is what the lecture shows it for.
     """
     return torch.where(ctf == 0, 0, samples / ctf)
-
-
-def phase_flip(
-    samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]
-) -> Complex[Tensor, "*b J"]:
-    """Phase flipping ``A~ = sgn(C) X`` (lecture, method 1): right phases, amplitudes and noise as
-    they are; C = 0 counts as positive."""
-    return torch.where(ctf < 0, -samples, samples)
 
 
 def wiener_filter(
@@ -225,17 +216,4 @@ def aligned_transform(
         rows.append(torch.from_numpy(row) * torch.polar(torch.ones_like(phase), phase))
     return torch.stack(rows).to(
         device=images.device, dtype=torch.complex128 if double else torch.complex64
-    )
-
-
-def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFParameters:
-    """CTF parameters of images after :func:`aligned_transform`: astigmatism and beam tilt turn with
-    the image."""
-    angle = torch.deg2rad(psi_deg).to(parameters.beam_tilt_x_mrad)
-    tilt_x, tilt_y = parameters.beam_tilt_x_mrad, parameters.beam_tilt_y_mrad
-    return replace(
-        parameters,
-        defocus_angle_deg=parameters.defocus_angle_deg + psi_deg.to(angle),
-        beam_tilt_x_mrad=torch.cos(angle) * tilt_x - torch.sin(angle) * tilt_y,
-        beam_tilt_y_mrad=torch.sin(angle) * tilt_x + torch.cos(angle) * tilt_y,
     )

@@ -1,5 +1,10 @@
-"""The contrast transfer function C of the image model X = C S_t P_phi A + N, and the phase error of
-a tilted beam.
+"""The transfer function of the image model X = C phase S_t P_phi A + N: the CTF C, and the phase
+error of a tilted beam.
+
+`evaluate` makes one `Transfer` of the parameters of a batch; simulation, E-step and M-step,
+projection and restoration all use it, and no other place computes a CTF. A higher aberration is one
+more term of `ctf` (even in k) or of `beam_tilt_phase` (odd in k), with its parameter in
+`halfmap.ctf_parameters`; an anisotropic magnification would change the frequencies in `evaluate`.
 
 Conventions are RELION's: underfocus is positive, the defocus angle is measured from the x axis to
 the axis of defocus U, and the CTF of white particles starts at +Q0 at k = 0.
@@ -7,108 +12,34 @@ the axis of defocus U, and the CTF of white particles starts at +Q0 at k = 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
+from halfmap.ctf_parameters import CTFParameters
 from halfmap.errors import InputError
+
+__all__ = [
+    "CTFParameters",
+    "Transfer",
+    "beam_tilt_phase",
+    "ctf",
+    "electron_wavelength_angstrom",
+    "evaluate",
+    "no_transfer",
+    "phase_flip",
+    "rfft2_frequencies",
+    "turned_ctf",
+]
 
 # h / sqrt(2 m e) in Angstrom sqrt(V) and e / (2 m c^2) in 1/V, from the CODATA 2018 constants.
 _DE_BROGLIE = 12.264259660
 _RELATIVISTIC = 9.78475598e-7
 _ANGSTROM_PER_MM = 1e7
-
-
-@runtime_checkable
-class HasCTF(Protocol):
-    """What `CTFParameters.from_particles` reads of a data set: one number per particle in each
-    column, in the unit of its name."""
-
-    @property
-    def defocus_u_angstrom(self) -> np.ndarray: ...
-    @property
-    def defocus_v_angstrom(self) -> np.ndarray: ...
-    @property
-    def defocus_angle_deg(self) -> np.ndarray: ...
-    @property
-    def voltage_kv(self) -> np.ndarray: ...
-    @property
-    def spherical_aberration_mm(self) -> np.ndarray: ...
-    @property
-    def amplitude_contrast(self) -> np.ndarray: ...
-    @property
-    def phase_shift_deg(self) -> np.ndarray: ...
-    @property
-    def ctf_bfactor_angstrom2(self) -> np.ndarray: ...
-    @property
-    def ctf_scale(self) -> np.ndarray: ...
-    @property
-    def beam_tilt_x_mrad(self) -> np.ndarray: ...
-    @property
-    def beam_tilt_y_mrad(self) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class CTFParameters:
-    """CTF parameters of B images, in the units of their names."""
-
-    defocus_u_angstrom: Float[Tensor, " B"]
-    defocus_v_angstrom: Float[Tensor, " B"]
-    defocus_angle_deg: Float[Tensor, " B"]
-    voltage_kv: Float[Tensor, " B"]
-    spherical_aberration_mm: Float[Tensor, " B"]
-    amplitude_contrast: Float[Tensor, " B"]
-    phase_shift_deg: Float[Tensor, " B"]
-    bfactor_angstrom2: Float[Tensor, " B"]
-    scale: Float[Tensor, " B"]
-    beam_tilt_x_mrad: Float[Tensor, " B"]
-    beam_tilt_y_mrad: Float[Tensor, " B"]
-
-    @classmethod
-    def from_particles(
-        cls, particles: HasCTF, indices: np.ndarray, device: torch.device | str = "cpu"
-    ) -> CTFParameters:
-        """Parameters of the particles at `indices` (B,), float32 on `device`.
-
-        Raises InputError naming column and row where a value cannot be: not finite, a voltage that
-        is not positive, an amplitude contrast outside 0..1.
-        """
-        indices = np.asarray(indices)
-        columns = {}
-        for field in fields(cls):
-            name = {"bfactor_angstrom2": "ctf_bfactor_angstrom2", "scale": "ctf_scale"}.get(
-                field.name, field.name
-            )
-            column = np.asarray(getattr(particles, name), dtype=np.float64)[indices]
-            _check(name, column, indices)
-            columns[field.name] = torch.as_tensor(column, dtype=torch.float32).to(device)
-        return cls(**columns)
-
-    def to(self, device: torch.device | str) -> CTFParameters:
-        return CTFParameters(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
-
-    def take(self, indices: Tensor | slice) -> CTFParameters:
-        """The images at `indices`: a tensor of integers, a mask, or a slice."""
-        return CTFParameters(**{f.name: getattr(self, f.name)[indices] for f in fields(self)})
-
-
-def _check(name: str, column: np.ndarray, rows: np.ndarray) -> None:
-    good, expected = np.isfinite(column), "a finite number"
-    if name == "voltage_kv":
-        good, expected = good & (column > 0), "a voltage above 0 kV"
-    elif name == "amplitude_contrast":
-        good, expected = good & (column >= 0) & (column <= 1), "a number from 0 to 1"
-    if not good.all():
-        first = int(np.flatnonzero(~good)[0])
-        raise InputError(
-            f"particle row {int(rows[first]) + 1}, CTF column {name}: expected {expected}, found "
-            f"{column[first]}; "
-            "correct the value or remove the particle"
-        )
 
 
 def electron_wavelength_angstrom(voltage_kv: Tensor) -> Tensor:
@@ -122,10 +53,99 @@ def electron_wavelength_angstrom(voltage_kv: Tensor) -> Tensor:
     return _DE_BROGLIE / torch.sqrt(volt * (1 + volt * _RELATIVISTIC))
 
 
+# J spatial frequencies (1/A): a tensor, an array, or a number
+Frequencies: TypeAlias = Float[Tensor, " J"] | np.ndarray | float
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the microscope does to B images at J frequencies: X = a phase R of the ideal image R,
+    with a = C, or C^2 where the stored images are `premultiplied`; `phase` is None where it is 1.
+
+    The verbs take samples (B, I) at the first I <= J of the frequencies.
+    """
+
+    ctf: Float[Tensor, "B J"]
+    phase: Complex[Tensor, "B J"] | None
+    premultiplied: Bool[Tensor, " B"]
+
+    @property
+    def amplitude(self) -> Float[Tensor, "B J"]:
+        """a: C, or C^2 where premultiplied."""
+        if not bool(self.premultiplied.any()):
+            return self.ctf
+        return torch.where(self.premultiplied[:, None], self.ctf**2, self.ctf)
+
+    def image(self, samples: Complex[Tensor, "B I"]) -> Complex[Tensor, "B I"]:
+        """The stored image `a phase R` of ideal samples R."""
+        n = samples.shape[-1]
+        samples = samples * self.amplitude[:, :n]
+        return samples if self.phase is None else samples * self.phase[:, :n]
+
+    def correct_phases(self, samples: Complex[Tensor, "B I"]) -> Complex[Tensor, "B I"]:
+        """`X conj(phase)`: what is left is `a R` and noise."""
+        if self.phase is None:
+            return samples
+        return samples * self.phase[:, : samples.shape[-1]].conj()
+
+
+def evaluate(
+    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
+) -> Transfer:
+    """The transfer function of B images at J frequencies (1/A), in the dtype and on the device of
+    the frequencies.
+
+    Raises:
+        InputError: frequencies of two lengths; a parameter that cannot be (`CTFParameters.to`).
+    """
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = parameters.to(kx.device)
+    tilted = bool((p.beam_tilt_x_mrad != 0).any() or (p.beam_tilt_y_mrad != 0).any())
+    return Transfer(
+        ctf=ctf(p, kx, ky),
+        phase=beam_tilt_phase(p, kx, ky) if tilted else None,
+        premultiplied=p.premultiplied,
+    )
+
+
+def no_transfer(samples: Complex[Tensor, "B J"]) -> Transfer:
+    """C = 1 and no phase error, for the images of these samples: where the CTF is not used."""
+    unity = torch.ones_like(samples.real)
+    return Transfer(unity, None, torch.zeros(len(unity), dtype=torch.bool, device=unity.device))
+
+
+def phase_flip(
+    samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]
+) -> Complex[Tensor, "*b J"]:
+    """Phase flipping ``A~ = sgn(C) X`` (lecture, method 1): right phases, amplitudes and noise as
+    they are; C = 0 counts as positive."""
+    return torch.where(ctf < 0, -samples, samples)
+
+
+def rfft2_frequencies(
+    box: int, pixel_size_angstrom: float
+) -> tuple[Float[Tensor, " J"], Float[Tensor, " J"]]:
+    """kx and ky (1/A) of the N (N // 2 + 1) samples of `torch.fft.rfft2`, row by row."""
+    ky, kx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
+    return kx.flatten() / pixel_size_angstrom, ky.flatten() / pixel_size_angstrom
+
+
+def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFParameters:
+    """Parameters of images that were turned in plane by psi (`restoration.aligned_transform`):
+    astigmatism and beam tilt turn with the image."""
+    p = parameters.to(psi_deg.device)
+    angle = torch.deg2rad(psi_deg).to(p.beam_tilt_x_mrad)
+    tilt_x, tilt_y = p.beam_tilt_x_mrad, p.beam_tilt_y_mrad
+    return replace(
+        p,
+        defocus_angle_deg=p.defocus_angle_deg + psi_deg.to(angle),
+        beam_tilt_x_mrad=torch.cos(angle) * tilt_x - torch.sin(angle) * tilt_y,
+        beam_tilt_y_mrad=torch.sin(angle) * tilt_x + torch.cos(angle) * tilt_y,
+    )
+
+
 def ctf(
-    parameters: CTFParameters,
-    kx_per_angstrom: Float[Tensor, " J"],
-    ky_per_angstrom: Float[Tensor, " J"],
+    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
 ) -> Float[Tensor, "B J"]:
     """CTF of B images at J frequencies (1/A), in the dtype of the frequencies.
 
@@ -136,7 +156,8 @@ def ctf(
     float32 frequencies the error of the CTF stays below 1e-3 up to a phase of about 3,000 radians
     (10 um of defocus at 2 A). Rohou & Grigorieff, J. Struct. Biol. 192, 216 (2015); lecture part 1.
     """
-    p = _wide(parameters)
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = _wide(parameters, kx.device)
     wavelength = electron_wavelength_angstrom(p.voltage_kv)
     mean = torch.pi * wavelength * (p.defocus_u_angstrom + p.defocus_v_angstrom) / 2
     half = torch.pi * wavelength * (p.defocus_u_angstrom - p.defocus_v_angstrom) / 2
@@ -145,26 +166,24 @@ def ctf(
     # + sin(2 angle) 2 kx ky.
     fourth = -0.5 * torch.pi * p.spherical_aberration_mm * _ANGSTROM_PER_MM * wavelength**3
     offset = torch.deg2rad(p.phase_shift_deg) + torch.asin(p.amplitude_contrast)
-    xx, yy = kx_per_angstrom**2, ky_per_angstrom**2
+    xx, yy = kx**2, ky**2
     terms = (
         (mean + half * torch.cos(twice), xx),
         (mean - half * torch.cos(twice), yy),
-        (2 * half * torch.sin(twice), kx_per_angstrom * ky_per_angstrom),
+        (2 * half * torch.sin(twice), kx * ky),
         (fourth, (xx + yy) ** 2),
     )
     phase = _column(offset, xx).expand(-1, len(xx)).clone()
     for coefficient, sample in terms:
         phase.addcmul_(_column(coefficient, xx), sample)
     value = phase.sin_()
-    if bool((parameters.bfactor_angstrom2 != 0).any()):
+    if bool((p.bfactor_angstrom2 != 0).any()):
         value.mul_(torch.exp(_column(p.bfactor_angstrom2, xx) * (xx + yy) * -0.25))
     return value.mul_(_column(p.scale, xx))
 
 
 def beam_tilt_phase(
-    parameters: CTFParameters,
-    kx_per_angstrom: Float[Tensor, " J"],
-    ky_per_angstrom: Float[Tensor, " J"],
+    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
 ) -> Complex[Tensor, "B J"]:
     """The phase factor that axial coma of a beam tilted by t = (tx, ty) has left on B images; unit
     modulus, and odd in k in its phase.
@@ -176,7 +195,8 @@ def beam_tilt_phase(
     is the sign of RELION's rlnBeamTiltX/Y (mrad). Zhou, Ultramicroscopy 73, 75 (1998); Zivanov,
     Nakane & Scheres, IUCrJ 7, 253 (2020).
     """
-    p = _wide(parameters)
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = _wide(parameters, kx.device)
     factor = (
         -2e-3
         * torch.pi
@@ -184,19 +204,32 @@ def beam_tilt_phase(
         * _ANGSTROM_PER_MM
         * electron_wavelength_angstrom(p.voltage_kv) ** 2
     )
-    squared = kx_per_angstrom**2 + ky_per_angstrom**2
-    angle = _column(factor * p.beam_tilt_x_mrad, squared) * (squared * kx_per_angstrom)
-    angle.addcmul_(_column(factor * p.beam_tilt_y_mrad, squared), squared * ky_per_angstrom)
+    squared = kx**2 + ky**2
+    angle = _column(factor * p.beam_tilt_x_mrad, squared) * (squared * kx)
+    angle.addcmul_(_column(factor * p.beam_tilt_y_mrad, squared), squared * ky)
     return torch.polar(torch.ones_like(angle), angle)
 
 
-def _wide(parameters: CTFParameters) -> CTFParameters:
-    """The B parameters in float64 where the device has it (Apple's MPS does not)."""
-    if parameters.voltage_kv.device.type == "mps":
-        return parameters
-    return CTFParameters(
-        **{f.name: getattr(parameters, f.name).double() for f in fields(parameters)}
+def _frequencies(kx: Frequencies, ky: Frequencies) -> tuple[Tensor, Tensor]:
+    x, y = (
+        torch.atleast_1d(k if isinstance(k, Tensor) else torch.as_tensor(np.asarray(k, float)))
+        for k in (kx, ky)
     )
+    if x.shape != y.shape or x.ndim != 1:
+        raise InputError(
+            f"frequencies: expected kx and ky of one length, shapes {tuple(x.shape)} and "
+            f"{tuple(y.shape)} arrived"
+        )
+    return x, y
+
+
+def _wide(parameters: CTFParameters, device: torch.device) -> CTFParameters:
+    """The B parameters in float64 where the device has it (Apple's MPS does not)."""
+    p = parameters.to(device)
+    if device.type == "mps":
+        return p
+    numbers = [field.name for field in fields(p) if field.name != "premultiplied"]
+    return replace(p, **{name: getattr(p, name).double() for name in numbers})
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -289,7 +289,7 @@ def test_convert_round_trip(project: Path, capsys: pytest.CaptureFixture[str]) -
     assert call("convert", "p.cs", "back.star", capsys=capsys)[0] == 0
     before, after = load_particles("p.star"), load_particles("back.star")
     assert np.allclose(before.shift_angstrom, after.shift_angstrom, atol=1e-4)
-    assert np.allclose(before.defocus_u_angstrom, after.defocus_u_angstrom)
+    assert np.allclose(before.transfer.defocus_u_angstrom, after.transfer.defocus_u_angstrom)
     assert np.array_equal(before.images(np.arange(6)), after.images(np.arange(6)))
 
 
@@ -326,7 +326,7 @@ def test_project_with_ctf_multiplies_its_transform(
     import torch
 
     from halfmap.fourier import fourier_transform, half_plane
-    from halfmap.transfer_function import CTFParameters, ctf
+    from halfmap.transfer_function import ctf
 
     for name, extra in (("plain.mrcs", ()), ("ctf.mrcs", ("--ctf",))):
         assert (
@@ -338,7 +338,7 @@ def test_project_with_ctf_multiplies_its_transform(
     with_ctf = load_particles("ctf.star")
     assert with_ctf.has_ctf
     plane, rows = half_plane(BOX, 13), np.arange(6)
-    transfer = ctf(CTFParameters.from_particles(with_ctf, rows), *plane.frequencies(PIXEL))
+    transfer = ctf(with_ctf.transfer.take(rows), *plane.frequencies(PIXEL))
     plain, seen = (
         fourier_transform(torch.from_numpy(load_particles(name).images(rows)), plane)
         for name in ("plain.star", "ctf.star")

@@ -245,13 +245,13 @@ def test_an_image_belongs_to_the_average_it_looks_like(classified, data):
 def _aligned(particles, plane) -> torch.Tensor:
     """Transforms of the images with their phases flipped, brought to the poses of the file."""
     from halfmap.fourier import fourier_transform
-    from halfmap.transfer_function import CTFParameters, ctf
+    from halfmap.transfer_function import ctf
 
     rows = np.arange(len(particles))
     rotations = euler_to_matrix(torch.from_numpy(particles.rotations_deg))
     shift = torch.from_numpy(particles.shift_angstrom / PIXEL).float()
     images = torch.from_numpy(particles.images(rows))
-    transfer = ctf(CTFParameters.from_particles(particles, rows), *plane.frequencies(PIXEL))
+    transfer = ctf(particles.transfer.take(rows), *plane.frequencies(PIXEL))
     centred = inverse_fourier_transform(
         fourier_transform(images, plane) * transfer.sign() * shift_phases(shift, plane), plane
     )

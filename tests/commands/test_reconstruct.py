@@ -24,7 +24,8 @@ from halfmap.particles import Particles, load_particles
 from halfmap.projection import gridding_correction
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, ctf
+from halfmap.transfer_function import ctf
+from halfmap.workspace.job import Job, read_events, read_job
 
 N, BOX, PIXEL = 320, 24, 8.0
 DIAMETER = 20 * PIXEL
@@ -133,7 +134,9 @@ def test_half_maps_and_their_curve(made):
         "map_fsc.star",
         "map_half1.mrc",
         "map_half2.mrc",
+        "map_job",
     ]
+    assert sorted(p.name for p in (folder / "map_job").iterdir()) == ["events.jsonl", "job.json"]
     assert not torch.equal(*halves)
     written = read_star(folder / "map_fsc.star").blocks["fsc"]
     ours = fourier_shell_correlation(*halves, pixel_size_angstrom=PIXEL).correlation.numpy()
@@ -146,10 +149,95 @@ def test_half_maps_and_their_curve(made):
 
 def test_without_halves_there_is_the_map_alone(made, data, tmp_path):
     _reconstruct(data / "truth.star", tmp_path / "map.mrc")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.mrc", "map.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["map.mrc", "map.png", "map_job"]
     assert (
         tmp_path / "map.mrc"
     ).read_bytes() == made.folder.read_bytes()  # and the same bytes again
+
+
+def test_a_folder_gets_the_same_maps_under_a_jobs_usual_names(made, data, tmp_path):
+    result = _reconstruct(data / "truth.star", tmp_path / "job")
+    assert result.folder == tmp_path / "job"
+    assert result.resolution_angstrom == made.resolution_angstrom
+    beside = made.folder.parent
+    for name, theirs in (
+        ("map.mrc", "map.mrc"),
+        ("half1.mrc", "map_half1.mrc"),
+        ("half2.mrc", "map_half2.mrc"),
+        ("fsc.star", "map_fsc.star"),
+    ):
+        assert (tmp_path / "job" / name).read_bytes() == (beside / theirs).read_bytes(), name
+    assert sorted(p.name for p in (tmp_path / "job" / "pictures").iterdir()) == [
+        "fsc.png",
+        "map.png",
+    ]
+    record = read_job(tmp_path / "job")
+    assert record["status"] == "finished"
+    assert record["results"]["images"] == N
+    assert not (tmp_path / "job" / "checkpoint").exists()
+
+
+class _Killed(BaseException):
+    """Ends a job as a signal would that cannot be caught."""
+
+
+@pytest.mark.parametrize("out", ["map.mrc", "job"])
+@pytest.mark.parametrize("half", [1, 2])
+def test_a_killed_job_goes_on_and_gives_the_same_bytes(
+    made, data, tmp_path, monkeypatch, out, half
+):
+    saved = Job.save_checkpoint
+
+    def save_and_die(job, arrays, meta):
+        saved(job, arrays, meta)
+        if meta["iteration"] == half:
+            raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "save_checkpoint", save_and_die)
+        with pytest.raises(_Killed):
+            _reconstruct(data / "truth.star", tmp_path / out, halves=True)
+    assert not list(tmp_path.glob("**/*.mrc"))
+    folder = tmp_path / ("job" if out == "job" else "map_job")
+    summed = []
+    real = reconstruct3d.sum_at_poses
+    monkeypatch.setattr(
+        reconstruct3d,
+        "sum_at_poses",
+        lambda problem, *rest, **more: summed.append(1) or real(problem, *rest, **more),
+    )
+    halfmap.resume(folder, quiet=True)
+    assert len(summed) == 2 - half  # what was summed is not summed again
+    stem = "" if out == "job" else "map_"
+    at = folder if out == "job" else tmp_path
+    for name in ("half1.mrc", "half2.mrc", "fsc.star"):
+        theirs = made.folder.with_name(f"map_{name}")
+        assert (at / f"{stem}{name}").read_bytes() == theirs.read_bytes(), name
+    assert (at / "map.mrc").read_bytes() == made.folder.read_bytes()
+    record = read_job(folder)
+    assert (record["status"], record["runs"]) == ("finished", 2)
+    assert [event["half"] for event in read_events(folder)] == [1, 2]
+
+
+def test_tilts_of_a_particle_stay_in_one_half(data, tmp_path):
+    """Pairs of images with one name: each half map is what its pairs alone give."""
+    particles = load_particles(data / "truth.star").take(np.arange(120))
+    names = np.array([f"particle{i // 2}" for i in range(120)])
+    star = data / "tilts.star"
+    particles.with_results(extra={"rlnTomoParticleName": names}).write_star(star)
+    seen = []
+    real = reconstruct3d.sum_at_poses
+
+    def look(problem, *rest, **more):
+        seen.append(problem.half)
+        return real(problem, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconstruct3d, "sum_at_poses", look)
+        _reconstruct(star, tmp_path / "job")
+    halves = torch.stack([half.reshape(60, 2) for half in seen])
+    assert torch.equal(halves[..., 0], halves[..., 1])
+    assert sorted(halves.amax(0)[:, 0].unique().tolist()) == [0, 1]
 
 
 def test_half_sets_of_the_file_are_kept(data, tmp_path):
@@ -199,7 +287,7 @@ def _with_ctf(particles: Particles) -> tuple[torch.Tensor, torch.Tensor]:
     plane, rows = half_plane(BOX, largest_radius(BOX)), np.arange(len(particles))
     images = torch.from_numpy(particles.images(rows))
     return fourier_transform(images, plane), ctf(
-        CTFParameters.from_particles(particles, rows), *plane.frequencies(PIXEL)
+        particles.transfer.take(rows), *plane.frequencies(PIXEL)
     )
 
 
@@ -247,7 +335,7 @@ def test_premultiplied_images_give_the_same_map(data, made, tmp_path, monkeypatc
         {"rlnCtfDataAreCtfPremultiplied": np.ones(len(blocks["optics"]), np.int64)}
     )
     write_star(tmp_path / "premultiplied.star", blocks)
-    assert load_particles(tmp_path / "premultiplied.star").ctf_premultiplied.all()
+    assert load_particles(tmp_path / "premultiplied.star").transfer.premultiplied.all()
     plain = made.folder
     if given:
         monkeypatch.setattr(
@@ -280,6 +368,9 @@ def test_bad_images_are_left_out(data, tmp_path):
     assert np.isnan(load_particles(tmp_path / "bad.star").images(np.array([0]))).any()
     _reconstruct(tmp_path / "bad.star", tmp_path / "bad.mrc")
     _reconstruct(data / "good.star", tmp_path / "good.mrc")
+    aside = read_star(tmp_path / "bad_job" / "set_aside.star").blocks["particles"]
+    assert "NaN" in aside.strings("halfmapSetAside")[0]
+    assert len(aside) == 1
     a, b = _volume(tmp_path / "bad.mrc"), _volume(tmp_path / "good.mrc")
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
 
@@ -297,11 +388,12 @@ def test_a_file_that_exists_is_left_alone(data, tmp_path):
     (tmp_path / "map.mrc").write_text("mine")
     _refused(data / "truth.star", tmp_path / "map.mrc", "map.mrc: the file exists.*--overwrite")
     assert (tmp_path / "map.mrc").read_text() == "mine"
+    assert not (tmp_path / "map_job").exists()
     _reconstruct(data / "truth.star", tmp_path / "map.mrc", overwrite=True)
     assert _volume(tmp_path / "map.mrc").shape == (BOX, BOX, BOX)
 
 
-@pytest.mark.parametrize("name", ["map", "map.map", "map.mrcs", "map.mrc.gz"])
+@pytest.mark.parametrize("name", ["map.map", "map.mrcs", "map.mrc.gz"])
 def test_a_name_that_is_no_maps_is_refused(data, tmp_path, name):
     _refused(data / "truth.star", tmp_path / name, r"--out .*ending in \.mrc")
 

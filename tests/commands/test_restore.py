@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from halfmap.commands import _restoring
 from halfmap.commands.restore import restore
+from halfmap.commands.resume import resume
 from halfmap.errors import InputError
 from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform
 from halfmap.io.mrc import open_stack, write_stack
@@ -18,14 +20,13 @@ from halfmap.restoration import (
     divide,
     in_plane_angles,
     measure_ssnr,
-    phase_flip,
     stack_sums,
-    turned_ctf,
     wiener_filter,
     wiener_ssnr,
     wiener_stack,
 )
-from halfmap.transfer_function import CTFParameters, ctf
+from halfmap.transfer_function import CTFParameters, ctf, phase_flip, turned_ctf
+from halfmap.workspace.job import Job, read_job
 
 BOX, PIXEL = 64, 3.0
 PLANE = half_plane(BOX, 31)
@@ -418,9 +419,8 @@ def test_a_job_restores_turned_and_shifted_views_together(
         result.curve.correlation, shell_correlations(halves[0][None], halves[1][None])[0]
     )
     assert result.curve.correlation[3:7].min() > 0.9
-    assert {"fsc.star", "fsc.png", "restored.png", "job.json"} <= {
-        path.name for path in (tmp_path / "job").iterdir()
-    }
+    for name in ("fsc.star", "pictures/fsc.png", "pictures/restored.png", "job.json"):
+        assert (tmp_path / "job" / name).exists(), name
     ssnr = tmp_path / "job" / "ssnr.star"
     assert ssnr.exists() == (method == "wiener-ssnr")
 
@@ -442,7 +442,7 @@ def test_a_job_restores_each_image_and_leaves_no_ctf_to_undo_again(tmp_path, met
     np.testing.assert_allclose(after.rotations_deg, before.rotations_deg[kept])
     plane = half_plane(48, 23)
     samples = fourier_transform(torch.from_numpy(before.images(kept)), plane)
-    values = ctf(CTFParameters.from_particles(before, kept), *plane.frequencies(PIXEL))
+    values = ctf(before.transfer.take(kept), *plane.frequencies(PIXEL))
     expected = {
         "divide": divide(samples, values),
         "flip": phase_flip(samples, values),
@@ -451,6 +451,106 @@ def test_a_job_restores_each_image_and_leaves_no_ctf_to_undo_again(tmp_path, met
     found = fourier_transform(torch.from_numpy(after.images(np.arange(7))), plane)
     clear = values.abs() > 1e-3  # nearer to a zero, division differs by rounding of C
     torch.testing.assert_close(found[clear], expected[method][clear], rtol=1e-2, atol=1e-2)
+
+
+def test_bad_images_are_listed_by_their_rows_of_the_file(tmp_path) -> None:
+    """Image 3 of the stack has a NaN; with a class chosen its row is the file's."""
+    _particles_on_disk(tmp_path, 8, noise=0.1)
+    blocks = read_star(tmp_path / "particles.star").blocks
+    classes = blocks["particles"].with_columns({"rlnClassNumber": [2, 2, 1, 1, 1, 1, 1, 2]})
+    write_star(tmp_path / "classes.star", {**blocks, "particles": classes})
+    result = restore(
+        tmp_path / "classes.star", "flip", tmp_path / "job", class_number=1, quiet=True
+    )
+    assert (result.images, result.set_aside) == (4, 1)
+    aside = read_star(tmp_path / "job" / "set_aside.star").blocks["particles"]
+    assert [name.split("@")[0] for name in aside.strings("rlnImageName")] == ["000003"]
+    assert "NaN" in aside.strings("halfmapSetAside")[0]
+    kept = read_star(tmp_path / "job" / "particles.star").blocks["particles"]
+    assert "rlnDefocusU" not in kept
+    np.testing.assert_array_equal(
+        kept.floats("rlnAnglePsi"), classes.floats("rlnAnglePsi")[[3, 4, 5, 6]]
+    )
+    spoilt = blocks["particles"].with_columns({"rlnClassNumber": [1, 1, 2, 1, 1, 1, 1, 1]})
+    write_star(tmp_path / "spoilt.star", {**blocks, "particles": spoilt})
+    with pytest.raises(InputError, match="no usable image among 1; the first: row 3, "):
+        restore(tmp_path / "spoilt.star", "flip", tmp_path / "none", class_number=2, quiet=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_halves_are_the_files_or_drawn_and_it_says_what_that_is_worth(tmp_path) -> None:
+    _particles_on_disk(tmp_path, 24, noise=0.1)
+    data = load_particles(tmp_path / "particles.star")
+    names = np.array([f"particle{i // 3}" for i in range(24)])
+    data.with_results(extra={"rlnTomoParticleName": names}).write_star(tmp_path / "tilts.star")
+    sets = np.array([1] * 16 + [2] * 8)
+    data.with_results(half_set=sets).write_star(tmp_path / "sets.star")
+    seen = {}
+    real = _restoring._summed
+
+    def look(task, job, progress):
+        seen["half"] = task.half
+        return real(task, job, progress)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_restoring, "_summed", look)
+        drawn = restore(tmp_path / "tilts.star", "wiener-stack", tmp_path / "a", quiet=True)
+        half = seen["half"].reshape(8, 3)
+        assert half[0].tolist() == [half[0, 0], half[0, 0], -1]  # row 3 is set aside
+        assert (half[1:] == half[1:, :1]).all()
+        assert set(half[1:, 0]) == {0, 1}
+        found = restore(tmp_path / "sets.star", "wiener-stack", tmp_path / "b", quiet=True)
+        assert (seen["half"][sets == 2] == 1).all()
+    assert "optimistic" in drawn.halves
+    assert "half sets of the file" in found.halves
+
+
+class _Killed(BaseException):
+    """Ends a job as a signal would that cannot be caught."""
+
+
+@pytest.mark.parametrize("method", ["wiener-ssnr", "flip"])
+def test_a_killed_job_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, method: str) -> None:
+    _particles_on_disk(tmp_path, 30, noise=0.1)
+    monkeypatch.setattr(_restoring, "_BATCH_PIXELS", 4 * 48**2)
+    restore(tmp_path / "particles.star", method, tmp_path / "whole", quiet=True)
+    saved = Job.save_checkpoint
+
+    def save_and_die(job, arrays, meta):
+        saved(job, arrays, meta)
+        if meta["iteration"] == 5:
+            raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Job, "save_checkpoint", save_and_die)
+        with pytest.raises(_Killed):
+            restore(tmp_path / "particles.star", method, tmp_path / "job", quiet=True)
+    assert not (tmp_path / "job" / "restored.mrcs").exists()
+    if method == "flip":  # a batch that was begun and not saved does not count
+        with open(tmp_path / "job" / "restored.partial", "ab") as file:
+            file.write(b"torn")
+    read = []
+    with monkeypatch.context() as patch:
+        work = "_aligned_sums" if method == "wiener-ssnr" else "restore_images"
+        step = getattr(_restoring, work)
+        patch.setattr(_restoring, work, lambda *a: read.append(1) or step(*a))
+        resume(tmp_path / "job", quiet=True)
+    assert len(read) == 3  # 29 images in 8 batches, five of them done
+    results = [path for path in (tmp_path / "whole").iterdir() if path.suffix in (".mrcs", ".star")]
+    assert {"restored.mrcs", "fsc.star"} <= {path.name for path in results}
+    for path in results:
+        assert (tmp_path / "job" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (tmp_path / "job" / "restored.partial").exists()
+    assert read_job(tmp_path / "job")["status"] == "finished"
+
+
+def test_one_image_is_restored_by_itself(tmp_path) -> None:
+    _particles_on_disk(tmp_path, 1, noise=0.1)
+    result = restore(tmp_path / "particles.star", "wiener", tmp_path / "job", quiet=True)
+    assert (result.images, result.curve) == (1, None)
+    before = load_particles(tmp_path / "particles.star")
+    after = load_particles(tmp_path / "job" / "particles.star").images([0])[0]
+    assert np.corrcoef(after.ravel(), before.corrected(0).ravel())[0, 1] > 0.5
 
 
 def test_images_without_poses_are_taken_as_aligned(tmp_path) -> None:

@@ -22,7 +22,7 @@ from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.likelihood import ImageTerms, image_terms, squared_modulus
 from halfmap.particles import Particles, load_particles
-from halfmap.transfer_function import CTFParameters, ctf
+from halfmap.transfer_function import ctf
 
 BOX, PIXEL = 24, 3.0
 PLANE = half_plane(BOX, 11)
@@ -153,7 +153,7 @@ def test_a_batch_is_ctf_times_image_over_noise(tmp_path):
     transforms = fourier_transform(
         normalise(torch.from_numpy(images).float(), 9.0, spread=True), PLANE
     )
-    transfer = ctf(CTFParameters.from_particles(particles, np.arange(4)), *PLANE.frequencies(PIXEL))
+    transfer = ctf(particles.transfer.take(np.arange(4)), *PLANE.frequencies(PIXEL))
     sigma2 = (1.0 + PLANE.shell) * torch.tensor([1.0, 2.0, 2.0, 1.0])[:, None]
     torch.testing.assert_close(
         batch.whole.data, transfer * transforms / sigma2, rtol=1e-4, atol=1e-4
@@ -227,9 +227,7 @@ def test_beam_tilt_is_taken_out_before_masking_or_summing(tmp_path):
     tilted = _write(tmp_path, images, rlnBeamTiltX=[3.0, -1.0], rlnBeamTiltY=[0.5, 2.0])
     (tmp_path / "straight").mkdir()
     straight = _write(tmp_path / "straight", images)
-    phase = beam_tilt_phase(
-        CTFParameters.from_particles(tilted, np.arange(2)), *PLANE.frequencies(PIXEL)
-    )
+    phase = beam_tilt_phase(tilted.transfer.take(np.arange(2)), *PLANE.frequencies(PIXEL))
     assert (phase - 1).abs().max() > 1e-3
     torch.testing.assert_close(
         _load(tilted).whole.data, _load(straight).whole.data * phase.conj(), rtol=1e-4, atol=1e-4

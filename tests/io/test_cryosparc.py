@@ -15,7 +15,7 @@ from halfmap.io.cryosparc import (
     write_cs,
 )
 from halfmap.io.mrc import write_stack
-from halfmap.io.relion import ctf_columns, particle_tables, pixel_size, poses
+from halfmap.io.relion import ctf_parameters, particle_tables, pixel_size, poses
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles
@@ -117,20 +117,20 @@ def test_units_and_offsets():
     data = make_cs()
     star, notes = cs_to_star(data, "a.cs")
     tables = particle_tables(star)
-    ctf, has_ctf = ctf_columns(tables)
+    ctf, has_ctf = ctf_parameters(tables)
     angles, shift, has_poses = poses(tables, 1.5)
     assert (has_ctf, has_poses, pixel_size(tables), notes) == (True, True, 1.5, ())
     assert tables.particles.strings("rlnImageName")[0] == "000006@J1/imported/stack.mrc"
     assert tables.optics.ints("rlnOpticsGroup").tolist() == [5, 6]
     np.testing.assert_allclose(
-        ctf["defocus_angle_deg"], np.degrees(data["ctf/df_angle_rad"]), atol=1e-5
+        ctf.defocus_angle_deg, np.degrees(data["ctf/df_angle_rad"]), atol=1e-5
     )
     np.testing.assert_allclose(
-        ctf["phase_shift_deg"], np.degrees(data["ctf/phase_shift_rad"]), atol=1e-5
+        ctf.phase_shift_deg, np.degrees(data["ctf/phase_shift_rad"]), atol=1e-5
     )
     # Cs sin(tilt) of 2.7 mm is 2700 A at 0.1 mrad
     np.testing.assert_allclose(
-        ctf["beam_tilt_x_mrad"], np.where(data["ctf/exp_group_id"] == 4, 0.1, 0.2), atol=1e-6
+        ctf.beam_tilt_x_mrad, np.where(data["ctf/exp_group_id"] == 4, 0.1, 0.2), atol=1e-6
     )
     np.testing.assert_allclose(
         shift, data["alignments3D/shift"] * 3.0, atol=1e-5
@@ -206,13 +206,15 @@ def test_star_to_cs_and_back(shared_data, tmp_path, name):
         "spherical_aberration_mm",
     ):
         np.testing.assert_allclose(
-            getattr(new, field), getattr(old, field), rtol=1e-6, err_msg=field
+            getattr(new.transfer, field), getattr(old.transfer, field), rtol=1e-6, err_msg=field
         )
     if (
         len(set(old.half_set.tolist())) > 1
     ):  # cryoSPARC cannot tell "all in the first half" from "never split"
         assert new.half_set.tolist() == old.half_set.tolist()
-    np.testing.assert_allclose(new.defocus_angle_deg, old.defocus_angle_deg, atol=2e-5)
+    np.testing.assert_allclose(
+        new.transfer.defocus_angle_deg, old.transfer.defocus_angle_deg, atol=2e-5
+    )
     assert new.pixel_size_angstrom == pytest.approx(old.pixel_size_angstrom, rel=1e-6)
     assert new.class_number.tolist() == old.class_number.tolist()
 
@@ -251,7 +253,7 @@ def test_cs_files_of_cryosparc(shared_data, tmp_path):
         "amplitude_contrast",
     ):
         np.testing.assert_allclose(
-            getattr(ours, field), getattr(theirs, field), rtol=1e-5, err_msg=field
+            getattr(ours.transfer, field), getattr(theirs.transfer, field), rtol=1e-5, err_msg=field
         )
     np.testing.assert_array_equal(ours.images([0, 6]), -theirs.images([0, 6]))
     convert(shared_data / "cs" / "empiar_10076_7.cs", tmp_path / "a.star")
@@ -408,14 +410,11 @@ def test_optics_groups_to_old_dialect_and_back(shared_data, tmp_path):
             for path in (shared_data / name, tmp_path / "new.star")
         )
         np.testing.assert_allclose(last.shift_angstrom, first.shift_angstrom, atol=2e-6)
-        for field in (
-            "rotations_deg",
-            "defocus_u_angstrom",
-            "voltage_kv",
-            "beam_tilt_x_mrad",
-            "half_set",
-            "optics_group",
-        ):
+        for field in ("rotations_deg", "half_set", "optics_group"):
             np.testing.assert_array_equal(
                 getattr(last, field), getattr(first, field), err_msg=field
+            )
+        for field in ("defocus_u_angstrom", "voltage_kv", "beam_tilt_x_mrad"):
+            np.testing.assert_array_equal(
+                getattr(last.transfer, field), getattr(first.transfer, field), err_msg=field
             )

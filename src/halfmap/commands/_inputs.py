@@ -61,30 +61,39 @@ def read_particles(
 
 
 def find_bad_images(
-    particles: Particles, half: Int[Tensor, " N"], progress: Progress
+    particles: Particles,
+    half: Int[Tensor, " N"],
+    progress: Progress,
+    *,
+    both_halves: bool = True,
 ) -> tuple[Int[Tensor, " N"], dict[int, str]]:
     """Halves with -1 for images that hold NaN, are constant or have wild pixels, and the reason by
-    row; the job goes on without them.
+    row; the job goes on without them. Those that are -1 already are not looked at.
 
     Raises:
-        InputError: no image is left in one of the halves, or there never was one.
+        InputError: no image is left in one of the halves, or there never was one; without
+            `both_halves`, no image is left at all.
     """
-    if not (bool((half == 0).any()) and bool((half == 1).any())):
+    if both_halves and not (bool((half == 0).any()) and bool((half == 1).any())):
         raise _one_half_only(particles, half)
     bad: dict[int, str] = {}
-    for start in range(0, len(particles), _IMAGES_CHECKED_AT_ONCE):
-        bad |= particles.find_bad_images(
-            np.arange(start, min(start + _IMAGES_CHECKED_AT_ONCE, len(particles)))
-        )
+    looked_at = torch.nonzero(half >= 0)[:, 0].numpy()
+    for start in range(0, len(looked_at), _IMAGES_CHECKED_AT_ONCE):
+        bad |= particles.find_bad_images(looked_at[start : start + _IMAGES_CHECKED_AT_ONCE])
     half = half.clone()
     if bad:
         rows = sorted(bad)
         half[torch.tensor(rows)] = -1
         progress.note(
-            f"{len(bad)} of {len(particles)} images set aside, for example row {rows[0] + 1}: "
+            f"{len(bad)} of {len(looked_at)} images set aside, for example row {rows[0] + 1}: "
             f"{bad[rows[0]]}"
         )
-    for value in (0, 1):
+    if not both_halves and not bool((half >= 0).any()):
+        raise InputError(
+            f"{particles.path}: no usable image among {len(looked_at)}; the first: row "
+            f"{rows[0] + 1}, {bad[rows[0]]}"
+        )
+    for value in (0, 1) if both_halves else ():
         if not bool((half == value).any()):
             first = f"the first: row {rows[0] + 1}, {bad[rows[0]]}"
             raise InputError(
@@ -109,11 +118,16 @@ def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
 
 
 def set_aside_bad_images(
-    particles: Particles, half: Int[Tensor, " N"], job: Job, progress: Progress
+    particles: Particles,
+    half: Int[Tensor, " N"],
+    job: Job,
+    progress: Progress,
+    *,
+    both_halves: bool = True,
 ) -> Int[Tensor, " N"]:
     """As `find_bad_images`, and those set aside are listed with the reason in the job's
     `set_aside.star`."""
-    half, bad = find_bad_images(particles, half, progress)
+    half, bad = find_bad_images(particles, half, progress, both_halves=both_halves)
     if bad:
         rows = np.array(sorted(bad))
         reasons = np.array([bad[r].replace(" ", "_") for r in rows])
@@ -137,6 +151,18 @@ def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -
         unit = np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
     order = rng.permutation(int(unit.max()) + 1)
     return torch.from_numpy(order[unit] % 2)
+
+
+def halves_at_known_poses(particles: Particles, seed: int, progress: Progress) -> Int[Tensor, " N"]:
+    """As `divide_into_halves`, and drawn at random where the file is one half of a refined data set
+    by itself; the user is told."""
+    alone = len(particles) > 1 and set(particles.half_set.tolist()) in ({1}, {2})
+    if alone:
+        progress.note(
+            f"{particles.path}: column _rlnRandomSubset is {particles.half_set[0]} in every row "
+            "used; the halves are drawn at random"
+        )
+    return divide_into_halves(particles, seed, anew=alone)
 
 
 def read_references(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +27,15 @@ class OpenJob:
 
 @contextmanager
 def open_job(
-    command: Callable[..., Any], arguments: Mapping[str, Any], *, iterations: int | None = None
+    command: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    iterations: int | None = None,
+    folder: Path | None = None,
 ) -> Iterator[OpenJob]:
     """The job of the public function `command`, called with `arguments` (its `locals()` at the
-    start): in folder `out`, anew or to be resumed, with `seed`, `device`, `threads` and `quiet` as
-    they say; a command that has no such option takes the usual.
+    start): in `folder`, or else in `out`, anew or to be resumed, with `seed`, `device`, `threads`
+    and `quiet` as they say; a command that has no such option takes the usual.
 
     Raises:
         InputError: a device or threads that are not there, or a folder in use.
@@ -42,7 +47,7 @@ def open_job(
         Job.create(
             name,
             parameters,
-            arguments["out"],
+            folder or arguments["out"],
             seed=arguments.get("seed", 1),
             overwrite=arguments.get("overwrite", False),
             resume=arguments.get("resume", False),

@@ -129,7 +129,7 @@ def make_problem(
         f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
     )
     if learn_norm_and_scale and bool(
-        particles.ctf_premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()
+        particles.transfer.premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()
     ):
         learn_norm_and_scale = (
             False  # what their makers weighted by dose and tilt, scales would weight again
@@ -162,7 +162,7 @@ def needs_normalising(
     mean, spread = background(torch.from_numpy(particles.images(sample)), radius_px)
     if float(mean.abs().median()) < 0.2 and 0.8 < float(spread.median()) < 1.25:
         return False
-    if particles.ctf_premultiplied[used].any():
+    if particles.transfer.premultiplied[used].any():
         progress.note(
             "images are not normalised, but CTF-premultiplied: their scale is kept, only the "
             "background's mean is removed"

@@ -172,10 +172,11 @@ def _describe_particles(particles: Particles) -> dict[str, Any]:
         "stacks": len(particles.files),
     }
     if particles.has_ctf:
-        defocus = (particles.defocus_u_angstrom + particles.defocus_v_angstrom) / 2
-        facts["voltage_kv"] = float(particles.voltage_kv[0])
+        transfer = particles.transfer
+        defocus = (transfer.defocus_u_angstrom + transfer.defocus_v_angstrom) / 2
+        facts["voltage_kv"] = float(transfer.voltage_kv[0])
         facts["defocus_angstrom"] = [float(defocus.min()), float(defocus.max())]
-        facts["ctf_premultiplied"] = "yes" if particles.ctf_premultiplied.any() else "no"
+        facts["ctf_premultiplied"] = "yes" if transfer.premultiplied.any() else "no"
     if missing:
         facts["stacks_not_found"] = [
             *missing[:5],

@@ -17,13 +17,11 @@ from halfmap.commands._options import (
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, shift_phases
 from halfmap.io.mrc import StackWriter, read_density, same_pixel_size
-from halfmap.io.relion import DEFOCUS
 from halfmap.options import command
 from halfmap.particles import load_particles
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, beam_tilt_phase
-from halfmap.transfer_function import ctf as ctf_of
+from halfmap.transfer_function import evaluate, no_transfer
 from halfmap.workspace.machine import use_threads
 
 _BATCH = 256
@@ -116,16 +114,10 @@ def project(
             rotations = euler_to_matrix(torch.from_numpy(poses.rotations_deg[rows])).float()
             shift_px = torch.from_numpy(poses.shift_angstrom[rows] / pixel_angstrom).float()
             samples = extract_slices(references, rotations, plane) * shift_phases(-shift_px, plane)
-            if ctf:
-                parameters = CTFParameters.from_particles(poses, rows, torch.device("cpu"))
-                transfer = ctf_of(parameters, *frequencies)
-                premultiplied = torch.from_numpy(poses.ctf_premultiplied[rows])[:, None]
-                samples = samples * torch.where(premultiplied, transfer**2, transfer)
-                if bool(
-                    (parameters.beam_tilt_x_mrad != 0).any()
-                    or (parameters.beam_tilt_y_mrad != 0).any()
-                ):
-                    samples = samples * beam_tilt_phase(parameters, *frequencies)
+            transfer = (
+                evaluate(poses.transfer.take(rows), *frequencies) if ctf else no_transfer(samples)
+            )
+            samples = transfer.image(samples)
             stack.append(inverse_fourier_transform(samples, plane).numpy())
     _write_star(poses, out, ctf=ctf)
     return Projected(out, len(poses))
@@ -144,5 +136,5 @@ def _write_star(poses, stack: Path, *, ctf: bool) -> None:
         image_index=index,
     )
     if not ctf:
-        new = replace(new, table=new.table.without(*DEFOCUS))
+        new = new.with_transfer(None)
     new.write_star(stack.with_suffix(".star"))

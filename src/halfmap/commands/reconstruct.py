@@ -1,10 +1,14 @@
 """The job `halfmap reconstruct`: a map from particles whose poses are known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
     Ctf,
@@ -17,25 +21,36 @@ from halfmap.commands._options import (
     Overwrite,
     ParticlesFile,
     Quiet,
+    Resume,
     Seed,
     Symmetry,
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import RefinementResult, final_maps, write_map_files
-from halfmap.engine.loop import sum_at_poses
+from halfmap.commands._results import FinalMaps, RefinementResult, final_maps, write_map_files
+from halfmap.engine.loop import Problem, sum_at_poses
 from halfmap.engine.residuals import initial_noise
+from halfmap.engine.state import Poses
 from halfmap.errors import InputError
 from halfmap.methods.settings import Settings
 from halfmap.options import command
 from halfmap.pose_search.refinement import SearchSettings
+from halfmap.projection import Sums
+from halfmap.workspace.earlier_job import CHECKPOINT
+from halfmap.workspace.job import Job, read_job
 from halfmap.workspace.progress import Progress
+
+# names of files, where a map or a folder is expected
+_NOT_A_FOLDER = (".mrcs", ".map", ".ccp4", ".st", ".gz", ".star", ".cs")
 
 
 @command
 def reconstruct(
     particles: ParticlesFile,
-    out: Annotated[str | Path, Option("Map to write (MRC)", metavar="MAP", recorded=False)],
+    out: Annotated[
+        str | Path,
+        Option("Job folder, or map (.mrc), to write", metavar="DIR|MAP", free_on_resume=True),
+    ],
     *,
     symmetry: Symmetry = "C1",
     halves: Annotated[
@@ -51,12 +66,15 @@ def reconstruct(
     threads: Threads = None,
     memory: Memory = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> RefinementResult:
     """Reconstruct a map from the poses in the particle file.
 
-    The map is `num / (k + den)`. Half maps of `x.mrc` are `x_half1.mrc` and `x_half2.mrc`, their
-    curve is `x_fsc.star`, taken in a soft sphere or a mask file.
+    The map is `num / (k + den)`. `out` is a job folder, which gets `map.mrc`, `half1.mrc`,
+    `half2.mrc`, `fsc.star` and pictures; or a map to write, `x.mrc`, beside which the half maps
+    `x_half1.mrc` and `x_half2.mrc` and the curve `x_fsc.star` come with `halves` only, and the
+    job's record in the folder `x_job`. The FSC is taken in a soft sphere or a mask file.
 
     Example: halfmap reconstruct --particles refined/particles.star --symmetry C4 --halves --out
     map.mrc
@@ -64,16 +82,13 @@ def reconstruct(
     Raises:
         InputError: any bad input, in one line; a file that would be written exists.
     """
-    target = Path(out)
-    if target.suffix != ".mrc":
-        raise InputError(f"--out {out}: expected the name of a map to write, ending in .mrc")
-    for name in _written(target, halves=halves):
-        if name.exists() and not overwrite:
-            raise InputError(
-                f"{name}: the file exists; choose another name with --out, or --overwrite it"
-            )
-    where = _setup.use_device(device, threads)
-    with Progress("reconstruct", quiet=quiet) as progress:
+    arguments = locals()
+    folder, target = _places(Path(out), resume=resume)
+    if target is not None and not (overwrite or resume):
+        _refuse_existing(target, halves=halves)
+    asked = {**arguments, "out": target or folder}  # which the folder alone does not tell
+    with open_job(reconstruct, asked, folder=folder) as opened:
+        job, progress, where = opened.job, opened.progress, opened.device
         data = _inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if not data.has_poses:
             raise InputError(
@@ -83,14 +98,8 @@ def reconstruct(
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
         solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
-        alone = len(data) > 1 and set(data.half_set.tolist()) in ({1}, {2})
-        if alone:  # one half of a refined data set by itself
-            progress.note(
-                f"{particles}: column _rlnRandomSubset is {data.half_set[0]} in every row; the "
-                "halves are drawn at random"
-            )
-        half, _ = _inputs.find_bad_images(
-            data, _inputs.divide_into_halves(data, seed, anew=alone), progress
+        half = _inputs.set_aside_bad_images(
+            data, _inputs.halves_at_known_poses(data, seed, progress), job, progress
         )
         problem = _setup.make_problem(
             data,
@@ -123,29 +132,94 @@ def reconstruct(
             batch_size=problem.batch_size,
         )
         poses = _inputs.poses_of(data).in_one_class()
-        progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
-        final = final_maps(
-            problem, settings, sum_at_poses(problem, poses, noise, advance=progress.advance), noise
-        )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stem = str(target.with_suffix(""))
-        write_map_files(
-            final,
-            0,
-            data.pixel_size_angstrom,
-            map_path=target,
-            prefix=f"{stem}_",
-            pictures=f"{target.parent}/",
-            with_halves=halves,
-        )
-    return RefinementResult(target, final.resolutions_angstrom[0], final.resolutions_angstrom)
+        sums = _summed(problem, poses, noise, job, progress)
+        final = final_maps(problem, settings, sums, noise)
+        _write(final, data.pixel_size_angstrom, job, target, halves=halves)
+        resolution = final.resolutions_angstrom[0]
+        job.update(resolution_angstrom=resolution, images=len(used))
+        job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
+    return RefinementResult(target or Path(out), resolution, final.resolutions_angstrom)
 
 
-def _written(target: Path, *, halves: bool) -> list[Path]:
-    """The files that the job writes."""
+def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:
+    """The job folder, and the map beside it where that is what was asked for."""
+    if resume and out.is_dir():  # halfmap resume knows the folder only
+        asked = Path(str(read_job(out)["parameters"].get("out") or out))
+        return out, out.parent / asked.name if asked.suffix == ".mrc" else None
+    if out.suffix == ".mrc":
+        return out.with_name(f"{out.stem}_job"), out
+    if out.suffix.lower() in _NOT_A_FOLDER:
+        raise InputError(
+            f"--out {out}: expected the name of a map to write, ending in .mrc, or of a job folder"
+        )
+    return out, None
+
+
+def _refuse_existing(target: Path, *, halves: bool) -> None:
+    """Refuse to replace a file that the job would write."""
     names = [target.name, f"{target.stem}.png"]
     if halves:
         names += [
             f"{target.stem}_{rest}" for rest in ("half1.mrc", "half2.mrc", "fsc.star", "fsc.png")
         ]
-    return [target.with_name(name) for name in names]
+    for name in names:
+        if target.with_name(name).exists():
+            raise InputError(
+                f"{target.with_name(name)}: the file exists; choose another name with --out, or "
+                "--overwrite it"
+            )
+
+
+def _summed(
+    problem: Problem, poses: Poses, noise: Float[Tensor, "G S"], job: Job, progress: Progress
+) -> list[Sums]:
+    """The sums of both halves, from the checkpoint on, which is saved after each half."""
+    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    plane, sums = problem.plane, []
+    if (saved := job.load_checkpoint()) is not None:
+        arrays, meta = saved
+        for h in range(int(meta["iteration"])):
+            num, den = (
+                torch.from_numpy(arrays[f"half{h + 1}_{name}"]).to(noise.device)
+                for name in ("num", "den")
+            )
+            sums.append(Sums(num, den, problem.particles.box, plane.radius, problem.dimensions))
+            progress.advance(int((problem.half == h).sum()))
+        progress.note(f"going on after half {len(sums)}")
+    for h in range(len(sums), 2):
+        one = replace(problem, half=torch.where(problem.half == h, problem.half, -1))
+        sums.append(sum_at_poses(one, poses, noise, advance=progress.advance)[h])
+        job.event(iteration=h + 1, half=h + 1, images=int((problem.half == h).sum()))
+        arrays = {
+            f"half{i}_{name}": getattr(half, name).cpu().numpy()
+            for i, half in enumerate(sums, start=1)
+            for name in ("num", "den")
+        }
+        job.save_checkpoint(arrays, {"iteration": h + 1})
+    return sums
+
+
+def _write(
+    final: FinalMaps, pixel_size_angstrom: float, job: Job, target: Path | None, *, halves: bool
+) -> None:
+    """The maps, half maps, curve and pictures, in the job folder or beside it."""
+    if target is not None:
+        stem = str(target.with_suffix(""))
+        write_map_files(
+            final,
+            0,
+            pixel_size_angstrom,
+            map_path=target,
+            prefix=f"{stem}_",
+            pictures=f"{target.parent}/",
+            with_halves=halves,
+        )
+        return
+    write_map_files(
+        final,
+        0,
+        pixel_size_angstrom,
+        map_path=job.path("map.mrc"),
+        prefix=f"{job.folder}/",
+        pictures=f"{job.path('pictures/map.png').parent}/",
+    )

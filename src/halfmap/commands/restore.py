@@ -1,16 +1,15 @@
 """`halfmap restore`: undo the CTF of a stack of particle images by any of the lecture's methods
-(see `undo_ctf`)."""
+(see `halfmap.restoration`)."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
-from torch import Tensor
 
+from halfmap.commands import _inputs
+from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
     DataDir,
@@ -20,77 +19,47 @@ from halfmap.commands._options import (
     Overwrite,
     ParticlesFile,
     Quiet,
+    Resume,
     Seed,
     Threads,
 )
+from halfmap.commands._restoring import (
+    PER_STACK,
+    Task,
+    View,
+    common_view,
+    restore_each,
+    restore_stack,
+)
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, largest_radius
-from halfmap.io.mrc import StackWriter, write_stack
-from halfmap.io.relion import DEFOCUS
-from halfmap.io.star import write_star
-from halfmap.io.table import Table
-from halfmap.options import command, recorded
+from halfmap.options import command
 from halfmap.particles import Particles, load_particles
-from halfmap.plots.pictures import save_class_gallery, save_fsc_plot
-from halfmap.resolution import (
-    Curve,
-    HalfMapCurves,
-    fourier_shell_correlation,
-    resolution_at,
-    write_fsc_star,
-)
-from halfmap.restoration import (
-    StackSums,
-    aligned_transform,
-    divide,
-    in_plane_angles,
-    measure_ssnr,
-    phase_flip,
-    stack_sums,
-    turned_ctf,
-    wiener_filter,
-    wiener_ssnr,
-    wiener_stack,
-)
-from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, beam_tilt_phase, ctf
+from halfmap.plots.pictures import save_fsc_plot
+from halfmap.resolution import Curve, HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.workspace.job import Job
-from halfmap.workspace.machine import use_threads
-from halfmap.workspace.progress import Progress
-
-PER_IMAGE = ("divide", "flip", "wiener")
-PER_STACK = ("wiener-stack", "wiener-ssnr")
-_BATCH_PIXELS = 1 << 23  # 32 MB of float32 images at a time
 
 
 @dataclass(frozen=True)
 class RestoreResult:
-    """What a restore job gives: its folder, the images used, those set aside, and the FRC of two
-    independent halves if there is one."""
+    """What a restore job gives: its folder, the images used, those set aside, the FRC of two halves
+    if there is one, and in words where the halves come from."""
 
     folder: Path
     images: int
     set_aside: int
     curve: Curve | None
+    halves: str
 
     @property
     def summary(self) -> str:
+        """The last line of the job."""
         aside = f", {self.set_aside} set aside" if self.set_aside else ""
         told = f"{self.images} images{aside}, in {self.folder}"
         if self.curve is None:
             return told
         found = [(resolution_at(self.curve, one), one) for one in (0.5, 0.143)]
         words = [f"{f'{a:.2f} A' if math.isfinite(a) else 'none'} at {at}" for a, at in found]
-        return f"{told}; FRC of two halves: {', '.join(words)}"
-
-
-@dataclass(frozen=True)
-class _View:
-    """In-plane angle (degrees) and shift (pixels) of each image, relative to the mean viewing
-    direction."""
-
-    psi_deg: Float[Tensor, " n"]
-    shift_px: Float[Tensor, "n 2"]
+        return f"{told}; FRC of two halves ({self.halves}): {', '.join(words)}"
 
 
 @command
@@ -131,6 +100,7 @@ def restore(
     seed: Seed = 1,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     quiet: Quiet = False,
 ) -> RestoreResult:
     """Undo the CTF of particle images, one by one or from many images of one view.
@@ -138,10 +108,11 @@ def restore(
     The per-image methods write `restored.mrcs` and `particles.star`, without the defocus columns,
     so that no program undoes the CTF twice. The stack methods take the images for views of one
     object in one direction, centre them and turn them back by their poses (without poses they are
-    taken as aligned), and write `restored.mrcs`, and from independent halves `half1.mrcs`,
-    `half2.mrcs` and their FRC, `fsc.star` and `fsc.png`; `wiener-ssnr` also what it measured,
-    `ssnr.star`. The per-image methods give the FRC of the averages of two halves, where there are
-    poses and the views agree.
+    taken as aligned), and write `restored.mrcs`, and from two halves `half1.mrcs`, `half2.mrcs` and
+    their FRC, `fsc.star` and `pictures/fsc.png`; `wiener-ssnr` also what it measured, `ssnr.star`.
+    The per-image methods give the FRC of the averages of two halves, where there are poses and the
+    views agree. The halves are independent only where the file has the half sets of a refinement:
+    poses that came from one reference make an FRC optimistic.
 
     Example: halfmap restore --particles particles.star --method flip --out flipped
 
@@ -149,279 +120,68 @@ def restore(
         InputError: unknown method, bad constant, no CTF, no usable image, images of different views
             (stack methods), folder in use.
     """
-    parameters = recorded(restore, locals())
-    use_threads(threads)
+    arguments = locals()
     data = load_particles(particles, data_dir=data_dir)
+    chosen = _chosen(data, class_number)
+    view = common_view(data, chosen, view_tolerance, must_agree=method in PER_STACK)
+    with open_job(restore, arguments) as opened:
+        job, progress = opened.job, opened.progress
+        for note in data.notes:
+            progress.note(note)
+        half = torch.full((len(data),), -1)
+        half[torch.from_numpy(chosen)] = _inputs.halves_at_known_poses(
+            data.take(chosen), seed, progress
+        )
+        half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)
+        task = Task(data, method, constant, view, half.numpy())
+        progress.start_iteration(1, len(task.rows), method)
+        run = restore_stack if method in PER_STACK else restore_each
+        curve = run(task, job, progress)
+        halves = _origin(data, task, view)
+        if curve is not None:
+            _write_curve(curve, job, method, halves)
+        job.update(images=len(task.rows), set_aside=len(chosen) - len(task.rows), halves=halves)
+    return RestoreResult(job.folder, len(task.rows), len(chosen) - len(task.rows), curve, halves)
+
+
+def _chosen(data: Particles, class_number: int | None) -> np.ndarray:
+    """Rows of the class asked for."""
     if not data.has_ctf:
         raise InputError(
             f"{data.path}: no defocus columns (_rlnDefocusU, ...), so there is no CTF to undo; "
             "give the STAR of the CTF estimation"
         )
-    file_row = np.arange(len(data)) + 1  # what a user is told
-    if class_number is not None:
-        chosen = data.class_number == class_number
-        if not chosen.any():
-            raise InputError(
-                f"--class {class_number}: no particle of {data.path} is in it; it has classes "
-                f"{_few(np.unique(data.class_number))}"
-            )
-        data, file_row = data.take(chosen), file_row[chosen]
-    view = _common_view(data, file_row, view_tolerance, must_agree=method in PER_STACK)
-    with (
-        Job.create("restore", parameters, out, seed=seed, overwrite=overwrite) as job,
-        Progress("restore", quiet=quiet) as progress,
-    ):
-        for note in data.notes:
-            progress.note(note)
-        bad = data.find_bad_images(np.arange(len(data)))
-        if bad:
-            job.event(set_aside={int(file_row[row]): reason for row, reason in bad.items()})
-            progress.note(
-                f"{len(bad)} images set aside, listed in events.jsonl; the first: row "
-                f"{file_row[min(bad)]}, {bad[min(bad)]}"
-            )
-        good = np.setdiff1d(np.arange(len(data)), np.fromiter(bad, np.int64, len(bad)))
-        if not len(good):
-            raise InputError(
-                f"{data.path}: no usable image among {len(data)}; the first: row {file_row[0]}, "
-                f"{bad[0]}"
-            )
-        data = data.take(good)
-        view = None if view is None else _View(view.psi_deg[good], view.shift_px[good])
-        progress.start_iteration(1, len(data), method)
-        halves = _halves(data, seed)
-        if method in PER_STACK:
-            curve = _restore_stack(data, method, constant, view, halves, job, progress)
-        else:
-            curve = _restore_each(data, method, constant, view, halves, job, progress)
-        if curve is not None:
-            write_fsc_star(job.path("fsc.star"), HalfMapCurves(unmasked=curve))
-            save_fsc_plot(
-                job.path("fsc.png"),
-                {f"{method}, two halves": curve},
-                title="Fourier ring correlation of independent halves",
-            )
-            found = {
-                "resolution_angstrom": resolution_at(curve, 0.143),
-                "resolution_angstrom_at_0.5": resolution_at(curve, 0.5),
-            }
-            job.update(**found)
-        job.update(images=len(data), set_aside=len(bad))
-    return RestoreResult(job.folder, len(data), len(bad), curve)
-
-
-# ------------------------------------------------------------------ one image from all
-
-
-def _restore_stack(
-    data: Particles,
-    method: str,
-    constant: float,
-    view: _View | None,
-    halves: tuple[np.ndarray, np.ndarray],
-    job: Job,
-    progress: Progress,
-) -> Curve | None:
-    plane = half_plane(data.box, largest_radius(data.box))
-    sums = [StackSums.zero(len(plane)) for _ in halves]
-    for i, half in enumerate(halves):
-        for rows in _batches(half, data.box):
-            sums[i] += _aligned_sums(data, rows, view, plane)
-            progress.advance(len(rows))
-
-    def estimate(one: StackSums) -> Float[Tensor, "N N"]:
-        samples = (
-            wiener_stack(one, constant=constant)
-            if method == "wiener-stack"
-            else wiener_ssnr(one, measure_ssnr(one, plane), plane)
-        )
-        return inverse_fourier_transform(samples[None], plane)[0].float()
-
-    whole = sums[0] + sums[1]
-    restored = estimate(whole)
-    write_stack(job.path("restored.mrcs"), restored[None].numpy(), data.pixel_size_angstrom)
-    pictures = {
-        "raw image": torch.from_numpy(data.images(np.array([0]))[0]),
-        f"{method}, {whole.images} images": restored,
-    }
-    if method == "wiener-ssnr":
-        ssnr = measure_ssnr(whole, plane).numpy()
-        shells = np.arange(len(ssnr))
-        table = {
-            "rlnSpectralIndex": shells,
-            "rlnResolution": shells / (data.box * data.pixel_size_angstrom),
-            "rlnSsnrMap": ssnr,
-        }
-        write_star(job.path("ssnr.star"), {"ssnr": Table.from_columns(table)})
-    curve = None
-    if min(one.images for one in sums) >= (2 if method == "wiener-ssnr" else 1):
-        pair = [estimate(one) for one in sums]
-        for name, image in zip(("half1", "half2"), pair, strict=True):
-            write_stack(job.path(f"{name}.mrcs"), image[None].numpy(), data.pixel_size_angstrom)
-            pictures[name] = image
-        curve = fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
-    else:
-        progress.note("too few images for two halves: no FRC")
-    save_class_gallery(
-        job.path("restored.png"), np.stack([p.numpy() for p in pictures.values()]), list(pictures)
-    )
-    return curve
-
-
-def _aligned_sums(
-    data: Particles, rows: np.ndarray, view: _View | None, plane: HalfPlane
-) -> StackSums:
-    images = torch.from_numpy(data.images(rows))
-    parameters = CTFParameters.from_particles(data, rows)
-    psi = torch.zeros(len(rows)) if view is None else view.psi_deg[rows]
-    shift = torch.zeros(len(rows), 2) if view is None else view.shift_px[rows]
-    parameters = turned_ctf(parameters, psi)
-    frequencies = plane.frequencies(data.pixel_size_angstrom)
-    samples = (
-        aligned_transform(images, plane, psi_deg=psi, shift_px=shift)
-        * beam_tilt_phase(parameters, *frequencies).conj()
-    )
-    return stack_sums(
-        samples, ctf(parameters, *frequencies), torch.from_numpy(data.ctf_premultiplied[rows])
-    )
-
-
-# ------------------------------------------------------------------ every image by itself
-
-
-def _restore_each(
-    data: Particles,
-    method: str,
-    constant: float,
-    view: _View | None,
-    halves: tuple[np.ndarray, np.ndarray],
-    job: Job,
-    progress: Progress,
-) -> Curve | None:
-    plane = half_plane(data.box, largest_radius(data.box))
-    averages = [torch.zeros(len(plane), dtype=torch.complex128) for _ in halves]
-    gallery: tuple[np.ndarray, np.ndarray] | None = None
-    with StackWriter(job.path("restored.mrcs"), data.pixel_size_angstrom) as writer:
-        for rows in _batches(np.arange(len(data)), data.box):
-            images = torch.from_numpy(data.images(rows))
-            restored = restore_images(data, rows, images, method, constant)
-            writer.append(restored.numpy())
-            gallery = gallery or (images[:4].numpy(), restored[:4].numpy())
-            for i, half in enumerate(halves):
-                inside = np.isin(rows, half)
-                if view is not None and inside.any():
-                    psi, shift = view.psi_deg[rows[inside]], view.shift_px[rows[inside]]
-                    averages[i] += aligned_transform(
-                        restored[torch.from_numpy(inside)], plane, psi_deg=psi, shift_px=shift
-                    ).sum(0)
-            progress.advance(len(rows))
-    _without_ctf(data, job).write_star(job.path("particles.star"))
-    if gallery is not None:
-        titles = [f"raw {i + 1}" for i in range(len(gallery[0]))] + [
-            f"{method} {i + 1}" for i in range(len(gallery[1]))
-        ]
-        save_class_gallery(job.path("restored.png"), np.concatenate(gallery), titles)
-    if view is None or min(map(len, halves)) == 0:
-        progress.note("no FRC: it needs poses and images of one view, to average two halves")
-        return None
-    pair = inverse_fourier_transform(torch.stack(averages), plane)
-    return fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
-
-
-def restore_images(
-    data: Particles,
-    rows: np.ndarray,
-    images: Float[Tensor, "B N N"],
-    method: str,
-    constant: float = 0.1,
-) -> Float[Tensor, "B N N"]:
-    """Images `rows` of a data set restored one by one, over their whole transform.
-
-    The CTF of premultiplied images is C^2: division is by C^2, phases are right already, and
-    Wiener's `C X` is what is stored.
-    """
-    box = data.box
-    ky, kx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
-    frequencies = kx.flatten() / data.pixel_size_angstrom, ky.flatten() / data.pixel_size_angstrom
-    parameters = CTFParameters.from_particles(data, rows)
-    c = ctf(parameters, *frequencies)
-    x: Complex[Tensor, "B J"] = (
-        torch.fft.rfft2(images).flatten(1) * beam_tilt_phase(parameters, *frequencies).conj()
-    )
-    done = torch.from_numpy(data.ctf_premultiplied[rows])[:, None]
-    if method == "wiener":
-        restored = torch.where(
-            done, x / (c.square() + constant), wiener_filter(x, c, constant=constant)
-        )
-    else:
-        restored = {"divide": divide, "flip": phase_flip}[method](
-            x, torch.where(done, c.square(), c)
-        )
-    return torch.fft.irfft2(restored.unflatten(1, ky.shape), s=(box, box))
-
-
-def _without_ctf(data: Particles, job: Job) -> Particles:
-    """The data set of the restored stack: its images in their order, and no CTF left to undo."""
-    gone = (*DEFOCUS, "rlnCtfDataAreCtfPremultiplied", "csBlobSign")
-    names = [f"{i + 1:06d}@restored.mrcs" for i in range(len(data))]
-    return replace(
-        data,
-        table=data.table.without(*gone).with_columns({"rlnImageName": names}),
-        optics=None if data.optics is None else data.optics.without(*gone),
-        files=("restored.mrcs",),
-        stack_paths=(job.path("restored.mrcs"),),
-        image_file=np.zeros(len(data), np.int64),
-        image_index=np.arange(len(data)),
-    )
-
-
-# ------------------------------------------------------------------ views, halves, batches
-
-
-def _common_view(
-    data: Particles, file_row: np.ndarray, tolerance: float, *, must_agree: bool
-) -> _View | None:
-    """How to bring the images of one view together; None without poses, or where views differ and
-    need not agree."""
-    if not data.has_poses:
-        return None
-    rotations = euler_to_matrix(torch.from_numpy(data.rotations_deg))
-    x, y, z = (
-        rotations[:, 2].mean(0).tolist()
-    )  # viewing direction in object coordinates: the last row
-    mean = torch.tensor(
-        [np.degrees(np.arctan2(y, x)), np.degrees(np.arctan2(np.hypot(x, y), z)), 0.0],
-        dtype=torch.float64,
-    )
-    psi, away = in_plane_angles(rotations, euler_to_matrix(mean))
-    worst = int(away.argmax())
-    if away[worst] > tolerance:
-        if not must_agree:
-            return None
+    if class_number is None:
+        return np.arange(len(data))
+    chosen = np.flatnonzero(data.class_number == class_number)
+    if not len(chosen):
+        classes = np.unique(data.class_number)
+        few = ", ".join(map(str, classes[:8])) + (", ..." if len(classes) > 8 else "")
         raise InputError(
-            f"{data.path}: row {file_row[worst]} looks {away[worst]:.1f} degrees away from the "
-            "mean view, expected one view "
-            f"(within {tolerance:g}); choose one class with --class, select the images, or use "
-            "halfmap reconstruct"
+            f"--class {class_number}: no particle of {data.path} is in it; it has classes {few}"
         )
-    return _View(
-        psi.float(), torch.from_numpy(data.shift_angstrom / data.pixel_size_angstrom).float()
+    return chosen
+
+
+def _origin(data: Particles, task: Task, view: View | None) -> str:
+    """What the two halves are, and so what their FRC is worth."""
+    if set(data.half_set[task.rows].tolist()) == {1, 2}:
+        return "half sets of the file; independent if a refinement kept them apart"
+    if view is None:
+        return "drawn at random"
+    return "drawn at random; their poses share a reference, so the FRC is optimistic"
+
+
+def _write_curve(curve: Curve, job: Job, method: str, halves: str) -> None:
+    write_fsc_star(job.path("fsc.star"), HalfMapCurves(unmasked=curve))
+    save_fsc_plot(
+        job.path("pictures/fsc.png"),
+        {f"{method}, two halves": curve},
+        title=f"Fourier ring correlation of two halves\n{halves}",
     )
-
-
-def _halves(data: Particles, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of two independent halves: the file's half sets, or a random split."""
-    if set(np.unique(data.half_set)) == {1, 2}:
-        return np.flatnonzero(data.half_set == 1), np.flatnonzero(data.half_set == 2)
-    order = np.random.default_rng(seed).permutation(len(data))
-    return np.sort(order[: (len(data) + 1) // 2]), np.sort(order[(len(data) + 1) // 2 :])
-
-
-def _batches(rows: np.ndarray, box: int) -> Iterator[np.ndarray]:
-    size = max(1, _BATCH_PIXELS // box**2)
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
-
-
-def _few(values: np.ndarray) -> str:
-    return ", ".join(map(str, values[:8])) + (", ..." if len(values) > 8 else "")
+    job.update(
+        **{
+            "resolution_angstrom": resolution_at(curve, 0.143),
+            "resolution_angstrom_at_0.5": resolution_at(curve, 0.5),
+        }
+    )

@@ -23,6 +23,7 @@ from halfmap.commands._options import (
 )
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_density, write_map
+from halfmap.io.relion import ctf_columns
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.options import command, recorded
@@ -382,16 +383,8 @@ def _write_images(
 
 def _tables(truth: Truth, box: int, pixel: float) -> tuple[Table, dict[str, np.ndarray], Table]:
     """The particles without their poses, the columns of the truth, and the optics table."""
-    n, ctf = len(truth.state), truth.ctf
-    groups = int(truth.optics_group.max()) + 1
+    n, groups = len(truth.state), int(truth.optics_group.max()) + 1
     first = torch.tensor([int(torch.nonzero(truth.optics_group == g)[0]) for g in range(groups)])
-    per_group = {
-        "rlnVoltage": ctf.voltage_kv,
-        "rlnSphericalAberration": ctf.spherical_aberration_mm,
-        "rlnAmplitudeContrast": ctf.amplitude_contrast,
-        "rlnBeamTiltX": ctf.beam_tilt_x_mrad,
-        "rlnBeamTiltY": ctf.beam_tilt_y_mrad,
-    }
     optics: dict[str, Iterable[object]] = {
         "rlnOpticsGroup": np.arange(1, groups + 1),
         "rlnOpticsGroupName": [f"opticsGroup{g}" for g in range(1, groups + 1)],
@@ -399,17 +392,13 @@ def _tables(truth: Truth, box: int, pixel: float) -> tuple[Table, dict[str, np.n
         "rlnMicrographOriginalPixelSize": np.full(groups, pixel),
         "rlnImageSize": np.full(groups, box),
         "rlnImageDimensionality": np.full(groups, 2),
-        **{name: values[first].double().numpy() for name, values in per_group.items()},
+        **ctf_columns(truth.ctf.take(first), per_group=True),
     }
     particles: dict[str, Iterable[object]] = {
         "rlnImageName": [f"{i:06d}@particles.mrcs" for i in range(1, n + 1)],
         "rlnMicrographName": [f"mic{m + 1:05d}.mrc" for m in truth.micrograph.tolist()],
         "rlnOpticsGroup": truth.optics_group.numpy() + 1,
-        "rlnDefocusU": ctf.defocus_u_angstrom.double().numpy(),
-        "rlnDefocusV": ctf.defocus_v_angstrom.double().numpy(),
-        "rlnDefocusAngle": ctf.defocus_angle_deg.double().numpy(),
-        "rlnPhaseShift": ctf.phase_shift_deg.double().numpy(),
-        "rlnCtfBfactor": ctf.bfactor_angstrom2.double().numpy(),
+        **ctf_columns(truth.ctf, per_group=False),
     }
     known = {
         "rlnAngleRot": truth.angles_deg[:, 0].numpy(),

@@ -12,7 +12,7 @@ from torch import Tensor
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
-from halfmap.transfer_function import CTFParameters, beam_tilt_phase, ctf
+from halfmap.transfer_function import evaluate, no_transfer
 
 EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION's default
 
@@ -140,20 +140,13 @@ def load_batch(
     masked = fourier_transform(
         mask_particles(images, settings.particle_radius_px, -shift_px.round()), inner
     )
-    premultiplied = torch.from_numpy(particles.ctf_premultiplied[rows].astype(np.float32)).to(
-        device
-    )
     if settings.use_ctf:
-        parameters = CTFParameters.from_particles(particles, rows, device)
-        frequencies = plane.frequencies(particles.pixel_size_angstrom)
-        transfer = ctf(parameters, *frequencies)
-        if bool(
-            (parameters.beam_tilt_x_mrad != 0).any() or (parameters.beam_tilt_y_mrad != 0).any()
-        ):
-            phase = beam_tilt_phase(parameters, *frequencies).conj()
-            transforms, masked = transforms * phase, masked * phase[:, : len(inner)]
+        parameters = particles.transfer.take(rows).to(device)
+        optics = evaluate(parameters, *plane.frequencies(particles.pixel_size_angstrom))
     else:
-        transfer, premultiplied = torch.ones_like(transforms.real), torch.zeros_like(premultiplied)
+        optics = no_transfer(transforms)
+    transforms, masked = optics.correct_phases(transforms), optics.correct_phases(masked)
+    transfer, premultiplied = optics.ctf, optics.premultiplied.to(torch.float32)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
     by_group = noise_variance[:, plane.shell]
     sigma2 = by_group.index_select(0, group)

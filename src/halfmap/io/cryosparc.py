@@ -25,14 +25,16 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from halfmap.ctf_parameters import CTFParameters, Quantity, quantities
 from halfmap.errors import InputError
 from halfmap.io.files import replacing
 from halfmap.io.paths import split_image_names
-from halfmap.io.relion import ANGLES, MICROSCOPE, ParticleTables, ctf_columns, poses
+from halfmap.io.relion import ANGLES, ParticleTables, ctf_parameters, poses
 from halfmap.io.star import StarFile
 from halfmap.io.table import Table
 
 _ANGSTROM_PER_MM = 1e7
+_TILT = "ctf/tilt_A"  # Cs sin(tilt), a vector
 _IGNORED = ("ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/shift_A")
 
 
@@ -182,30 +184,9 @@ def cs_to_star(data: np.ndarray, path: str) -> tuple[StarFile, tuple[str, ...]]:
             item.decode("utf-8", "surrogateescape").removeprefix(">") for item in found
         ]
     if "ctf/df1_A" in have:
-        for name, relion in zip(
-            ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast"), MICROSCOPE, strict=True
-        ):
-            if name in have:
-                optics[relion] = data[name]
-        if "ctf/tilt_A" in have and (data["ctf/tilt_A"] != 0).any():
-            tilt = (
-                np.arcsin(
-                    data["ctf/tilt_A"]
-                    / (data["ctf/cs_mm"].astype(np.float64) * _ANGSTROM_PER_MM)[:, None]
-                )
-                * 1e3
-            )
-            optics["rlnBeamTiltX"], optics["rlnBeamTiltY"] = tilt.T
-        particles["rlnDefocusU"] = data["ctf/df1_A"]
-        for name, relion, factor in (
-            ("ctf/df2_A", "rlnDefocusV", 1.0),
-            ("ctf/df_angle_rad", "rlnDefocusAngle", 180 / np.pi),
-            ("ctf/phase_shift_rad", "rlnPhaseShift", 180 / np.pi),
-            ("ctf/bfactor", "rlnCtfBfactor", 1.0),
-            ("ctf/scale", "rlnCtfScalefactor", 1.0),
-        ):
-            if name in have:
-                particles[relion] = data[name].astype(np.float64) * factor
+        for one in quantities():
+            if (values := _from_cs(one, data)) is not None:
+                (optics if one.per_group else particles)[one.relion] = values
     particles |= _alignment_columns(data)
     if "blob/sign" in have and (data["blob/sign"] < 0).any():
         particles["csBlobSign"] = np.where(data["blob/sign"] < 0, -1, 1)
@@ -298,7 +279,7 @@ def star_to_cs(tables: ParticleTables, *, box: int, pixel_size_angstrom: float) 
     text = particles.strings("rlnImageName").tolist()
     names = split_image_names(text, tables.path)
     angles, shift, has_poses = poses(tables, pixel_size_angstrom)
-    ctf, has_ctf = ctf_columns(tables)
+    transfer, has_ctf = ctf_parameters(tables)
     if "csUid" in particles:
         uid = np.array([int(value) for value in particles.strings("csUid")], np.uint64)
     else:
@@ -318,27 +299,15 @@ def star_to_cs(tables: ParticleTables, *, box: int, pixel_size_angstrom: float) 
         "blob/sign": np.where(tables.floats("csBlobSign", 1.0) < 0, -1, 1).astype(np.float32),
     }
     if has_ctf:
-        tilt = np.stack([ctf["beam_tilt_x_mrad"], ctf["beam_tilt_y_mrad"]], axis=1)
         fields |= {
             "ctf/type": np.full(n, b"imported"),
             "ctf/exp_group_id": (_labels(tables) - 1).astype(np.uint32),
-            "ctf/accel_kv": ctf["voltage_kv"],
-            "ctf/cs_mm": ctf["spherical_aberration_mm"],
-            "ctf/amp_contrast": ctf["amplitude_contrast"],
-            "ctf/df1_A": ctf["defocus_u_angstrom"],
-            "ctf/df2_A": ctf["defocus_v_angstrom"],
-            "ctf/df_angle_rad": np.radians(ctf["defocus_angle_deg"]),
-            "ctf/phase_shift_rad": np.radians(ctf["phase_shift_deg"]),
-            "ctf/scale": ctf["ctf_scale"],
+            **_to_cs(transfer),
             "ctf/scale_const": np.zeros(n),
             "ctf/shift_A": np.zeros((n, 2)),
-            "ctf/tilt_A": np.sin(tilt * 1e-3)
-            * ctf["spherical_aberration_mm"][:, None]
-            * _ANGSTROM_PER_MM,
             "ctf/trefoil_A": np.zeros((n, 2)),
             "ctf/tetra_A": np.zeros((n, 4)),
             "ctf/anisomag": np.zeros((n, 4)),
-            "ctf/bfactor": ctf["ctf_bfactor_angstrom2"],
         }
     if has_poses or "rlnAnglePsi" in particles:
         kind = "alignments3D" if has_poses else "alignments2D"
@@ -371,6 +340,35 @@ def star_to_cs(tables: ParticleTables, *, box: int, pixel_size_angstrom: float) 
     for name, values in arrays.items():
         out[name] = values
     return out
+
+
+def _from_cs(one: Quantity, data: np.ndarray) -> np.ndarray | None:
+    """A CTF parameter in its own unit; None where the array has none, or a beam tilt of 0."""
+    if one.cs is None or one.cs not in _fields(data):
+        return None
+    values = data[one.cs].astype(np.float64)
+    if one.cs == _TILT:
+        if not values.any():
+            return None
+        spherical = data["ctf/cs_mm"].astype(np.float64) * _ANGSTROM_PER_MM
+        return np.arcsin(values[:, one.cs_component] / spherical) * 1e3
+    return np.degrees(values) if one.cs.endswith("_rad") else values
+
+
+def _to_cs(parameters: CTFParameters) -> dict[str, np.ndarray]:
+    """The CTF's fields of a `.cs` file."""
+    columns: dict[str, np.ndarray] = {}
+    for one in quantities():
+        values = getattr(parameters, one.name)
+        if one.cs is None:
+            continue
+        if one.cs == _TILT:
+            spherical = parameters.spherical_aberration_mm * _ANGSTROM_PER_MM
+            vector = columns.setdefault(_TILT, np.zeros((len(values), 2)))
+            vector[:, one.cs_component] = np.sin(values * 1e-3) * spherical
+        else:
+            columns[one.cs] = np.radians(values) if one.cs.endswith("_rad") else values
+    return columns
 
 
 def _labels(tables: ParticleTables) -> np.ndarray:

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from halfmap.io.relion import MICROSCOPE, OLD_ORIGINS, ORIGINS, ParticleTables
+from halfmap.ctf_parameters import PER_GROUP
+from halfmap.io.relion import OLD_ORIGINS, ORIGINS, ParticleTables
 from halfmap.io.table import Table
-
-_PER_GROUP = (*MICROSCOPE, "rlnBeamTiltX", "rlnBeamTiltY", "rlnCtfDataAreCtfPremultiplied")
 
 
 def relion31_blocks(
@@ -30,7 +29,7 @@ def relion31_blocks(
             particles = particles.with_columns(dict(zip(ORIGINS, shift_angstrom.T, strict=True)))
         particles = particles.without(*OLD_ORIGINS)
     if optics is None:
-        per_group = {name: tables.floats(name) for name in _PER_GROUP if name in particles}
+        per_group = {name: tables.floats(name) for name in PER_GROUP if name in particles}
         keys = np.stack([tables.optics_group, *per_group.values()], axis=1)
         groups, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         kept = "rlnOpticsGroup" in particles and len(groups) == len(np.unique(tables.optics_group))

@@ -2,7 +2,8 @@
 atomically."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -241,25 +242,54 @@ def _header(
     return header.tobytes()
 
 
+@contextmanager
+def _kept_on_failure(partial: Path, path: Path) -> Iterator[Path]:
+    """As `replacing`, under a name that stays where the block fails."""
+    yield partial
+    with open(partial, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(partial, path)
+
+
 class StackWriter:
     """Write a stack batch by batch, without holding it in memory; the file appears whole when the
     block ends without an error.
 
     with StackWriter("particles.mrcs", 1.3) as out:
         out.append(images)
+
+    A job that can be killed gives a `partial` file, which stays, to write in, and goes on with what
+    `save` told.
     """
 
-    def __init__(self, path: str | os.PathLike[str], pixel_size_angstrom: float) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        pixel_size_angstrom: float,
+        *,
+        partial: str | os.PathLike[str] | None = None,
+        saved: np.ndarray | None = None,
+    ) -> None:
         self._path, self._pixel_size = Path(path), pixel_size_angstrom
+        self._partial, self._saved = None if partial is None else Path(partial), saved
         self._shape: tuple[int, int] | None = None
         self._count, self._sum, self._sum2, self._min, self._max = 0, 0.0, 0.0, np.inf, -np.inf
 
     def __enter__(self) -> "StackWriter":
         self._open = ExitStack()
-        self._file = self._open.enter_context(
-            open(self._open.enter_context(replacing(self._path)), "wb")
-        )
-        self._file.write(bytes(_HEADER_BYTES))
+        if self._partial is None:
+            temporary = self._open.enter_context(replacing(self._path))
+        else:
+            temporary = self._open.enter_context(_kept_on_failure(self._partial, self._path))
+        going_on = self._saved is not None
+        self._file = self._open.enter_context(open(temporary, "r+b" if going_on else "wb"))
+        if self._saved is None:
+            self._file.write(bytes(_HEADER_BYTES))
+        else:
+            count, ny, nx, self._sum, self._sum2, self._min, self._max = self._saved.tolist()
+            self._count, self._shape = int(count), (int(ny), int(nx))
+            self._file.truncate(_HEADER_BYTES + 4 * self._count * self._shape[0] * self._shape[1])
+            self._file.seek(0, os.SEEK_END)
         return self
 
     def __exit__(self, kind, error, trace) -> bool | None:
@@ -268,6 +298,14 @@ class StackWriter:
                 self._finish()
             return None
         return self._open.__exit__(kind, error, trace)
+
+    def save(self) -> np.ndarray:
+        """Bring what was appended to the disk; the numbers with which another writer goes on
+        (`saved`) from here, in the `partial` file."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        ny, nx = self._shape or (0, 0)
+        return np.array([self._count, ny, nx, self._sum, self._sum2, self._min, self._max])
 
     def __len__(self) -> int:
         return self._count

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from halfmap.ctf_parameters import DEFOCUS, PER_GROUP, CTFParameters, quantities
 from halfmap.errors import InputError
 from halfmap.io.star import StarFile
 from halfmap.io.table import Table
@@ -12,8 +13,6 @@ from halfmap.io.table import Table
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OLD_ORIGINS = ("rlnOriginX", "rlnOriginY")  # pixels, RELION 3.0 and before
-DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
-MICROSCOPE = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,17 +170,16 @@ def poses(
     return angles, np.stack(shifts, axis=1), all(tables.has(name) for name in ANGLES)
 
 
-def ctf_columns(
-    tables: ParticleTables, *, use_ctf: bool = True
-) -> tuple[dict[str, np.ndarray], bool]:
-    """CTF arrays by the field names of `Particles`, and whether the file has a CTF at all
-    (`use_ctf=False`: zeros, no matter what it has).
+def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTFParameters, bool]:
+    """CTF parameters of all particles, arrays of float64, and whether the file has a CTF at all
+    (`use_ctf=False`: defaults, no matter what it has; whether images are premultiplied is read).
 
     Raises:
-        InputError: some CTF columns are there and others are missing.
+        InputError: some CTF columns are there and others are missing, or a value cannot be.
     """
     has_ctf = use_ctf and any(tables.has(name) for name in DEFOCUS)
-    missing = [name for name in (*DEFOCUS, *MICROSCOPE) if not tables.has(name)]
+    required = [one.relion for one in quantities() if one.required]
+    missing = [name for name in required if not tables.has(name)]
     if has_ctf and missing:
         names = ", ".join(f"_{name}" for name in missing)
         raise InputError(
@@ -189,26 +187,50 @@ def ctf_columns(
             "--no-ctf"
         )
     columns = {
-        "defocus_u_angstrom": ("rlnDefocusU", 0.0),
-        "defocus_v_angstrom": ("rlnDefocusV", 0.0),
-        "defocus_angle_deg": ("rlnDefocusAngle", 0.0),
-        "voltage_kv": ("rlnVoltage", 0.0),
-        "spherical_aberration_mm": ("rlnSphericalAberration", 0.0),
-        "amplitude_contrast": ("rlnAmplitudeContrast", 0.0),
-        "phase_shift_deg": ("rlnPhaseShift", 0.0),
-        "ctf_bfactor_angstrom2": ("rlnCtfBfactor", 0.0),
-        "ctf_scale": ("rlnCtfScalefactor", 1.0),
-        "beam_tilt_x_mrad": ("rlnBeamTiltX", 0.0),
-        "beam_tilt_y_mrad": ("rlnBeamTiltY", 0.0),
+        one.name: tables.floats(one.relion, one.default)
+        for one in quantities()
+        if use_ctf or one.name == "premultiplied"
     }
-    n = len(tables.particles)
-    arrays = {
-        field: tables.floats(name, default) if use_ctf else np.full(n, default)
-        for field, (name, default) in columns.items()
-    }
-    if has_ctf and arrays["voltage_kv"].min() <= 0:
-        raise InputError(
-            f"{tables.path}: row {int(arrays['voltage_kv'].argmin()) + 1}, column _rlnVoltage: "
-            "expected more than 0 kV"
-        )
-    return arrays, has_ctf
+    columns["premultiplied"] = columns["premultiplied"] != 0
+    parameters = CTFParameters(**columns).arrays(len(tables.particles))
+    if has_ctf:
+        parameters.check(lambda row, name: f"{tables.path}: row {row + 1}, column _{name}")
+    return parameters, has_ctf
+
+
+def ctf_columns(parameters: CTFParameters, *, per_group: bool) -> dict[str, np.ndarray]:
+    """RELION's columns of the fields that are arrays or tensors, float64 in the order of the
+    fields: those of the optics table, or all others. Plain numbers are left out."""
+    columns = {}
+    for one in quantities():
+        value = getattr(parameters, one.name)
+        if one.per_group == per_group and np.ndim(value):
+            values = np.asarray(value, np.float64)
+            columns[one.relion] = values.astype(np.int64) if one.name == "premultiplied" else values
+    return columns
+
+
+def write_transfer(
+    tables: ParticleTables, columns: dict[str, np.ndarray]
+) -> tuple[Table, Table | None]:
+    """The particle and the optics table with CTF columns (RELION's names, `(n,)`) added or
+    replaced.
+
+    What RELION keeps per optics group goes into the optics table where it is one value in each
+    group; else into the particle table, which `ParticleTables.floats` then reads.
+    """
+    particles, optics = tables.particles, tables.optics
+    group = tables.optics_group
+    for name, values in columns.items():
+        if optics is not None and (name in optics or (name in PER_GROUP and name not in particles)):
+            first = np.unique(group, return_index=True)
+            per_group = np.full(len(optics), values[0])
+            if name in optics:
+                per_group = optics.floats(name).astype(values.dtype)
+            per_group[first[0]] = values[first[1]]
+            if np.array_equal(per_group[group], values):
+                optics = optics.with_columns({name: per_group})
+                continue
+            optics = optics.without(name)
+        particles = particles.with_columns({name: values})
+    return particles, optics

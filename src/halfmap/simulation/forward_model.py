@@ -20,7 +20,7 @@ from torch import Tensor
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, shift_phases
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, beam_tilt_phase, ctf
+from halfmap.transfer_function import CTFParameters, evaluate
 
 GOOD, EMPTY, ICE, OVERLAP = 0, 1, 2, 3  # what halfmapTruthJunk says of a particle
 PREFERRED_SPREAD_DEG = 15.0
@@ -291,7 +291,6 @@ def draw_truth(recipe: Recipe) -> Truth:
             amplitude_contrast=column(recipe.amplitude_contrast),
             phase_shift_deg=column(recipe.phase_shift_deg),
             bfactor_angstrom2=column(recipe.bfactor_angstrom2),
-            scale=column(1.0),
             beam_tilt_x_mrad=column(recipe.beam_tilt_mrad * np.cos(tilt_azimuth)),
             beam_tilt_y_mrad=column(recipe.beam_tilt_mrad * np.sin(tilt_azimuth)),
         ),
@@ -330,11 +329,8 @@ def clean_images(
             samples[row] = (
                 _ice(volume, rng, plane) if junk[row] == ICE else torch.zeros_like(samples[row])
             )
-    parameters = truth.ctf.take(indices)
-    kx, ky = plane.frequencies(pixel_size_angstrom)
-    samples = samples * ctf(parameters, kx, ky)
-    if bool(parameters.beam_tilt_x_mrad.any()) or bool(parameters.beam_tilt_y_mrad.any()):
-        samples = samples * beam_tilt_phase(parameters, kx, ky)
+    transfer = evaluate(truth.ctf.take(indices), *plane.frequencies(pixel_size_angstrom))
+    samples = transfer.image(samples)
     return inverse_fourier_transform(samples, plane)
 
 

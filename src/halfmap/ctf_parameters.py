@@ -1,0 +1,253 @@
+"""What the microscope did to each image, as numbers: every parameter of the contrast transfer
+function stands once, here.
+
+A further parameter (trefoil and tetrafoil, an anisotropic magnification, a dose) is one more field
+of `CTFParameters` with its unit, default, limits, RELION column and cryoSPARC field; `io` then
+reads and writes it, data sets carry it, and `halfmap.transfer_function.evaluate` is the one place
+that turns it into numbers per Fourier sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from halfmap.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# a plain number (serves all images), an array (n,) or a tensor (B,)
+Column: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a parameter may be, in words and as a test of an array."""
+
+    expected: str
+    allowed: Callable[[np.ndarray], np.ndarray]
+
+
+FINITE = Limits("a finite number", np.isfinite)
+ABOVE_ZERO = Limits("more than 0", lambda values: np.isfinite(values) & (values > 0))
+A_SHARE = Limits("a number from 0 to 1", lambda values: (values >= 0) & (values <= 1))
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One parameter: its unit and default, what it may be, and where files keep it.
+
+    `relion` is its column in RELION's tables, `per_group` if RELION keeps it in the optics table.
+    `cs` is cryoSPARC's field, `cs_component` the place in a field that is a vector. A CTF is not
+    complete without the `required` ones.
+    """
+
+    name: str
+    default: float
+    unit: str
+    relion: str
+    cs: str | None = None
+    cs_component: int | None = None
+    required: bool = False
+    per_group: bool = False
+    limits: Limits = FINITE
+
+
+@dataclass(frozen=True, eq=False)
+class CTFParameters:
+    """Parameters of n images, in the units of their names; `quantities()` tells more of each.
+
+    A field is a number, which serves all images, an array `(n,)` (data sets: float64), or a tensor
+    `(B,)` (batches: float32, by `to`). Underfocus is positive, the defocus angle is measured from
+    the x axis to the axis of defocus U. `premultiplied` images hold `C X` in place of `X`.
+
+    Raises:
+        InputError: fields of different lengths, or of more than one dimension.
+    """
+
+    defocus_u_angstrom: Column = field(
+        default=0.0,
+        metadata={"unit": "A", "relion": "rlnDefocusU", "cs": "ctf/df1_A", "required": True},
+    )
+    defocus_v_angstrom: Column = field(
+        default=0.0,
+        metadata={"unit": "A", "relion": "rlnDefocusV", "cs": "ctf/df2_A", "required": True},
+    )
+    defocus_angle_deg: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "degrees",
+            "relion": "rlnDefocusAngle",
+            "cs": "ctf/df_angle_rad",
+            "required": True,
+        },
+    )
+    voltage_kv: Column = field(
+        default=300.0,
+        metadata={
+            "unit": "kV",
+            "relion": "rlnVoltage",
+            "cs": "ctf/accel_kv",
+            "required": True,
+            "per_group": True,
+            "limits": ABOVE_ZERO,
+        },
+    )
+    spherical_aberration_mm: Column = field(
+        default=2.7,
+        metadata={
+            "unit": "mm",
+            "relion": "rlnSphericalAberration",
+            "cs": "ctf/cs_mm",
+            "required": True,
+            "per_group": True,
+        },
+    )
+    amplitude_contrast: Column = field(
+        default=0.1,
+        metadata={
+            "unit": "share of 1",
+            "relion": "rlnAmplitudeContrast",
+            "cs": "ctf/amp_contrast",
+            "required": True,
+            "per_group": True,
+            "limits": A_SHARE,
+        },
+    )
+    phase_shift_deg: Column = field(
+        default=0.0,
+        metadata={"unit": "degrees", "relion": "rlnPhaseShift", "cs": "ctf/phase_shift_rad"},
+    )
+    bfactor_angstrom2: Column = field(
+        default=0.0, metadata={"unit": "A^2", "relion": "rlnCtfBfactor", "cs": "ctf/bfactor"}
+    )
+    scale: Column = field(
+        default=1.0, metadata={"unit": "factor", "relion": "rlnCtfScalefactor", "cs": "ctf/scale"}
+    )
+    beam_tilt_x_mrad: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "mrad",
+            "relion": "rlnBeamTiltX",
+            "cs": "ctf/tilt_A",
+            "cs_component": 0,
+            "per_group": True,
+        },
+    )
+    beam_tilt_y_mrad: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "mrad",
+            "relion": "rlnBeamTiltY",
+            "cs": "ctf/tilt_A",
+            "cs_component": 1,
+            "per_group": True,
+        },
+    )
+    premultiplied: Column = field(
+        default=False,
+        metadata={
+            "unit": "yes or no",
+            "relion": "rlnCtfDataAreCtfPremultiplied",
+            "per_group": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for one in quantities():
+            value = getattr(self, one.name)
+            if isinstance(value, list | tuple):
+                object.__setattr__(self, one.name, np.asarray(value, np.float64))
+        shapes = {name: tuple(np.shape(value)) for name, value in self._columns() if np.ndim(value)}
+        if len(set(shapes.values())) > 1 or any(len(shape) > 1 for shape in shapes.values()):
+            raise InputError(
+                "CTF parameters: expected one number for all images or one for each, shapes "
+                f"{', '.join(f'{shape} of {name}' for name, shape in shapes.items())} arrived"
+            )
+
+    def _columns(self) -> list[tuple[str, Column]]:
+        return [(one.name, getattr(self, one.name)) for one in quantities()]
+
+    def __len__(self) -> int:
+        """The number of images; 1 where every field is a plain number."""
+        return next((len(value) for _, value in self._columns() if np.ndim(value)), 1)
+
+    def take(self, rows: Any) -> CTFParameters:
+        """The images at `rows`: integers, a mask, or a slice; numbers that serve all stay."""
+        taken = {name: value[rows] for name, value in self._columns() if np.ndim(value)}
+        return replace(self, **taken)
+
+    def to(self, device: torch.device | str) -> CTFParameters:
+        """Tensors on `device`, one number per image in each; numbers and arrays become float32.
+
+        Raises:
+            InputError: a value that cannot be, named by field and row.
+        """
+        import torch
+
+        n, changed = len(self), {}
+        for name, value in self._columns():
+            if not isinstance(value, torch.Tensor):
+                _check(QUANTITY[name], np.atleast_1d(value), lambda row: f"image {row + 1}")
+                wanted = torch.bool if name == "premultiplied" else torch.float32
+                value = torch.as_tensor(value).to(wanted)
+            changed[name] = value.to(device).expand(n)
+        return replace(self, **changed)
+
+    def arrays(self, n: int) -> CTFParameters:
+        """Arrays `(n,)` in every field, float64 (bool for `premultiplied`).
+
+        Raises:
+            InputError: the fields hold another number of images.
+        """
+        if any(np.ndim(value) for _, value in self._columns()) and len(self) != n:
+            raise InputError(
+                f"CTF parameters: expected one number for each of {n} images, {len(self)} arrived"
+            )
+        changed = {}
+        for name, value in self._columns():
+            value = value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
+            wanted = bool if name == "premultiplied" else np.float64
+            changed[name] = np.broadcast_to(np.asarray(value, wanted), n).copy()
+        return replace(self, **changed)
+
+    def check(self, where: Callable[[int, str], str]) -> None:
+        """Refuse values that cannot be; `where` names the place of a row (from 0) and RELION
+        column.
+
+        Raises:
+            InputError: naming the first such place.
+        """
+        for one in quantities():
+            values = np.atleast_1d(np.asarray(getattr(self, one.name), np.float64))
+            _check(one, values, lambda row, one=one: where(row, one.relion))  # type: ignore[misc]
+
+
+def _check(one: Quantity, values: np.ndarray, where: Callable[[int], str]) -> None:
+    wrong = np.flatnonzero(~one.limits.allowed(values))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{where(row)}, CTF parameter {one.name}: expected {one.limits.expected} "
+            f"({one.unit}), found {values[row]:g}; correct the value or remove the particle"
+        )
+
+
+@cache
+def quantities() -> tuple[Quantity, ...]:
+    """Every parameter, in the order of the fields of `CTFParameters`."""
+    return tuple(
+        Quantity(name=one.name, default=getattr(CTFParameters, one.name), **one.metadata)
+        for one in fields(CTFParameters)
+    )
+
+
+QUANTITY = {one.name: one for one in quantities()}
+# a file has a CTF where it has these columns
+DEFOCUS = tuple(one.relion for one in quantities() if one.required and not one.per_group)
+PER_GROUP = tuple(one.relion for one in quantities() if one.per_group)
