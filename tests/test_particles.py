@@ -544,6 +544,23 @@ def test_a_new_transfer_function_is_written_where_relion_keeps_it(folder):
     assert again.transfer.beam_tilt_x_mrad.tolist() == [0.1, 0.2, 0.3, 0.4]
 
 
+def test_particles_of_the_old_layout_get_an_optics_group_for_each_new_microscope(folder):
+    columns = {name: [values[0]] * 4 for name, values in OPTICS.items() if "Voltage" not in name}
+    columns |= {"rlnVoltage": [300.0] * 4}
+    path = save(folder, optics=None, drop=("rlnOpticsGroup", "rlnOpticsGroupName"), **columns)
+    p = load_particles(path)
+    q = p.with_transfer(replace(p.transfer, voltage_kv=[300.0, 200.0, 300.0, 200.0]))
+    q.write_star(folder / "new.star")
+    again = load_particles(folder / "new.star")
+    assert again.optics.floats("rlnVoltage")[again.optics_group].tolist() == [300, 200, 300, 200]
+    np.testing.assert_array_equal(again.transfer.voltage_kv, q.transfer.voltage_kv)
+
+
+def test_the_ctfs_columns_are_no_results(folder):
+    with pytest.raises(InputError, match=r"rlnDefocusU.*with_transfer"):
+        load_particles(save(folder)).with_results(extra={"rlnDefocusU": np.zeros(4)})
+
+
 def test_parameters_that_went_through_float32_leave_the_file_as_it_was(folder):
     p = load_particles(save(folder))
     p.write_star(folder / "old.star")

@@ -153,12 +153,18 @@ class Particles:
         extra: Mapping[str, np.ndarray] | None = None,
     ) -> "Particles":
         """Data set with new poses, classes, half sets or further RELION columns (`extra`), which
-        `write_star` will write.
+        `write_star` will write; the CTF's columns are `with_transfer`'s.
 
         Raises:
-            InputError: an array has not one row per particle.
+            InputError: an array has not one row per particle, or a column is the CTF's.
         """
         columns = dict(extra or {})
+        for one in quantities():
+            if one.relion in columns:
+                raise InputError(
+                    f"column {one.relion}: expected a result, this is a parameter of the CTF; "
+                    "change it by with_transfer"
+                )
         changed: dict[str, object] = {}
         if rotations_deg is not None:
             changed["rotations_deg"], changed["has_poses"] = (
@@ -193,15 +199,7 @@ class Particles:
             InputError: another number of images, or a value that cannot be, named by its row.
         """
         if transfer is None:
-            gone = (*DEFOCUS, QUANTITY["premultiplied"].relion)
-            return replace(
-                self,
-                transfer=CTFParameters().arrays(len(self)),
-                has_ctf=False,
-                table=self.table.without(*gone),
-                optics=None if self.optics is None else self.optics.without(*gone),
-                new_columns={k: v for k, v in self.new_columns.items() if k not in gone},
-            )
+            return self._without_transfer()
         new = transfer.arrays(len(self))
         new.check(lambda row, name: f"{self.path}: row {row + 1}, column _{name}")
         tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
@@ -222,6 +220,17 @@ class Particles:
             table=table,
             optics=optics,
             new_columns=rest,
+        )
+
+    def _without_transfer(self) -> "Particles":
+        gone = (*DEFOCUS, QUANTITY["premultiplied"].relion)
+        return replace(
+            self,
+            transfer=CTFParameters().arrays(len(self)),
+            has_ctf=False,
+            table=self.table.without(*gone),
+            optics=None if self.optics is None else self.optics.without(*gone),
+            new_columns={k: v for k, v in self.new_columns.items() if k not in gone},
         )
 
     def ctf(self, index: int) -> np.ndarray:
