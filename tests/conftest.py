@@ -12,6 +12,8 @@ SHARED_DATA = Path(
     os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
 
+os.environ.setdefault("HALFMAP_STRICT_PICTURES", "1")  # a picture that fails, fails its test
+
 _CHECKED = [
     "transfer_function",
     "fourier",

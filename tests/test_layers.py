@@ -100,5 +100,5 @@ def test_the_order_forbids_what_it_should() -> None:
     assert breaches("reconstruction", {"halfmap.likelihood"}) == ["likelihood"]
     assert breaches("io", {"halfmap.particles"}) == ["particles"]
     assert breaches("engine", {"halfmap.workspace.job", "halfmap.errors"}) == ["workspace"]
-    assert breaches("methods", {"halfmap.plots.pictures"}) == ["plots"]
+    assert breaches("methods", {"halfmap.plots.tiles"}) == ["plots"]
     assert breaches("commands", {"halfmap.cli.main"}) == ["cli"]

@@ -291,13 +291,18 @@ def half_map_curves(
     )
 
 
-def write_fsc_star(path: str | Path, curves: HalfMapCurves | Curve) -> None:
+def write_fsc_star(
+    path: str | Path, curves: HalfMapCurves | Curve, *, optimistic: bool = False
+) -> None:
     """Curves as RELION's postprocess writes them: ``data_general`` with the resolution at 0.143,
-    ``data_fsc`` with a row per shell."""
+    ``data_fsc`` with a row per shell; where the halves share references,
+    ``_halfmapResolutionIsOptimistic 1`` beside the resolution."""
     if isinstance(curves, Curve):
         curves = HalfMapCurves(unmasked=curves)
     final, first = curves.final, curves.unmasked
-    general = {"rlnFinalResolution": resolution_at(final, 0.143)}
+    general: dict[str, float] = {"rlnFinalResolution": resolution_at(final, 0.143)}
+    if optimistic:
+        general["halfmapResolutionIsOptimistic"] = 1
     if curves.randomised_from is not None:
         general["rlnRandomiseFrom"] = first.box * first.pixel_size_angstrom / curves.randomised_from
     resolution = first.resolution_angstrom.numpy().copy()

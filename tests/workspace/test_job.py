@@ -3,7 +3,6 @@ stopped."""
 
 # ruff: noqa: PT012  (the exception has to leave the job's block)
 
-import io
 import json
 import os
 import signal
@@ -16,13 +15,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import halfmap
 from halfmap.errors import InputError
 from halfmap.workspace import job as jobs
 from halfmap.workspace.job import Job, JobStopped, read_events, read_job
-from halfmap.workspace.progress import Progress, _duration
 
 
 def make(out: Path, command: str = "refine", seed: int = 1, **options: bool) -> Job:
@@ -377,37 +374,3 @@ def test_job_json_is_valid_json_at_every_moment(tmp_path: Path) -> None:
         "resolution_angstrom": None,
         "table": [[1.0, 0.0], [0.0, 1.0]],
     }
-
-
-def run_progress(*, terminal: bool, quiet: bool = False) -> str:
-    stream = io.StringIO()
-    console = Console(file=stream, force_terminal=terminal, width=120)
-    with Progress("refine", iterations=2, quiet=quiet, console=console) as progress:
-        for iteration in (1, 2):
-            progress.start_iteration(iteration, 100, "search")
-            progress.advance(50)
-            assert "50/100" in progress._numbers()
-            assert "left" in progress._numbers()
-            progress.advance(50)
-            progress.finish_iteration("7.5 Å", resolution_angstrom=7.5)
-    return stream.getvalue()
-
-
-def test_progress_prints_one_line_per_iteration_without_a_terminal() -> None:
-    lines = run_progress(terminal=False).splitlines()
-    assert len(lines) == 2
-    assert lines[1].startswith("refine 2/2: 7.5 Å (")
-
-
-def test_progress_on_a_terminal_and_quiet() -> None:
-    assert "refine 1/2" in run_progress(terminal=True)
-    assert run_progress(terminal=True, quiet=True) == run_progress(terminal=False, quiet=True) == ""
-
-
-def test_durations() -> None:
-    assert [_duration(seconds) for seconds in (1.23, 59.9, 61, 3723)] == [
-        "1.2 s",
-        "59.9 s",
-        "1:01",
-        "1:02:03",
-    ]

@@ -15,7 +15,7 @@ from halfmap.io.mrc import StackWriter, open_stack, write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.particles import Particles
-from halfmap.plots.pictures import save_class_gallery
+from halfmap.plots.tiles import save_class_gallery
 from halfmap.resolution import Curve, fourier_shell_correlation
 from halfmap.restoration import (
     StackSums,
@@ -31,7 +31,7 @@ from halfmap.restoration import (
 from halfmap.so3 import euler_to_matrix
 from halfmap.transfer_function import evaluate, phase_flip, rfft2_frequencies, turned_ctf
 from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 PER_IMAGE = ("divide", "flip", "wiener")
 PER_STACK = ("wiener-stack", "wiener-ssnr")
@@ -294,9 +294,10 @@ def _without_ctf(data: Particles, job: Job) -> Particles:
 
 
 def _show(job: Job, pictures: dict[str, np.ndarray]) -> None:
-    save_class_gallery(
-        job.path("pictures/restored.png"), np.stack(list(pictures.values())), list(pictures)
-    )
+    with drawing("restored.png"):
+        save_class_gallery(
+            job.path("pictures/restored.png"), np.stack(list(pictures.values())), list(pictures)
+        )
 
 
 def _batches(rows: np.ndarray, box: int) -> Iterator[np.ndarray]:

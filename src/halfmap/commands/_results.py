@@ -1,7 +1,6 @@
 """What every job leaves behind: particles with their poses, maps and class images, curves,
 pictures."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,38 +11,93 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
+from halfmap.commands._summaries import (
+    OPTIMISTIC,
+    angstrom,
+    counted,
+    ending,
+    iteration_in_words,
+    map_name,
+    mask_in_words,
+    reached,
+    resolved,
+    where,
+)
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
 from halfmap.engine.method import Method
 from halfmap.engine.problem import Problem
 from halfmap.engine.significant_poses import SignificantPoses
-from halfmap.engine.state import IterationRecord, State
+from halfmap.engine.state import State
 from halfmap.io.mrc import write_map
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
-from halfmap.plots.pictures import (
-    save_convergence_plot,
-    save_fsc_plot,
-    save_map_picture,
-    save_orientation_plot,
-)
+from halfmap.plots.curves import save_convergence_plot, save_fsc_plot
+from halfmap.plots.orientations import save_orientation_plot
+from halfmap.plots.tiles import save_map_picture
 from halfmap.projection import Sums
 from halfmap.reconstruction import unregularised
 from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
 from halfmap.workspace.job import Job, read_events
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 
 @dataclass(frozen=True)
 class RefinementResult:
-    """Where a 3D job's results are; its resolution (FSC 0.143, corrected for the mask; the best
-    class's) and that of each class."""
+    """Where a job's map is and how well it is resolved (FSC 0.143, corrected for the mask, and
+    unmasked); of how many particles it was made, in how many iterations (None: at given poses)."""
 
     folder: Path
+    map_path: Path
     resolution_angstrom: float
-    resolutions_angstrom: tuple[float, ...]
+    unmasked_angstrom: float
+    mask: str
+    particles: int
+    iterations: int | None = None
+    converged: bool = False
+
+    @property
+    def resolutions_angstrom(self) -> tuple[float, ...]:
+        return (self.resolution_angstrom,)
+
+    @property
+    def summary(self) -> str:
+        """The last line of the job."""
+        how = (
+            "at the poses given"
+            if self.iterations is None
+            else ending(self.iterations, converged=self.converged)
+        )
+        return (
+            f"{resolved(self.resolution_angstrom)} (FSC 0.143, mask-corrected, {self.mask}; "
+            f"unmasked {angstrom(self.unmasked_angstrom)}), {counted(self.particles, 'particle')}, "
+            f"{how}: {where(self.map_path)}"
+        )
+
+
+def refinement_result(
+    problem: Problem,
+    final: "FinalMaps",
+    *,
+    folder: Path,
+    map_path: Path,
+    mask: str | Path | None,
+    iterations: int | None = None,
+    converged: bool = False,
+) -> RefinementResult:
+    """What a job of one map reached."""
+    return RefinementResult(
+        folder,
+        map_path,
+        resolution_angstrom=final.resolutions_angstrom[0],
+        unmasked_angstrom=resolution_at(final.curves[0].unmasked, 0.143),
+        mask=mask_in_words(problem, mask),
+        particles=int((problem.half >= 0).sum()),
+        iterations=iterations,
+        converged=converged,
+    )
 
 
 def run_iterations(
@@ -67,14 +121,19 @@ def run_iterations(
     else:
         state = state_from_arrays(*saved)
         progress.note(f"going on after iteration {state.iteration}")
-    show(state)
+
+    def draw(state: State) -> None:
+        with drawing(f"the pictures after iteration {state.iteration}"):
+            show(state)
 
     def start(state: State) -> int:
-        """Announce the next iteration; how many images it has."""
+        """Announce the next iteration, if there is one; how many images it has."""
         images = int((method.select(state, problem.half) >= 0).sum())
-        progress.start_iteration(state.iteration + 1, images)
+        if state.iteration < iterations and not method.converged(state):
+            progress.start_iteration(state.iteration + 1, images)
         return images
 
+    draw(state)
     images = start(state)
     for new, seconds in run(
         problem, method, state, iterations=iterations, advance=progress.advance
@@ -84,17 +143,13 @@ def run_iterations(
         cost_ms = 1e3 * sum(seconds.values()) / images
         job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms)
         job.save_checkpoint(*state_to_arrays(state))
-        show(state)
-        progress.finish_iteration(
-            _summary(record, cost_ms), resolution_angstrom=record.resolution_angstrom
-        )
+        draw(state)
+        strength = state.find(NormAndScale)
+        outliers = 0 if strength is None else strength.outliers
+        words = iteration_in_words(record, problem, cost_ms, outliers=outliers)
+        progress.finish_iteration(words, reached=reached(record, problem))
         images = start(state)
     return state
-
-
-def map_name(k: int, n_classes: int) -> str:
-    """What the files of map k are called: `map`, or with several classes `class001` ..."""
-    return "map" if n_classes == 1 else f"class{k + 1:03d}"
 
 
 def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
@@ -115,21 +170,6 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
         )
     if state.find(SignificantPoses) is not None:
         save_direction_snapshot(job, problem, settings, state)
-
-
-def _angstrom(resolution: float) -> str:
-    return f"{resolution:.2f} A" if math.isfinite(resolution) else "none"
-
-
-def _summary(record: IterationRecord, cost_ms: float) -> str:
-    words = f"resolution {_angstrom(record.resolution_angstrom or math.inf)}"
-    if record.iteration > 1:
-        turned, shifted = record.angular_change_deg, record.shift_change_angstrom
-        words += f", poses moved {turned:.2f} deg and {shifted:.2f} A (median)"
-    words += f", {record.mean_significant:.1f} poses and {cost_ms:.2f} ms an image"
-    if record.empty_classes:
-        words += f", {record.empty_classes} empty classes reseeded"
-    return words
 
 
 def _certainty(problem: Problem, state: State) -> dict[str, float]:
@@ -172,7 +212,7 @@ def last_maps(
 ) -> FinalMaps:
     """The final maps of the last state: both halves summed to the last shell, at the poses and
     weights it holds."""
-    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    progress.start_stage("final maps", int((problem.half >= 0).sum()))
     sums = sum_at_significant_poses(problem, method.assign, state, advance=progress.advance)
     return final_maps(problem, settings, sums, noise_variance(state))
 
@@ -205,29 +245,34 @@ def write_map_files(
     prefix: str,
     pictures: str,
     with_halves: bool = True,
+    optimistic: bool = False,
 ) -> None:
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
-    `{prefix}fsc.star` and the curve's picture too."""
+    `{prefix}fsc.star` and the curve's picture too. `optimistic`: the halves share references, and
+    title and table say so."""
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
+    remark = f", {OPTIMISTIC}" if optimistic else ""
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
-    title = f"{map_path.stem}, {_angstrom(resolution)} at FSC 0.143"
-    save_map_picture(
-        f"{pictures}{map_path.stem}.png", final.maps[k].numpy(), pixel_size_angstrom, title=title
-    )
-    if with_halves:
-        for h in range(2):
-            write_map(
-                Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom
-            )
-        write_fsc_star(f"{prefix}fsc.star", curves)
-        shown = {
-            "unmasked": curves.unmasked,
-            "masked": curves.masked,
-            "corrected for the mask": curves.corrected,
-        }
+    picture = f"{pictures}{map_path.stem}.png"
+    with drawing(picture):
+        title = f"{map_path.stem}, {angstrom(resolution)} at FSC 0.143{remark}"
+        save_map_picture(picture, final.maps[k].numpy(), pixel_size_angstrom, title=title)
+    if not with_halves:
+        return
+    for h in range(2):
+        write_map(Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom)
+    write_fsc_star(f"{prefix}fsc.star", curves, optimistic=optimistic)
+    shown = {
+        "unmasked": curves.unmasked,
+        "masked": curves.masked,
+        "corrected for the mask": curves.corrected,
+    }
+    picture = f"{pictures}{Path(prefix + 'fsc').name}.png"
+    with drawing(picture):
         save_fsc_plot(
-            f"{pictures}{Path(prefix + 'fsc').name}.png",
+            picture,
             {label: c for label, c in shown.items() if c is not None},
+            title=f"{map_path.stem}{remark}" if optimistic else "",
             reference=0.143,
         )
 
@@ -270,13 +315,20 @@ def write_pictures(job: Job, problem: Problem, settings: Settings, state: State)
     used = torch.nonzero(problem.half >= 0)[:, 0]
     angles = matrix_to_euler(state.poses.select_images(used).rotations.double()).numpy()
     if problem.dimensions == 3:
-        save_orientation_plot(
-            job.path("pictures/orientations.png"),
-            angles,
-            symmetry=np.asarray(problem.symmetry.cpu()),
-        )
+        with drawing("orientations.png"):
+            save_orientation_plot(
+                job.path("pictures/orientations.png"),
+                angles,
+                symmetry=np.asarray(problem.symmetry.cpu()),
+            )
         if state.find(SignificantPoses) is not None:
-            plot_direction_snapshots(job, problem, settings, state)
+            with drawing("gamma.png"):
+                plot_direction_snapshots(job, problem, settings, state)
     events = read_events(job.folder)
     if len(events) > 1:
-        save_convergence_plot(job.path("pictures/convergence.png"), events)
+        with drawing("convergence.png"):
+            save_convergence_plot(
+                job.path("pictures/convergence.png"),
+                events,
+                optimistic=problem.matched_to == "other",
+            )

@@ -2,7 +2,6 @@
 engine's problem."""
 
 import math
-import os
 from typing import Literal
 
 import numpy as np
@@ -21,7 +20,7 @@ from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import PADDING, grid_shape
 from halfmap.symmetry import symmetry_matrices
 from halfmap.workspace.job import Job
-from halfmap.workspace.machine import use_threads
+from halfmap.workspace.machine import physical_memory_bytes, use_threads
 from halfmap.workspace.progress import Progress
 
 _LARGEST_BATCH = 256
@@ -212,7 +211,7 @@ def batch_size(
 def _machine_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return physical_memory_bytes()
 
 
 def _gb(size: float) -> str:

@@ -23,8 +23,8 @@ from halfmap.likelihood import (
     squared_modulus,
 )
 from halfmap.methods.settings import Settings
-from halfmap.plots.pictures import save_class_history
 from halfmap.plots.posterior import save_direction_posterior
+from halfmap.plots.tiles import save_class_history
 from halfmap.pose_search.direction_posterior import direction_posterior
 from halfmap.pose_search.sampling import radius_of_step, searched_step_px, shift_grid
 from halfmap.projection import FourierReferences, extract_slices, prepare_references

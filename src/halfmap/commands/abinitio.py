@@ -35,12 +35,12 @@ from halfmap.commands._options import (
     Threads,
 )
 from halfmap.commands._results import (
-    map_name,
     run_iterations,
     show_volumes,
     write_particles,
     write_pictures,
 )
+from halfmap.commands._summaries import angstrom, class_sizes_in_words, counted, map_name, where
 from halfmap.commands._volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
 from halfmap.engine.image_model import noise_variance
 from halfmap.engine.problem import Problem
@@ -54,10 +54,11 @@ from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.settings import Settings
 from halfmap.methods.stochastic_gradient import GradientSchedule, random_maps, stochastic_gradient
 from halfmap.options import command
-from halfmap.plots.pictures import save_fsc_plot, save_map_picture
+from halfmap.plots.curves import save_fsc_plot
+from halfmap.plots.tiles import save_map_picture
 from halfmap.pose_search.sampling import radius_of_step
 from halfmap.workspace.job import Job, read_job
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 ITERATIONS = 60
 FULL_ITERATIONS = 8
@@ -91,6 +92,19 @@ class AbInitioResult:
     scored_to_angstrom: float
     log_likelihoods: tuple[float, ...]
     agreement_angstrom: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The last line of the job."""
+        classes, runs = len(self.sizes), len(self.log_likelihoods)
+        sizes = f"{class_sizes_in_words(self.sizes)} of " if classes > 1 else ""
+        best = f"the likeliest of {runs} runs, " if runs > 1 else ""
+        path = self.folder / f"{map_name(0, classes)}.mrc"
+        return (
+            f"{best}scored to {angstrom(self.scored_to_angstrom)}, log likelihood "
+            f"{max(self.log_likelihoods):.1f} a particle, "
+            f"{sizes}{counted(sum(self.sizes), 'particle')}: {where(path)}{' ...' * (classes > 1)}"
+        )
 
 
 @command
@@ -329,7 +343,8 @@ def _finish(
         name = map_name(k, classes)
         told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + doubts[k]
         write_map(job.path(f"{name}.mrc"), volume, pixel)
-        save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
+        with drawing(f"{name}.png"):
+            save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
         progress.note(told)
     table: dict[str, Any] = {
         "rlnReferenceImage": [f"{map_name(k, classes)}.mrc" for k in range(classes)],
@@ -464,12 +479,13 @@ def _compare(
                 pixel,
             )
         agreed.append((max(a for a, _ in told), max(b for _, b in told)))
-    save_fsc_plot(
-        job.path("pictures/runs_fsc.png"),
-        curves,
-        title=f"maps laid onto run {best + 1}",
-        reference=0.5,
-    )
+    with drawing("runs_fsc.png"):
+        save_fsc_plot(
+            job.path("pictures/runs_fsc.png"),
+            curves,
+            title=f"maps laid onto run {best + 1}",
+            reference=0.5,
+        )
     return tuple(agreed)
 
 

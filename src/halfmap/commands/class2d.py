@@ -11,6 +11,7 @@ The same engine and the same four choices as in 3D; only the grid of rotations i
 angles.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import run_iterations, write_particles, write_pictures
 from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
+from halfmap.commands._summaries import angstrom, counted, ending, largest_classes, where
 from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -59,10 +61,11 @@ from halfmap.methods.registry import IN_2D, ML, check_method, make_method
 from halfmap.methods.settings import Settings
 from halfmap.methods.starting_classes import starting_classes
 from halfmap.options import command
-from halfmap.plots.pictures import save_class_gallery
+from halfmap.plots.tiles import save_class_gallery
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import Curve, resolution_at
 from halfmap.workspace.job import Job
+from halfmap.workspace.progress import drawing
 
 ANGULAR_STEP_DEG = 6.0
 # classes start at a sixth of the particle's diameter: enough to tell views apart, too coarse to fit
@@ -79,6 +82,28 @@ class Class2DResult:
     folder: Path
     sizes: tuple[int, ...]
     resolutions_angstrom: tuple[float, ...]
+    iterations: int = 0
+    converged: bool = False
+
+    @property
+    def summary(self) -> str:
+        """The last line of the job."""
+        reached = [
+            resolution
+            for size, resolution in zip(self.sizes, self.resolutions_angstrom, strict=True)
+            if size and math.isfinite(resolution)
+        ]
+        resolved = (
+            f"FRC 0.5 from {angstrom(min(reached))} to {angstrom(max(reached))}"
+            if reached
+            else "FRC 0.5 is reached by none"
+        )
+        return (
+            f"{len(self.sizes)} classes of {counted(sum(self.sizes), 'image')}, "
+            f"{largest_classes(self.sizes)}, {resolved}, "
+            f"{ending(self.iterations, converged=self.converged)}: "
+            f"{where(self.folder / 'classes.mrcs')}"
+        )
 
 
 @command
@@ -186,18 +211,21 @@ def class2d(
             else:
                 _gallery(job, problem, state)
 
+        chosen = make_method(method, problem, settings)
         state = run_iterations(
             job,
             progress,
             problem,
-            make_method(method, problem, settings),
+            chosen,
             lambda: _first_state(problem, settings, start, seed),
             iterations=iterations,
             show=show,
         )
         sizes, resolutions = _write_classes(job, problem, settings, state)
         job.update(classes=classes, iterations=state.iteration, sizes=sizes)
-    return Class2DResult(Path(out), sizes, resolutions)
+    return Class2DResult(
+        Path(out), sizes, resolutions, state.iteration, converged=chosen.converged(state)
+    )
 
 
 def _first_state(problem: Problem, settings: Settings, start: str, seed: int) -> State:
@@ -261,6 +289,8 @@ def _write_classes(
     ranked = replace(state, poses=replace(state.poses, classes=rank[state.poses.classes]))
     write_particles(job, problem, ranked)
     write_pictures(job, problem, settings, ranked)
-    plot_class_history(job, state, class_sizes(problem, state.poses))
-    _gallery(job, problem, state)
+    with drawing("class_history.png"):
+        plot_class_history(job, state, class_sizes(problem, state.poses))
+    with drawing("classes.png"):
+        _gallery(job, problem, state)
     return sizes, resolutions

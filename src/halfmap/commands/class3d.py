@@ -7,7 +7,7 @@ updated from its images. An image meets the references that the other half of th
 its own share in them.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halfmap.commands._job import open_job
@@ -41,13 +41,20 @@ from halfmap.commands._options import (
     WienerConstant,
 )
 from halfmap.commands._results import (
-    RefinementResult,
     last_maps,
     run_iterations,
     show_volumes,
     write_map_files,
     write_particles,
     write_pictures,
+)
+from halfmap.commands._summaries import (
+    OPTIMISTIC,
+    angstrom,
+    counted,
+    ending,
+    mask_in_words,
+    where,
 )
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
 from halfmap.engine.state import State
@@ -58,6 +65,36 @@ from halfmap.methods.splitting import split_start
 from halfmap.options import command
 
 ITERATIONS = 25
+
+
+@dataclass(frozen=True)
+class Class3DResult:
+    """Where the maps of the classes are, how many particles each holds and its resolution (FSC
+    0.143, corrected for the mask; optimistic, because the halves share references), and the best of
+    these."""
+
+    folder: Path
+    resolution_angstrom: float
+    resolutions_angstrom: tuple[float, ...]
+    sizes: tuple[int, ...]
+    mask: str
+    iterations: int
+    converged: bool
+
+    @property
+    def summary(self) -> str:
+        """The last line of the job."""
+        n = len(self.sizes)
+        told = ", ".join(
+            f"class{k + 1:03d} {angstrom(self.resolutions_angstrom[k])} "
+            f"({counted(self.sizes[k], 'particle')})"
+            for k in range(n)
+        )
+        return (
+            f"{told}; FSC 0.143, mask-corrected, {self.mask}, {OPTIMISTIC}; "
+            f"{ending(self.iterations, converged=self.converged)}: "
+            f"{where(self.folder / 'class001.mrc')}{' ...' * (n > 1)}"
+        )
 
 
 @command
@@ -102,7 +139,7 @@ def class3d(
     overwrite: Overwrite = False,
     resume: Resume = False,
     quiet: Quiet = False,
-) -> RefinementResult:
+) -> Class3DResult:
     """Classify particles into K maps, poses and classes found together.
 
     Each class gets `class001.mrc` ... with half maps, FSC and pictures. With one reference for all,
@@ -162,7 +199,7 @@ def class3d(
                 settings,
                 state,
                 seed,
-                announce=lambda stage, total: progress.start_iteration(0, total, stage),
+                announce=lambda stage, total: progress.start_stage(stage, total),
                 advance=progress.advance,
             )
 
@@ -187,8 +224,8 @@ def class3d(
                 map_path=job.path(f"{name}.mrc"),
                 prefix=f"{job.folder}/{name}_",
                 pictures=pictures,
+                optimistic=True,
             )
-            progress.note(f"{name}: {sizes[k]} particles, {final.resolutions_angstrom[k]:.2f} A")
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)
         best = min(final.resolutions_angstrom)
@@ -198,4 +235,12 @@ def class3d(
             sizes=sizes,
             iterations=state.iteration,
         )
-    return RefinementResult(Path(out), best, final.resolutions_angstrom)
+    return Class3DResult(
+        Path(out),
+        best,
+        final.resolutions_angstrom,
+        tuple(sizes),
+        mask_in_words(problem, mask),
+        state.iteration,
+        converged=chosen.converged(state),
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile, Seed
 from halfmap.errors import InputError
 from halfmap.options import command
-from halfmap.plots.pictures import save_fsc_plot
+from halfmap.plots.curves import save_fsc_plot
 from halfmap.resolution import Curve, HalfMapCurves, compare_maps, resolution_at, write_fsc_star
 
 THRESHOLDS = (0.5, 0.143)

@@ -27,7 +27,13 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import FinalMaps, RefinementResult, final_maps, write_map_files
+from halfmap.commands._results import (
+    FinalMaps,
+    RefinementResult,
+    final_maps,
+    refinement_result,
+    write_map_files,
+)
 from halfmap.engine.loop import Problem, sum_at_poses
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import Poses
@@ -138,7 +144,13 @@ def reconstruct(
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, images=len(used))
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
-    return RefinementResult(target or Path(out), resolution, final.resolutions_angstrom)
+    return refinement_result(
+        problem,
+        final,
+        folder=target or job.folder,
+        map_path=target or job.path("map.mrc"),
+        mask=mask,
+    )
 
 
 def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:
@@ -174,7 +186,7 @@ def _summed(
     problem: Problem, poses: Poses, noise: Float[Tensor, "G S"], job: Job, progress: Progress
 ) -> list[Sums]:
     """The sums of both halves, from the checkpoint on, which is saved after each half."""
-    progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
+    progress.start_stage("final maps", int((problem.half >= 0).sum()))
     plane, sums = problem.plane, []
     if (saved := job.load_checkpoint()) is not None:
         arrays, meta = saved

@@ -35,6 +35,7 @@ from halfmap.commands._options import (
 from halfmap.commands._results import (
     RefinementResult,
     last_maps,
+    refinement_result,
     run_iterations,
     show_volumes,
     write_map_files,
@@ -143,4 +144,12 @@ def refine(
         write_pictures(job, problem, settings, state)
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
-    return RefinementResult(Path(out), resolution, final.resolutions_angstrom)
+    return refinement_result(
+        problem,
+        final,
+        folder=Path(out),
+        map_path=Path(out, "map.mrc"),
+        mask=mask,
+        iterations=state.iteration,
+        converged=chosen.converged(state),
+    )

@@ -34,9 +34,10 @@ from halfmap.commands._restoring import (
 from halfmap.errors import InputError
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles
-from halfmap.plots.pictures import save_fsc_plot
+from halfmap.plots.curves import save_fsc_plot
 from halfmap.resolution import Curve, HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.workspace.job import Job
+from halfmap.workspace.progress import drawing
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def restore(
         )
         half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)
         task = Task(data, method, constant, view, half.numpy())
-        progress.start_iteration(1, len(task.rows), method)
+        progress.start_stage(method, len(task.rows))
         run = restore_stack if method in PER_STACK else restore_each
         curve = run(task, job, progress)
         halves = _origin(data, task, view)
@@ -174,11 +175,12 @@ def _origin(data: Particles, task: Task, view: View | None) -> str:
 
 def _write_curve(curve: Curve, job: Job, method: str, halves: str) -> None:
     write_fsc_star(job.path("fsc.star"), HalfMapCurves(unmasked=curve))
-    save_fsc_plot(
-        job.path("pictures/fsc.png"),
-        {f"{method}, two halves": curve},
-        title=f"Fourier ring correlation of two halves\n{halves}",
-    )
+    with drawing("fsc.png"):
+        save_fsc_plot(
+            job.path("pictures/fsc.png"),
+            {f"{method}, two halves": curve},
+            title=f"Fourier ring correlation of two halves\n{halves}",
+        )
     job.update(
         **{
             "resolution_angstrom": resolution_at(curve, 0.143),

@@ -27,7 +27,8 @@ from halfmap.io.relion import ctf_columns
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.options import command, recorded
-from halfmap.plots.pictures import save_class_gallery, save_map_picture, save_orientation_plot
+from halfmap.plots.orientations import save_orientation_plot
+from halfmap.plots.tiles import save_class_gallery, save_map_picture
 from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
 from halfmap.simulation.forward_model import (
     GOOD,
@@ -44,7 +45,7 @@ from halfmap.simulation.forward_model import (
 from halfmap.simulation.phantom import phantom_atoms
 from halfmap.symmetry import symmetry_matrices
 from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 PHANTOM = "phantom"
 DEFAULT_PIXEL_ANGSTROM = 2.0
@@ -244,7 +245,7 @@ def simulate(
     with (
         _one_thread(),
         Job.create("simulate", parameters, out, seed=seed, overwrite=overwrite) as job,
-        Progress("simulate", iterations=1, quiet=quiet) as progress,
+        Progress("simulate", quiet=quiet) as progress,
     ):
         volumes, pixel = load_volumes(
             sources, box=box, pixel_size_angstrom=pixel_size_angstrom, symmetry=symmetry
@@ -252,7 +253,10 @@ def simulate(
         truth = draw_truth(recipe)
         for k, volume in enumerate(volumes, start=1):
             write_map(job.path(f"truth_{k}.mrc"), volume.numpy(), pixel)
-            save_map_picture(job.path(f"truth_{k}.png"), volume.numpy(), pixel, title=f"state {k}")
+            with drawing(f"truth_{k}.png"):
+                save_map_picture(
+                    job.path(f"truth_{k}.png"), volume.numpy(), pixel, title=f"state {k}"
+                )
         shown, variance = _write_images(
             job, progress, volumes, pixel, truth, snr=snr, noise_colour=noise_colour
         )
@@ -262,14 +266,16 @@ def simulate(
             job.path("truth.star"), {"optics": optics, "particles": particles.with_columns(known)}
         )
         names = ("", "empty", "ice", "overlap")
-        save_class_gallery(
-            job.path("particles.png"),
-            shown,
-            [f"{i + 1} {names[truth.junk[i]]}" for i in range(len(shown))],
-        )
-        save_orientation_plot(
-            job.path("orientations.png"), truth.angles_deg[truth.junk == GOOD].numpy()
-        )
+        with drawing("particles.png"):
+            save_class_gallery(
+                job.path("particles.png"),
+                shown,
+                [f"{i + 1} {names[truth.junk[i]]}" for i in range(len(shown))],
+            )
+        with drawing("orientations.png"):
+            save_orientation_plot(
+                job.path("orientations.png"), truth.angles_deg[truth.junk == GOOD].numpy()
+            )
         job.update(
             signal_variance=variance,
             noise_variance=variance / snr,
@@ -277,7 +283,7 @@ def simulate(
             box=volumes[0].shape[0],
             pixel_size_angstrom=pixel,
         )
-        progress.finish_iteration(
+        progress.note(
             f"{n} particles of {len(volumes)} volume{'s' * (len(volumes) > 1)}, box "
             f"{volumes[0].shape[0]}, {pixel:g} A"
         )
@@ -369,7 +375,7 @@ def _write_images(
     variance = float(torch.cat(variances).mean())
     amplitude = noise_amplitude(box, pixel, noise_colour) * math.sqrt(variance / snr)
     shown: list[Tensor] = []
-    progress.start_iteration(1, n, "images")
+    progress.start_stage("images", n)
     with StackWriter(job.path("particles.mrcs"), pixel) as stack:
         for indices in torch.arange(n).split(batch):
             images = clean_images(volumes, truth, indices, pixel)

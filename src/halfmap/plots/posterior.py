@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from halfmap.errors import InputError
-from halfmap.plots.pictures import COLOURS, DPI, resolution_axis, save_page, write
+from halfmap.plots.curves import COLOURS, DPI, resolution_axis
+from halfmap.plots.tiles import save_page, write
 
 _WIDE, _GAP, _LEFT = 320, 14, 104  # pixels: a sphere, between spheres, the column of words
 _HIGH = _WIDE // 2

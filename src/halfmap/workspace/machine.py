@@ -1,18 +1,31 @@
 """What halfmap asks of the machine: its name and versions, memory and time used, files that are
-safe against a kill."""
+safe against a kill.
+
+`fcntl` and `resource` are Unix. Windows has a way of its own for each of what they give: a lock
+file, the times and the memory that the system tells; what it does not tell is 0.
+"""
 
 import contextlib
-import fcntl
+import ctypes
+import hashlib
 import importlib.metadata
 import os
 import platform
-import resource
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import halfmap
 from halfmap.errors import InputError
+
+try:
+    import fcntl
+    import resource
+
+    _UNIX = True
+except ImportError:
+    _UNIX = False
 
 
 def versions() -> dict[str, str]:
@@ -44,14 +57,25 @@ def _processor() -> str:
 
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
+    if not _UNIX:
+        return _windows_peak_memory_bytes()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but bytes on macOS
 
 
 def cpu_seconds() -> float:
     """CPU seconds of this process and its finished children."""
+    if not _UNIX:
+        return sum(os.times()[:4])
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def physical_memory_bytes() -> int:
+    """Memory of this machine, in bytes."""
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _windows_physical_memory_bytes()
 
 
 def processors() -> int:
@@ -81,8 +105,10 @@ def use_threads(threads: int | None) -> None:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Hold the folder for this process; None if another holds it. The system lets go when the
-    process ends, however it ends."""
+    """Hold the folder for this process, until the handle is closed; None if another holds it. The
+    system lets go when the process ends, however it ends."""
+    if not _UNIX:
+        return _lock_file(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,11 +120,77 @@ def lock_folder(folder: Path) -> int | None:
     return handle
 
 
+def _lock_file(folder: Path) -> int | None:
+    """Where a folder cannot be locked itself: a locked file of its name in the machine's temporary
+    folder, which keeps out the processes of this machine."""
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    path = Path(tempfile.gettempdir(), f"halfmap_{name}.lock")
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        import msvcrt
+    except ImportError:  # neither way: go on unprotected
+        return handle
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
 def rename_durably(temporary: Path, final: Path) -> None:
     """Rename a synced file over another, and sync the folder: after a crash the old or the new file
     is there, whole."""
     os.replace(temporary, final)
+    if not _UNIX:
+        return  # a folder cannot be opened there, so it cannot be synced
     handle = os.open(final.parent, os.O_RDONLY)
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         os.fsync(handle)
     os.close(handle)
+
+
+class _ProcessMemory(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of Windows."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("page_faults", ctypes.c_uint32),
+        ("peak_working_set", ctypes.c_size_t),
+        *((f"other_{n}", ctypes.c_size_t) for n in range(7)),
+    )
+
+
+class _MachineMemory(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("physical", ctypes.c_uint64),
+        *((f"other_{n}", ctypes.c_uint64) for n in range(6)),
+    )
+
+
+def _windows_peak_memory_bytes() -> int:
+    kernel = _kernel()
+    if kernel is None:
+        return 0
+    told = _ProcessMemory(size=ctypes.sizeof(_ProcessMemory))
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    process = ctypes.c_void_p(kernel.GetCurrentProcess())
+    done = kernel.K32GetProcessMemoryInfo(process, ctypes.byref(told), told.size)
+    return int(told.peak_working_set) if done else 0
+
+
+def _windows_physical_memory_bytes() -> int:
+    kernel = _kernel()
+    if kernel is None:
+        return 0
+    told = _MachineMemory(size=ctypes.sizeof(_MachineMemory))
+    return int(told.physical) if kernel.GlobalMemoryStatusEx(ctypes.byref(told)) else 0
+
+
+def _kernel() -> Any:
+    """The library of Windows that tells of memory, or None."""
+    return getattr(getattr(ctypes, "windll", None), "kernel32", None)

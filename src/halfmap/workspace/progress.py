@@ -1,8 +1,13 @@
 """One live line per job on the terminal, or one plain line per iteration where there is no
-terminal."""
+terminal; and `drawing`, around every picture. Neither ever ends a job."""
 
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,15 +18,19 @@ from rich.text import Text
 
 from halfmap.workspace.machine import peak_memory_bytes
 
+STRICT_PICTURES = "HALFMAP_STRICT_PICTURES"  # environment: a picture that fails raises (tests)
 _PLAIN_SECONDS = 60.0  # without a terminal, a word this often inside a long iteration
 
 
 class Progress:
-    """Where a job stands: stage, iteration, particles done, resolution, elapsed, time left, memory.
+    """Where a job stands: stage, iteration, particles done, what is reached, elapsed, time left,
+    memory.
 
     On a terminal this is one line that is redrawn, on stderr; elsewhere (a log file, a pipe) a line
-    per finished iteration and one a minute within. `iterations` is the number expected, for the
-    time left; without it the time left is that of the iteration. `quiet` prints nothing.
+    per finished iteration and one a minute within. `iterations` is the most there can be: a job
+    that converges ends before, so that the time left is told as "at most". `quiet` prints nothing.
+
+    A line that cannot be drawn (a bug, a terminal that is gone) is given up, with one note.
     """
 
     def __init__(
@@ -36,26 +45,23 @@ class Progress:
         self._console = console or Console(file=sys.stderr)
         self._live: RichProgress | None = None
         self._task: Any = None
+        self._failure: Exception | None = None  # of the live line: it is not drawn again
+        self._outer: tuple[Progress, ...] = ()
         self._start = time.monotonic()
-        self._iteration, self._done, self._total, self._label = 0, 0, 0, ""
-        self._first_iteration: int | None = None
-        self._iteration_start = self._last_word = self._start
-        self._resolution_angstrom: float | None = None
+        self._done, self._total, self._label = 0, 0, ""
+        self._iteration: int | None = None  # None in a stage that is no iteration
+        self._passed = 0  # iterations of this run that are finished, and the seconds they took
+        self._passed_seconds = 0.0
+        self._stage_start = self._last_word = self._start
+        self._reached = ""
 
     def __enter__(self) -> Self:
         self._start = time.monotonic()
-        if not self._quiet and self._console.is_terminal:
-            columns = [
-                SpinnerColumn(),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=20),
-                _Numbers(self),
-            ]
-            self._live = RichProgress(
-                *columns, console=self._console, transient=True, refresh_per_second=4
-            )
-            self._live.start()
-            self._task = self._live.add_task(self._title, total=None)
+        self._outer = _OPEN.get()
+        for progress in self._outer:  # a job inside a job has the terminal's one live line
+            progress._end_live()
+        _OPEN.set((*self._outer, self))
+        self._begin_live()
         return self
 
     def __exit__(
@@ -64,94 +70,169 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._end_live()
+        _OPEN.set(self._outer)
+        for progress in self._outer[-1:]:
+            progress._begin_live()
 
-    def start_iteration(self, iteration: int, total_particles: int, label: str = "") -> None:
-        """Begin (or within an iteration begin the next stage of) `iteration`, over
-        `total_particles`."""
-        now = time.monotonic()
-        if iteration != self._iteration or self._first_iteration is None:
-            self._iteration_start = now
-        self._first_iteration = (
-            iteration if self._first_iteration is None else self._first_iteration
+    def start_iteration(self, iteration: int, total_particles: int) -> None:
+        """Begin `iteration` (1, 2, ...) over `total_particles`."""
+        self._begin(iteration, total_particles, "")
+
+    def start_stage(self, label: str, total: int) -> None:
+        """Begin a stage that is no iteration, such as the final maps, over `total` particles."""
+        self._begin(None, total, label)
+
+    def _begin(self, iteration: int | None, total: int, label: str) -> None:
+        self._stage_start = self._last_word = time.monotonic()
+        self._iteration, self._done, self._total, self._label = iteration, 0, total, label
+        self._draw(
+            lambda live: live.reset(self._task, total=total or None, description=self._where())
         )
-        self._iteration, self._done, self._total, self._label = iteration, 0, total_particles, label
-        self._last_word = now
-        if self._live is not None:
-            self._live.reset(
-                self._task,
-                total=total_particles,
-                description=f"{self._title} {iteration}{self._of()} {label}".rstrip(),
-            )
 
     def advance(self, particles: int) -> None:
         """Tell that `particles` more are done."""
         self._done += particles
         if self._live is not None:
-            self._live.update(self._task, completed=self._done)
+            self._draw(lambda live: live.update(self._task, completed=self._done))
         elif not self._quiet and time.monotonic() - self._last_word > _PLAIN_SECONDS:
             self._last_word = time.monotonic()
-            self._print(
-                f"{self._title} {self._iteration}{self._of()} {self._label}: {self._numbers()}"
-            )
+            self._print(f"{self._where()}: {self._numbers()}")
 
-    def finish_iteration(self, summary: str, *, resolution_angstrom: float | None = None) -> None:
-        """End the iteration with its one-line `summary`, which stays on the terminal; the
-        resolution is shown from now on."""
-        self._resolution_angstrom = resolution_angstrom
-        seconds = time.monotonic() - self._iteration_start
-        self._print(
-            f"{self._title} {self._iteration}{self._of()}: {summary} ({_duration(seconds)})"
-        )
+    def finish_iteration(self, summary: str, *, reached: str = "") -> None:
+        """End the iteration with its one-line `summary`, which stays on the terminal; what it
+        `reached`, in a few words, stands in the live line from now on."""
+        self._reached = reached
+        seconds = time.monotonic() - self._stage_start
+        self._passed, self._passed_seconds = self._passed + 1, self._passed_seconds + seconds
+        self._print(f"{self._where()}: {summary} ({_duration(seconds)})")
 
     def note(self, message: str) -> None:
         """Print a line that stays (a warning, a step that is no iteration)."""
         self._print(message)
 
-    def _print(self, line: str) -> None:
-        if not self._quiet:
-            console = self._live.console if self._live is not None else self._console
-            console.print(Text(line), soft_wrap=True)
+    def _begin_live(self) -> None:
+        if self._quiet or self._failure is not None or not self._console.is_terminal:
+            return
+        columns = [
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            _Numbers(self),
+        ]
+        self._live = RichProgress(
+            *columns, console=self._console, transient=True, refresh_per_second=4
+        )
+        self._draw(self._first_draw)
 
-    def _of(self) -> str:
-        return f"/{self._iterations}" if self._iterations else ""
+    def _first_draw(self, live: RichProgress) -> None:
+        self._task = live.add_task(self._where(), total=self._total or None, completed=self._done)
+        live.start()
+
+    def _draw(self, action: Callable[[RichProgress], object]) -> None:
+        """Change the live line, if there is one: a failure ends the line, never the job."""
+        if self._live is None:
+            return
+        try:
+            action(self._live)
+        except Exception as error:
+            self._failure = error
+        if self._failure is not None:
+            self._end_live()
+
+    def _end_live(self) -> None:
+        live, self._live = self._live, None
+        if live is None:
+            return
+        try:
+            live.stop()
+        except Exception as error:
+            self._failure = error
+        if self._failure is not None:
+            self._print(f"no progress line from here on: {_reason(self._failure)}")
+
+    def _print(self, line: str) -> None:
+        if self._quiet:
+            return
+        console = self._live.console if self._live is not None else self._console
+        try:
+            console.print(Text(line), soft_wrap=True)
+        except Exception:  # the terminal is gone: nobody is there to be told
+            self._quiet = True
+            self._end_live()
+
+    def _where(self) -> str:
+        """`refine 3/20`, or `refine final maps`."""
+        of = f"/{self._iterations}" if self._iterations else ""
+        number = "" if self._iteration is None else f"{self._iteration}{of}"
+        return " ".join(word for word in (self._title, number, self._label) if word)
 
     def _numbers(self) -> str:
         parts = [f"{self._done}/{self._total}"] if self._total else []
-        parts += [f"{self._resolution_angstrom:.1f} Å"] if self._resolution_angstrom else []
+        parts += [self._reached] if self._reached else []
         parts.append(_duration(time.monotonic() - self._start))
-        if (left := self._seconds_left()) is not None:
-            parts.append(f"{_duration(left)} left")
+        parts += [left] if (left := self._left()) else []
         parts.append(f"{peak_memory_bytes() / 1e9:.1f} GB")
         return " · ".join(parts)
 
-    def _seconds_left(self) -> float | None:
-        """Seconds to the end of this iteration at its own pace, and of the job at the mean pace of
-        its iterations."""
-        now = time.monotonic()
-        if not self._done or not self._total or self._first_iteration is None:
-            return None
+    def _left(self) -> str:
+        """Time to the end of the iteration or stage at its own pace, and at most to the end of the
+        iterations at their mean pace: they end before where the job converges."""
+        if not self._done or not self._total:
+            return ""
         share = min(1.0, self._done / self._total)
-        this = (now - self._iteration_start) * (1 - share) / share
-        if not self._iterations:
-            return this
-        passed = self._iteration - self._first_iteration + share
-        return max(
-            this, (now - self._start) / passed * (self._iterations - self._iteration + 1 - share)
-        )
+        spent = time.monotonic() - self._stage_start
+        this = spent * (1 - share) / share
+        if self._iteration is None or not self._iterations:
+            return f"{_duration(this)} left"
+        pace = (self._passed_seconds + spent) / (self._passed + share)
+        most = this + pace * max(0, self._iterations - self._iteration)
+        if most <= this:
+            return f"{_duration(this)} left"
+        return f"{_duration(this)} of this iteration, at most {_duration(most)} left"
+
+
+# the progress lines that are open in this thread, the innermost last
+_OPEN: ContextVar[tuple[Progress, ...]] = ContextVar("open progress lines", default=())
+
+
+@contextmanager
+def drawing(picture: str | Path) -> Iterator[None]:
+    """Around every picture that a job draws: what goes wrong there is one note on the job's
+    progress line, "could not draw map.png: reason", and the job goes on.
+
+    With the environment variable `HALFMAP_STRICT_PICTURES` set it is raised, as tests ask.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get(STRICT_PICTURES):
+            raise
+        message = f"could not draw {Path(picture).name}: {_reason(error)}"
+        if progress := _OPEN.get()[-1:]:
+            progress[0].note(message)
+        else:
+            print(message, file=sys.stderr)
 
 
 class _Numbers(ProgressColumn):
-    """The numbers behind the bar."""
+    """The numbers behind the bar. It is drawn by a thread of its own, which only notes a failure:
+    the next change of the line ends it."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
         self._progress = progress
 
     def render(self, task: Task) -> Text:
-        return Text(self._progress._numbers())
+        try:
+            return Text(self._progress._numbers())
+        except Exception as error:
+            self._progress._failure = error
+            return Text("")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _duration(seconds: float) -> str:

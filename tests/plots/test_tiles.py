@@ -1,5 +1,4 @@
-"""Pictures show what they say: the right image in the right place, at the right contrast, and the
-same bytes every time."""
+"""Tiles show what they say: the right image in the right place, at the right contrast."""
 
 import subprocess
 import sys
@@ -8,31 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from PIL import Image
 
 from halfmap.errors import InputError
-from halfmap.plots.pictures import (
-    save_class_gallery,
-    save_class_history,
-    save_convergence_plot,
-    save_fsc_plot,
-    save_map_picture,
-    save_orientation_plot,
-)
-from halfmap.resolution import Curve
+from halfmap.plots.tiles import save_class_gallery, save_class_history, save_map_picture
 
 
 def grey(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("L"), dtype=np.float64) / 255
-
-
-def curve(values: list[float]) -> Curve:
-    return Curve(
-        box=2 * (len(values) - 1),
-        pixel_size_angstrom=2.0,
-        correlation=torch.tensor(values, dtype=torch.float64),
-    )
 
 
 def test_gallery_keeps_order_and_scales_each_image_by_itself(tmp_path: Path) -> None:
@@ -109,7 +91,7 @@ def test_tiles_and_maps_are_drawn_without_matplotlib(tmp_path: Path) -> None:
     more than a short iteration."""
     code = f"""
 import sys, numpy as np
-from halfmap.plots.pictures import save_class_gallery, save_class_history, save_map_picture
+from halfmap.plots.tiles import save_class_gallery, save_class_history, save_map_picture
 images = np.random.default_rng(0).normal(size=(3, 16, 16))
 save_class_gallery({str(tmp_path / "g.png")!r}, images, ["a", "b", "c"])
 save_class_history({str(tmp_path / "h.png")!r}, {{0: images}})
@@ -143,68 +125,3 @@ def test_map_picture_has_z_first_and_up_is_up(tmp_path: Path) -> None:
         assert heights.mean() < panel.shape[0] / 2  # z up
     with pytest.raises(InputError, match="cubic"):
         save_map_picture(tmp_path / "m.png", volume[:4], 2.0)
-
-
-def brightest(path: Path) -> list[tuple[float, float]]:
-    """Where the fullest cells are, as fractions of the ellipse: (-1..1 to the right, -1..1
-    upwards)."""
-    picture = imread(path)[..., :3]
-    yellow = (picture[..., 0] > 0.95) & (picture[..., 1] > 0.85) & (picture[..., 2] < 0.3)
-    yellow[int(0.82 * len(yellow)) :] = False  # the colour bar
-    rows = np.nonzero((picture < 0.9).any(axis=-1)[: int(0.8 * len(yellow))].sum(axis=1) > 60)[0]
-    columns = np.nonzero(
-        (picture[rows.min() : rows.max()] < 0.5).all(axis=-1).any(axis=0) | yellow.any(axis=0)
-    )[0]
-    middle_x, half_x = (columns.min() + columns.max()) / 2, (columns.max() - columns.min()) / 2
-    middle_y, half_y = (rows.min() + rows.max()) / 2, (rows.max() - rows.min()) / 2
-    across = np.nonzero(yellow.any(axis=0))[0]
-    groups = np.split(across, np.nonzero(np.diff(across) > 5)[0] + 1)
-    return [
-        (
-            (group.mean() - middle_x) / half_x,
-            (middle_y - np.nonzero(yellow[:, group])[0].mean()) / half_y,
-        )
-        for group in groups
-    ]
-
-
-def test_orientation_plot_puts_directions_where_rot_and_tilt_say(tmp_path: Path) -> None:
-    rotations = np.tile([90.0, 60.0, 12.0], (2000, 1)) + np.random.default_rng(0).normal(
-        0, 0.3, (2000, 3)
-    )
-    save_orientation_plot(tmp_path / "o.png", rotations)
-    ((x, y),) = brightest(tmp_path / "o.png")
-    assert x == pytest.approx(0.5 * 0.9, abs=0.1)  # rot 90 is half way to the right edge
-    assert 0.2 < y < 0.6  # 30 degrees above the equator
-    quarter = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
-    group = np.stack([np.linalg.matrix_power(quarter, n) for n in range(4)])
-    save_orientation_plot(tmp_path / "o4.png", rotations - np.array([45, 0, 0]), symmetry=group)
-    assert len(brightest(tmp_path / "o4.png")) == 4
-
-
-def test_fsc_and_convergence_plots_bear_the_edges(tmp_path: Path) -> None:
-    curves = {
-        "never falls": curve([1.0] * 9),
-        "falls at once": curve([1, 0, 0.1, -0.1, 0, 0, 0, 0, 0]),
-        "usual": curve([1, 1, 0.9, 0.6, 0.3, 0.1, 0, 0, 0]),
-    }
-    save_fsc_plot(tmp_path / "f.png", curves, title="edges")
-    save_fsc_plot(tmp_path / "f5.png", curves, reference=0.5)
-    with pytest.raises(InputError, match="no curve"):
-        save_fsc_plot(tmp_path / "f.png", {})
-    save_convergence_plot(
-        tmp_path / "c.png",
-        [
-            {"iteration": 1, "resolution_angstrom": 30.0},
-            {"note": "x"},
-            {"iteration": 2, "angular_change_deg": 0.0},
-        ],
-    )
-    with pytest.raises(InputError, match="no event"):
-        save_convergence_plot(tmp_path / "c.png", [{"iteration": 1}])
-
-
-def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        save_fsc_plot(tmp_path / name, {"half maps": curve([1, 0.9, 0.5, 0.1, 0])})
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

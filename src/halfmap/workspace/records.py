@@ -1,0 +1,110 @@
+"""What a job folder says of its job: `job.json` and `events.jsonl`, read and written as JSON."""
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import halfmap
+from halfmap.errors import InputError
+from halfmap.workspace.earlier_job import JOB
+from halfmap.workspace.machine import lock_folder, rename_durably
+
+EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
+
+
+def read_job(folder: str | Path) -> dict[str, Any]:
+    """`job.json` of a job folder; the status is `killed` where it says `running` and no process is
+    at work.
+
+    Raises `InputError` where `folder` is no job folder.
+    """
+    folder = Path(folder)
+    record = load_record(folder)
+    if record["status"] == "running" and (lock := lock_folder(folder)) is not None:
+        os.close(lock)
+        record |= {"status": "killed", "message": how_to_go_on(record["command"], folder)}
+    return record
+
+
+def read_events(folder: str | Path) -> list[dict[str, Any]]:
+    """The events of a job folder in order; a last line torn by a kill is left out."""
+    events = []
+    path = Path(folder) / EVENTS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def keep_events(folder: Path, *, up_to: float | None) -> None:
+    """Cut `events.jsonl` at the first event after iteration `up_to`, the checkpoint's, or without a
+    checkpoint (None) at the first: what it tells of will be run, and told, again."""
+    kept = []
+    for event in read_events(folder):
+        if up_to is None or event.get("iteration", -math.inf) > up_to:
+            break
+        kept.append(json.dumps(event) + "\n")
+    temporary = folder / f"{EVENTS}.new"
+    temporary.write_text("".join(kept), encoding="utf-8")
+    rename_durably(temporary, folder / EVENTS)
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    path = folder / JOB
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: a halfmap job folder was expected, there is no {JOB} in it; give the "
+            "--out folder of a job"
+        ) from None
+    except ValueError:
+        record = None
+    if (
+        not isinstance(record, dict)
+        or not {"command", "parameters", "seed", "status", "versions"} <= record.keys()
+    ):
+        raise InputError(
+            f"{path}: the {JOB} of a halfmap job was expected, this is something else; choose "
+            "another folder"
+        )
+    return record
+
+
+def can_resume(command: str) -> bool:
+    """Whether `halfmap.<command>` is a function that goes on with a job."""
+    function: Any = getattr(halfmap, command) if command in halfmap._PUBLIC else None
+    return function is not None and "resume" in inspect.signature(function).parameters
+
+
+def how_to_go_on(command: str, folder: Path) -> str:
+    if can_resume(command):
+        return f"go on with: halfmap resume {folder}"
+    return f"halfmap {command} starts from the beginning: run it again with --overwrite"
+
+
+def as_json(value: Any, *, keep_nan: bool = False) -> Any:
+    """`value` as what JSON knows: paths as text, numpy and torch numbers and arrays as lists,
+    not-a-number and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(name): as_json(one, keep_nan=keep_nan) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one, keep_nan=keep_nan) for one in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if keep_nan or math.isfinite(value) else None
+    if hasattr(value, "tolist"):
+        return as_json(value.tolist(), keep_nan=keep_nan)
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
