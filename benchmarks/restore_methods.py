@@ -32,7 +32,7 @@ from halfmap.restoration import (
     divide,
     measure_ssnr,
     stack_sums,
-    wiener,
+    wiener_filter,
     wiener_ssnr,
     wiener_stack,
 )
@@ -89,7 +89,7 @@ def by_each_method(samples: torch.Tensor, values: torch.Tensor) -> dict[str, tor
     estimates = {
         "divide": divide(samples, values).mean(0),
         "flip": phase_flip(samples, values).mean(0),
-        "wiener": wiener(samples, values, constant=CONSTANT).mean(0),
+        "wiener": wiener_filter(samples, values, constant=CONSTANT).mean(0),
     }
     if len(samples) > 1:
         sums = stack_sums(samples, values)
