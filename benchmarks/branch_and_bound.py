@@ -249,7 +249,10 @@ def _holds(
     place = torch.full((12 * 4**order * 6 * 2**order,), -1)
     place[numbers] = torch.arange(len(numbers))
     mates = torch.stack(
-        [place[cell_of(compose(best.rotations[:, 0], mate), order)] for mate in settings.symmetry],
+        [
+            place[cell_of(compose(best.rotations[:, 0], mate), order)]
+            for mate in settings.specimen.symmetry.rotations
+        ],
         1,
     )
     return ((cells[:, :, None] == mates[:, None]).any(2) & torch.isfinite(log_weight)).any(1)

@@ -79,7 +79,7 @@ def measure(
     references = prepare_references(volume[None], radius)
     plane, settings = (
         problem.plane,
-        modes.SearchSettings(problem.symmetry, problem.images.particle_radius_px),
+        modes.SearchSettings(problem.specimen),
     )
     plan = search.prepare_search(references, settings, radius)
     terms = pose_search.batch_terms(known, torch.arange(IMAGES), torch.zeros(IMAGES, 2))

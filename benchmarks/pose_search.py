@@ -93,7 +93,7 @@ def ranks_of_poses(
     particles, problem = known.particles, known.problem
     radius = round(particles.box * particles.pixel_size_angstrom / resolution_angstrom)
     plane = half_plane(particles.box, radius)
-    grid = orientation_grid(3, problem.symmetry.double()).rotations
+    grid = orientation_grid(3, problem.symmetry.rotations.double()).rotations
     phases = shift_phases(shift_grid(shift_range_px, 1.0, device=torch.device("cpu")), plane)
     judge = {"correlation": correlation_score, "likelihood": log_likelihood_score}[score]
     poses, ranks = _inputs.poses_of(particles), np.empty(len(particles))
@@ -128,7 +128,7 @@ def search_once(
     origins in Angstrom (n, 2)."""
     particles, problem = known.particles, known.problem
     radius = round(particles.box * particles.pixel_size_angstrom / resolution_angstrom)
-    settings = SearchSettings(problem.symmetry, problem.images.particle_radius_px)
+    settings = SearchSettings(problem.specimen)
     plan = prepare_search(prepare_references(volume[None], radius), settings, radius)
     rows = torch.arange(len(particles))
     centre = torch.zeros(len(rows), 2)

@@ -15,6 +15,7 @@ import yaml
 
 import halfmap
 from halfmap.cli.main import app
+from halfmap.symmetry import Specimen, point_group
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "halfmap"
@@ -212,13 +213,13 @@ def opened(tmp_path):
     from halfmap.pose_search.refinement import SearchSettings
     from halfmap.simulation.phantom import phantom
 
-    box, pixel, n, c1 = 24, 8.0, 40, torch.eye(3)[None]
+    box, pixel, n, particle = 24, 8.0, 40, Specimen(point_group("C1"), 10.0)
     out = tmp_path / "sim"
     halfmap.simulate("phantom", out, n=n, snr=1.0, box=box, pixel_size_angstrom=pixel, quiet=True)
     images = ImageSettings(10.0, True, False, torch.device("cpu"))
     particles = load_particles(out / "particles.star")
-    problem = Problem(particles, images, torch.arange(n) % 2, "own", c1, 3, 1, 64)
-    search = SearchSettings(c1, 10.0, angular_step_deg=15.0)
+    problem = Problem(particles, images, torch.arange(n) % 2, "own", particle, 3, 1, 64)
+    search = SearchSettings(particle, angular_step_deg=15.0)
     sphere = soft_sphere(box, radius_px=10, edge_px=2)
     settings = Settings(search, 0.143, reference_mask=sphere, fsc_mask=sphere)
     maps = phantom(box, pixel).expand(2, 1, box, box, box)

@@ -85,9 +85,7 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
     references = prepare_references(
         torch.from_numpy(truth.read_volume(images / "trpv1_volume.mrc")[0])[None], radius
     )
-    plan = prepare_search(
-        references, SearchSettings(problem.symmetry, problem.images.particle_radius_px), radius
-    )
+    plan = prepare_search(references, SearchSettings(problem.specimen), radius)
     found = search_globally(plan, terms, centre, problem.plane, radius).best(1)
 
     deposited = truth.read_poses(star)

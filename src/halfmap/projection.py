@@ -16,8 +16,9 @@ from torch import Tensor
 from halfmap import kernels
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane
+from halfmap.fourier import HalfPlane, shift_phases
 from halfmap.so3 import compose
+from halfmap.symmetry import SymmetryOperators
 
 PADDING = 2
 _OUT_OF_PLANE = 1e-4  # that a view may lean out of a class image's plane by rounding
@@ -205,12 +206,13 @@ def insert_slices(
     plane: HalfPlane,
     *,
     classes: Int[Tensor, " M"] | None = None,
-    symmetry: Float[Tensor, "G 3 3"] | None = None,
+    symmetry: SymmetryOperators | None = None,
 ) -> None:
     """`P^T`: add slices and their weights into the sums, in place; the adjoint of `extract_slices`
     up to `hermitian_mates`.
 
-    With `symmetry`, each slice is inserted at A S for every S of the group.
+    With `symmetry`, each slice is inserted at A S for every operator `x -> S x + t` of the group,
+    moved by -(A t)_xy.
 
     The one function here that writes into its argument: the sums of a run are too large to copy for
     every batch.
@@ -224,13 +226,17 @@ def insert_slices(
     kx, ky = plane.kx.float(), plane.ky.float()
     half = plane.hermitian_weight / 2  # k = 0 is its own mate and enters once
     values, weights = (values * half).to(sums.num), (weights * half).to(sums.den)
-    mates = (
-        [rotations]
-        if symmetry is None
-        else [compose(rotations, mate) for mate in symmetry.to(rotations)]
-    )
-    grids, slices = (sums.num, sums.den), (values, weights)
-    kernels.insert(*grids, *slices, torch.cat(mates), classes, kx, ky, padding=PADDING)
+    grids = (sums.num, sums.den)
+    if symmetry is None or not symmetry.has_translations:
+        operators = [] if symmetry is None else list(symmetry.rotations.to(rotations))
+        mates = torch.cat([compose(rotations, s) for s in operators] or [rotations])
+        kernels.insert(*grids, values, weights, mates, classes, kx, ky, padding=PADDING)
+        return
+    shifts = symmetry.translations_px.to(rotations)
+    for s, t in zip(symmetry.rotations.to(rotations), shifts, strict=True):
+        moved = values * shift_phases(-(rotations * t).sum(-1)[:, :2], plane)
+        mates = compose(rotations, s)
+        kernels.insert(*grids, moved, weights, mates, classes, kx, ky, padding=PADDING)
 
 
 def hermitian_mates(sums: Sums) -> Sums:

@@ -1,12 +1,13 @@
-"""Point groups in RELION's orientation, and the part of the sphere that one copy of the molecule
-needs.
+"""Symmetry operators, point groups in RELION's orientation, and the part of the sphere that one
+copy of the molecule needs.
 
-A group is a tensor S (G, 3, 3) of proper rotations in object coordinates, the identity first: the
-poses A and A S give the same view.
+A point group is a tensor S (G, 3, 3) of proper rotations in object coordinates, the identity
+first: the poses A and A S give the same view.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,6 +30,52 @@ _POLYHEDRAL: dict[str, list[tuple[tuple[float, float, float], int]]] = {
     "I4": [((0, 0, 1), 5), ((1, 0, _GOLDEN), 2)],
 }
 _ACCEPTED = "C1 to C99, D1 to D99, T, O, I (the same as I2), I1, I2, I3 or I4"
+
+
+@dataclass(frozen=True)
+class SymmetryOperators:
+    """G operators `x -> S x + t` that leave a density as it is, `V(S x + t) = V(x)`; S rotates
+    about the centre, t in pixels, x, y, z; the identity first, and with each operator its inverse.
+
+    What is seen at the pose A is then seen at A S as well, moved by -(A t)_xy: `insert_slices` puts
+    an image in at all of them. A point group has t = 0; a helix has its rise there.
+    """
+
+    rotations: Float[Tensor, "G 3 3"]
+    translations_px: Float[Tensor, "G 3"]
+
+    def __len__(self) -> int:
+        return len(self.rotations)
+
+    @property
+    def has_translations(self) -> bool:
+        return bool(self.translations_px.any())
+
+    def to(self, device: torch.device | str) -> "SymmetryOperators":
+        return SymmetryOperators(self.rotations.to(device), self.translations_px.to(device))
+
+    def identity(self) -> "SymmetryOperators":
+        """The identity alone: no symmetry."""
+        return SymmetryOperators(self.rotations[:1], self.translations_px[:1])
+
+
+def rotations_alone(rotations: Float[Tensor, "G 3 3"]) -> SymmetryOperators:
+    """Operators of a point group, from its rotations."""
+    return SymmetryOperators(rotations, rotations.new_zeros(len(rotations), 3))
+
+
+def point_group(name: str) -> SymmetryOperators:
+    """Operators of a point group by its name, float32; see `symmetry_matrices`."""
+    return rotations_alone(symmetry_matrices(name).float())
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """What is known of the molecule beforehand: its symmetry, and the radius of a sphere that holds
+    it, in pixels. A job's `Problem` owns it."""
+
+    symmetry: SymmetryOperators
+    radius_px: float
 
 
 def symmetry_matrices(name: str) -> Float[Tensor, "G 3 3"]:

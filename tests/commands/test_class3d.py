@@ -22,7 +22,7 @@ from halfmap.methods.splitting import cluster
 from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import fourier_shell_correlation
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, point_group
 from halfmap.workspace.job import JobStopped, read_events, read_job
 from halfmap.workspace.progress import Progress
 
@@ -237,9 +237,9 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
     half = torch.arange(N) % 2
     half[:10] = -1  # set aside
     images = ImageSettings(10.0, True, False, torch.device("cpu"))
-    problem = Problem(truth, images, half, "other", symmetry_matrices("C4").float(), 3, 1, 64)
+    problem = Problem(truth, images, half, "other", Specimen(point_group("C4"), 10.0), 3, 1, 64)
     mask = soft_sphere(BOX, radius_px=10, edge_px=2)
-    settings = Settings(SearchSettings(problem.symmetry, 10.0), 0.5, mask, mask)
+    settings = Settings(SearchSettings(problem.specimen), 0.5, mask, mask)
     mean = (_volume(data / "truth_1.mrc") + _volume(data / "truth_2.mrc")) / 2
     scale = _grey_scale(problem, mean)
     state = first_state(problem, (scale * mean * mask)[None, None], 20.0)

@@ -27,7 +27,7 @@ from halfmap.methods.maximum_likelihood import maximum_likelihood
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, point_group
 from halfmap.workspace.job import Job
 
 ITERATIONS, RADIUS_PX = 4, 13.0
@@ -35,12 +35,12 @@ ITERATIONS, RADIUS_PX = 4, 13.0
 
 def main(star: str, volume: str, folder: str) -> None:
     torch.set_num_threads(1)
-    particles, c4 = load_particles(star), symmetry_matrices("C4").float()
+    particles, channel = load_particles(star), Specimen(point_group("C4"), RADIUS_PX)
     images = ImageSettings(RADIUS_PX, True, False, torch.device("cpu"))
     half = torch.arange(len(particles)) % 2
-    problem = Problem(particles, images, half, "own", c4, 3, 1, 64, learn_norm_and_scale=True)
+    problem = Problem(particles, images, half, "own", channel, 3, 1, 64, learn_norm_and_scale=True)
     mask = soft_sphere(particles.box, radius_px=RADIUS_PX, edge_px=2)
-    search = SearchSettings(c4, RADIUS_PX, angular_step_deg=15.0, shift_range_px=2.0)
+    search = SearchSettings(channel, angular_step_deg=15.0, shift_range_px=2.0)
     method = with_momentum(
         maximum_likelihood(problem, Settings(search, 0.143, mask, mask)), share=0.3
     )

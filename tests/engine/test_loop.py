@@ -32,10 +32,11 @@ from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import FourierReferences
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, point_group, symmetry_matrices
 
 N, BOX, PIXEL, SNR = 160, 32, 6.0, 0.3
 C4 = symmetry_matrices("C4").float()
+CHANNEL = Specimen(point_group("C4"), 13.0)
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +77,13 @@ def problem(folder: Path) -> Problem:
     half[[5, 40]] = -1  # set aside
     images = ImageSettings(13.0, True, False, torch.device("cpu"))
     return Problem(
-        load_particles(folder / "particles.star"), images, half, "own", C4, 3, 1, batch_size=48
+        load_particles(folder / "particles.star"), images, half, "own", CHANNEL, 3, 1, batch_size=48
     )
 
 
 @pytest.fixture(scope="module")
 def method(problem: Problem) -> Method:
-    search = SearchSettings(C4, 13.0, angular_step_deg=15.0, shift_range_px=2.0)
+    search = SearchSettings(CHANNEL, angular_step_deg=15.0, shift_range_px=2.0)
     return projection_matching(problem, _settings(search))
 
 
@@ -179,7 +180,7 @@ def test_images_set_aside_are_left_where_they_were(problem, start, one):
 def test_true_poses_stay(problem, volume, truth):
     """Refined locally against the true map, poses move by no more than noise moves them, and the
     map comes out as it should."""
-    search = SearchSettings(C4, 13.0, angular_step_deg=7.5, shift_range_px=2.0)
+    search = SearchSettings(CHANNEL, angular_step_deg=7.5, shift_range_px=2.0)
     local = projection_matching(problem, _settings(search, anchor=truth))
     state, _ = iterate(
         problem, local, _start(problem, volume, truth, resolution_angstrom=2.1 * PIXEL, radius=14)

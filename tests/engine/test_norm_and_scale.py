@@ -40,7 +40,7 @@ from halfmap.particles import load_particles
 from halfmap.projection import Sums
 from halfmap.reconstruction import shell_weight, wiener_update
 from halfmap.so3 import euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, point_group
 
 N, BOX, PIXEL, PER_MICROGRAPH, RADIUS = 160, 32, 6.0, 20, 12
 ALL = torch.ones(N, dtype=torch.bool)
@@ -241,7 +241,7 @@ def _changed(folder: Path, out: Path, change: Change, *, intensity: bool) -> Pro
         settings,
         torch.arange(N) % 2,
         "shared",
-        symmetry_matrices("C4").float(),
+        Specimen(point_group("C4"), 13.0),
         3,
         1,
         48,

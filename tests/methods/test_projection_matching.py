@@ -22,9 +22,10 @@ from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import Sums, prepare_references
 from halfmap.reconstruction import ssnr_regulariser, wiener_update
 from halfmap.simulation.phantom import phantom
+from halfmap.symmetry import Specimen, point_group
 
 BOX, PIXEL, N = 32, 6.0, 12
-C1 = torch.eye(3)[None]
+PARTICLE = Specimen(point_group("C1"), 13.0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,14 @@ def problem(tmp_path_factory) -> Problem:
     halfmap.simulate("phantom", out, n=N, snr=1.0, box=BOX, pixel_size_angstrom=PIXEL, quiet=True)
     images = ImageSettings(13.0, True, False, torch.device("cpu"))
     return Problem(
-        load_particles(out / "particles.star"), images, torch.arange(N) % 2, "own", C1, 3, 1, 64
+        load_particles(out / "particles.star"),
+        images,
+        torch.arange(N) % 2,
+        "own",
+        PARTICLE,
+        3,
+        1,
+        64,
     )
 
 
@@ -44,7 +52,7 @@ def volume() -> torch.Tensor:
 
 def _settings(**options) -> Settings:
     mask = soft_sphere(BOX, radius_px=13, edge_px=2)
-    return Settings(SearchSettings(C1, 13.0), 0.143, mask, mask, **options)
+    return Settings(SearchSettings(PARTICLE), 0.143, mask, mask, **options)
 
 
 def _poses(classes: torch.Tensor | None = None) -> Poses:

@@ -23,14 +23,16 @@ from halfmap.pose_search.refinement import SearchSettings, distinct_poses
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, random_rotations, rotation_vector_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
 RADIUS_PX = 12.5  # the phantom is 148 A across
 
 
 def _settings(symmetry=C4, **options) -> SearchSettings:
-    return SearchSettings(symmetry, RADIUS_PX, **{"shift_range_px": 4.0, **options})
+    return SearchSettings(
+        Specimen(rotations_alone(symmetry), RADIUS_PX), **{"shift_range_px": 4.0, **options}
+    )
 
 
 def _search(scene, settings, *, radius: int = 15, references=None):

@@ -26,7 +26,7 @@ from halfmap.pose_search.refinement import SearchSettings, distinct_poses, refin
 from halfmap.pose_search.sampling import fine_order, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, cell_of, children, compose
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1").float(), symmetry_matrices("C4").float()
 RADIUS, RADIUS_PX, RANGE_PX = 15, 12.5, 3.0
@@ -38,7 +38,12 @@ def _settings(symmetry=C4, score=LOG_LIKELIHOOD, n_classes: int = 1) -> SearchSe
         prior = uniform_prior(
             n_classes, 3, order=2, shift_sigma_px=RANGE_PX, device=torch.device("cpu")
         )
-    return SearchSettings(symmetry, RADIUS_PX, shift_range_px=RANGE_PX, score=score, prior=prior)
+    return SearchSettings(
+        Specimen(rotations_alone(symmetry), RADIUS_PX),
+        shift_range_px=RANGE_PX,
+        score=score,
+        prior=prior,
+    )
 
 
 def _exhaustively(scene, settings: SearchSettings) -> tuple[Candidates, int]:

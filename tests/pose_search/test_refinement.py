@@ -22,7 +22,7 @@ from halfmap.pose_search.refinement import (
 )
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import compose, rotation_vector_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
 
@@ -35,7 +35,9 @@ def _uniform(dimensions: int = 3, sigma_px: float = 3.0):
 
 def _settings(symmetry=C1, *, prior=None) -> SearchSettings:
     return SearchSettings(
-        symmetry, 12.5, score=LOG_LIKELIHOOD, prior=_uniform() if prior is None else prior
+        Specimen(rotations_alone(symmetry), 12.5),
+        score=LOG_LIKELIHOOD,
+        prior=_uniform() if prior is None else prior,
     )
 
 

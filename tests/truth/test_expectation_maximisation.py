@@ -60,7 +60,7 @@ from halfmap.reconstruction import grid_shells, wiener_update
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import orientation_grid, random_rotations, rotation_2d
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 from halfmap.transfer_function import CTFParameters, ctf
 
 BOX, PIXEL = 16, 12.0
@@ -229,7 +229,11 @@ def expectation(model: Model, references: torch.Tensor) -> Expectation:
             image, reference, model.shifts[shift], weight, model.rotations, model.classes
         )
         accumulate(
-            sums, slice_terms(terms.select_images(part), gamma, plane), gamma, plane, IDENTITY
+            sums,
+            slice_terms(terms.select_images(part), gamma, plane),
+            gamma,
+            plane,
+            rotations_alone(IDENTITY),
         )
     w = torch.einsum("btm,bj->mj", posterior.float(), terms.power)
     return Expectation(float(log_likelihood), hermitian_mates(sums), slices, w)
@@ -436,8 +440,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
     )
     step = 5.0 if dimensions == 2 else 15.0
     settings = SearchSettings(
-        IDENTITY,
-        2.0,
+        Specimen(rotations_alone(IDENTITY), 2.0),
         angular_step_deg=step,
         shift_range_px=1.5,
         score=LOG_LIKELIHOOD,
@@ -459,7 +462,13 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
     assert total == pytest.approx(expected.log_likelihood, rel=1e-4)
     gamma = assignment.assign_posterior(candidates)
     sums = empty_sums(n_classes, model.plane.box, model.plane.radius, dimensions)
-    accumulate(sums, slice_terms(model.terms, gamma, model.plane), gamma, model.plane, IDENTITY)
+    accumulate(
+        sums,
+        slice_terms(model.terms, gamma, model.plane),
+        gamma,
+        model.plane,
+        rotations_alone(IDENTITY),
+    )
     sums = hermitian_mates(sums)
     assert (sums.num - expected.sums.num).norm() < 1e-3 * expected.sums.num.norm()
     assert (sums.den - expected.sums.den).norm() < 1e-3 * expected.sums.den.norm()

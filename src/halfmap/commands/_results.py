@@ -319,7 +319,7 @@ def write_pictures(job: Job, problem: Problem, settings: Settings, state: State)
             save_orientation_plot(
                 job.path("pictures/orientations.png"),
                 angles,
-                symmetry=np.asarray(problem.symmetry.cpu()),
+                symmetry=np.asarray(problem.symmetry.rotations.cpu()),
             )
         if state.find(SignificantPoses) is not None:
             with drawing("gamma.png"):

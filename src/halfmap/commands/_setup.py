@@ -18,7 +18,7 @@ from halfmap.particles import Particles
 from halfmap.pose_search.gauss_newton import Restraint
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import PADDING, grid_shape
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetry import Specimen, point_group
 from halfmap.workspace.job import Job
 from halfmap.workspace.machine import physical_memory_bytes, use_threads
 from halfmap.workspace.progress import Progress
@@ -117,7 +117,7 @@ def make_problem(
     need, and the data set's notes."""
     for note in particles.notes:
         progress.note(note)
-    matrices = symmetry_matrices(symmetry).float().to(device)
+    specimen = Specimen(point_group(symmetry).to(device), radius_px)
     fixed, per_image = memory_needed(particles.box, dimensions, n_classes)
     batch = batch_size(
         particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device
@@ -142,7 +142,7 @@ def make_problem(
         settings,
         half,
         matched_to,
-        matrices,
+        specimen,
         dimensions,
         n_classes,
         batch,
@@ -233,15 +233,14 @@ def search_settings(
     the shift is allowed as much as that rotation moves the particle's rim, and not more than the
     shift range.
     """
-    radius_px, held = problem.images.particle_radius_px, None
+    radius_px, held = problem.specimen.radius_px, None
     if local_range_deg is not None:
         held = Restraint(
             local_range_deg / 3,
             max(0.01, min(shift_range_px, math.radians(local_range_deg) * radius_px)) / 3,
         )
     return SearchSettings(
-        problem.symmetry,
-        radius_px,
+        problem.specimen,
         angular_step_deg=angular_step_deg,
         shift_range_px=shift_range_px,
         shift_step_px=shift_step_px,

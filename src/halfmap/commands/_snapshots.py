@@ -80,7 +80,7 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
             ImageTerms(terms.data * shift_phases(centre, plane), terms.power),
             phases,
             plane,
-            problem.symmetry,
+            problem.symmetry.rotations,
         )
         terms = ImageTerms(terms.data * factor, terms.power * factor**2)
     return direction_posterior(
@@ -88,7 +88,7 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
         terms,
         plane,
         radius=radius,
-        symmetry=problem.symmetry,
+        symmetry=problem.symmetry.rotations,
         order=order,
         shift_range_px=reach,
         shift_step_px=step,
@@ -119,7 +119,7 @@ def shown_radius(problem: Problem, state: State) -> int:
     """Shells on which Gamma is shown: those of the next iteration, as far as a step of the grid of
     directions resolves them."""
     finest = radius_of_step(
-        grid_step_deg(_order(problem)), problem.particles.box, problem.images.particle_radius_px
+        grid_step_deg(_order(problem)), problem.particles.box, problem.specimen.radius_px
     )
     return min(state.radius, finest)
 

@@ -93,7 +93,7 @@ def mask_in_words(problem: Problem, mask: str | Path | None) -> str:
     """In what the resolution was measured: `sphere of 190 A`, or the name of the mask's file."""
     if mask is not None:
         return f"mask {Path(mask).name}"
-    diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
+    diameter = 2 * problem.specimen.radius_px * problem.particles.pixel_size_angstrom
     return f"sphere of {diameter:.0f} A"
 
 

@@ -279,15 +279,12 @@ def _run_gradient_ascent(
     limit = ascent.iterations + ascent.full
     if from_start:
         return leg(problem, settings, limit)
-    free, c1 = max(1, round(SHARE_WITHOUT_SYMMETRY * ascent.iterations)), problem.symmetry[:1]
-    state = leg(
-        replace(problem, symmetry=c1),
-        replace(settings, search=replace(settings.search, symmetry=c1)),
-        free,
-    )
+    free = max(1, round(SHARE_WITHOUT_SYMMETRY * ascent.iterations))
+    without = replace(problem.specimen, symmetry=problem.symmetry.identity())
+    state = leg(replace(problem, specimen=without), settings, free)
     if state.iteration == free:
         state, alike = align_to_symmetry_axes(
-            state, problem.symmetry.cpu(), diameter_px=2 * problem.images.particle_radius_px
+            state, problem.symmetry.rotations.cpu(), diameter_px=2 * problem.specimen.radius_px
         )
         for k, correlation in enumerate(alike):
             doubt = (
@@ -314,7 +311,7 @@ def _order_and_align_classes(problem: Problem, state: State, *, flip_hand: bool)
         state, references=references, poses=replace(state.poses, classes=rank[state.poses.classes])
     )
     if len(problem.symmetry) == 1:
-        state = align_classes_to_first(state, diameter_px=2 * problem.images.particle_radius_px)
+        state = align_classes_to_first(state, diameter_px=2 * problem.specimen.radius_px)
     if flip_hand:
         poses = replace(state.poses, rotations=mirror_poses(state.poses.rotations))
         state = replace(state, references=mirror(state.references), poses=poses)
@@ -494,7 +491,7 @@ def _radii(
 ) -> tuple[int, int]:
     """Fourier shells of the first and the last mini-batch."""
     width = problem.particles.box * problem.particles.pixel_size_angstrom
-    diameter = 2 * problem.images.particle_radius_px * problem.particles.pixel_size_angstrom
+    diameter = 2 * problem.specimen.radius_px * problem.particles.pixel_size_angstrom
     initial, final = (
         given or diameter / n
         for given, n in zip((initial_angstrom, final_angstrom), SHELLS_PER_DIAMETER, strict=True)

@@ -183,8 +183,7 @@ def class2d(
             device=where,
         )
         search = SearchSettings(
-            problem.symmetry,
-            radius_px,
+            problem.specimen,
             angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG,
             shift_range_px=shift_range_px,
             shift_step_px=shift_step_px,
@@ -234,7 +233,7 @@ def _first_state(problem: Problem, settings: Settings, start: str, seed: int) ->
     noise = initial_noise(
         data, used, problem.plane, problem.n_groups, problem.images, batch_size=problem.batch_size
     )
-    shells = SHELLS_PER_DIAMETER * data.box / (2 * problem.images.particle_radius_px)
+    shells = SHELLS_PER_DIAMETER * data.box / (2 * problem.specimen.radius_px)
     radius = min(problem.plane.radius, max(3, round(shells)))
     references = starting_classes(problem, settings, noise, radius, how=start, seed=seed)
     return State(

@@ -122,7 +122,7 @@ def reconstruct(
             progress=progress,
         )
         settings = Settings(
-            SearchSettings(problem.symmetry, radius_px),
+            SearchSettings(problem.specimen),
             0.143,
             reference_mask=solvent,
             fsc_mask=solvent,

@@ -9,6 +9,7 @@ from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
+from halfmap.symmetry import SymmetryOperators
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:
@@ -61,7 +62,7 @@ def accumulate(
     terms: ImageTerms,
     gamma: PosteriorWeights,
     plane: HalfPlane,
-    symmetry: Float[Tensor, "G 3 3"],
+    symmetry: SymmetryOperators,
 ) -> None:
     """Add a batch into the sums, in place, from the terms of Gamma's slices (`slice_terms`):
 

@@ -111,8 +111,8 @@ def _record(iteration: Iteration, update: Update, poses: Poses) -> IterationReco
     problem, state = iteration.problem, iteration.state
     used = torch.nonzero(iteration.half >= 0)[:, 0]
     old, new = state.poses.select_images(used), poses.select_images(used)
-    symmetry, pixel = problem.symmetry.cpu(), problem.particles.pixel_size_angstrom
-    angle = angular_distance_deg(old.rotations, new.rotations, symmetry=symmetry)
+    mates, pixel = problem.symmetry.rotations.cpu(), problem.particles.pixel_size_angstrom
+    angle = angular_distance_deg(old.rotations, new.rotations, symmetry=mates)
     sizes = torch.bincount(new.classes, minlength=problem.n_classes)
     return IterationRecord(
         iteration=state.iteration + 1,

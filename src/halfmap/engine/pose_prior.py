@@ -117,8 +117,8 @@ class PosePriorStatistic:
         return torch.zeros(prior.directions.numel() + 2, device=iteration.problem.device)
 
     def add(self, partial: Float[Tensor, " P"], weighed: WeighedBatch) -> Float[Tensor, " P"]:
-        prior, symmetry = self._before(weighed.iteration), weighed.iteration.problem.symmetry
-        partial += prior_sums(prior, weighed.weights, symmetry)
+        mates = weighed.iteration.problem.symmetry.rotations
+        partial += prior_sums(self._before(weighed.iteration), weighed.weights, mates)
         return partial
 
     def reduce(self, partial: Float[Tensor, " P"]) -> Float[Tensor, " P"]:

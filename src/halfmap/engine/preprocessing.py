@@ -19,10 +19,11 @@ EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images are prepared: the particle's radius in pixels, whether the CTF is applied, whether
+    """How images are prepared: the radius of their soft circular mask
+    in pixels, whether the CTF is applied, whether
     each image is brought to background standard deviation 1, and where arrays live."""
 
-    particle_radius_px: float
+    mask_radius_px: float
     use_ctf: bool
     normalise: bool
     device: torch.device
@@ -135,10 +136,10 @@ def load_batch(
         else half_plane(plane.box, min(scored_radius, plane.radius), device)
     )
     images = torch.from_numpy(particles.images(rows)).to(device)
-    images = normalise(images, settings.particle_radius_px, spread=settings.normalise)
+    images = normalise(images, settings.mask_radius_px, spread=settings.normalise)
     transforms = fourier_transform(images, plane)
     masked = fourier_transform(
-        mask_particles(images, settings.particle_radius_px, -shift_px.round()), inner
+        mask_particles(images, settings.mask_radius_px, -shift_px.round()), inner
     )
     if settings.use_ctf:
         parameters = particles.transfer.take(rows).to(device)

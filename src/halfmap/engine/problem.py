@@ -7,12 +7,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from halfmap.engine.preprocessing import ImageSettings
 from halfmap.fourier import HalfPlane, half_plane, largest_radius
 from halfmap.particles import Particles
+from halfmap.symmetry import Specimen, SymmetryOperators
 
 LEAST_PER_MICROGRAPH = 5  # images; below, in the median, a scale per micrograph tells nothing
 # RELION's current image size is the same thought: the sums reach beyond what is scored, so that
@@ -24,7 +25,7 @@ SUMMED_SHARE_OF_BOX = 4  # and no less than half of what there is
 
 @dataclass(frozen=True)
 class Problem:
-    """The data, how images are prepared, the halves, the symmetry and the box.
+    """The data, how images are prepared, the halves, the specimen and the box.
 
     `half` is 0 or 1 per particle, -1 for one set aside. `matched_to` tells which half's references
     an image is compared with: its "own" (gold standard: the halves never meet), the "other" half's
@@ -37,11 +38,15 @@ class Problem:
     images: ImageSettings
     half: Int[Tensor, " N"]
     matched_to: Literal["own", "other", "shared"]
-    symmetry: Float[Tensor, "G 3 3"]
+    specimen: Specimen
     dimensions: int
     n_classes: int
     batch_size: int
     learn_norm_and_scale: bool = False
+
+    @property
+    def symmetry(self) -> SymmetryOperators:
+        return self.specimen.symmetry
 
     @property
     def device(self) -> torch.device:

@@ -25,6 +25,7 @@ def prepare(
     """Global search until poses settle; then each image is refined around the pose it has, with a
     global check now and then."""
     plane, radius = problem.plane, state.radius
+    settings = replace(settings, search=replace(settings.search, specimen=problem.specimen))
 
     known_before = significant_poses(state)
 

@@ -168,7 +168,13 @@ def _prepare(
     other."""
     plane = problem.plane
     beta = schedule.beta(state)
-    search = replace(settings.search, score=LOG_LIKELIHOOD, posterior_on_grid=True, beta=beta)
+    search = replace(
+        settings.search,
+        specimen=problem.specimen,
+        score=LOG_LIKELIHOOD,
+        posterior_on_grid=True,
+        beta=beta,
+    )
     sigma = max(search.shift_range_px / 2, search.shift_step_px)
     prior = uniform_prior(
         problem.n_classes,

@@ -96,7 +96,7 @@ def prepare_search(
     box, radius = references.box, min(radius, references.radius)
     grid = search_grid(settings, references.dimensions)
     finest, finer = (
-        radius_of_step(step, box, settings.particle_radius_px)
+        radius_of_step(step, box, settings.specimen.radius_px)
         for step in (grid.coarse_step_deg, grid.fine_step_deg)
     )
     sharp, global_posterior = (

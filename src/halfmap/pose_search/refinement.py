@@ -27,6 +27,7 @@ from halfmap.pose_search.gauss_newton import (
 )
 from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector
+from halfmap.symmetry import Specimen
 
 # candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
 NEGLIGIBLE_LOG_WEIGHT = 12.0
@@ -50,8 +51,7 @@ class SearchSettings:
     are wider by its inverse root.
     """
 
-    symmetry: Float[Tensor, "G 3 3"]
-    particle_radius_px: float
+    specimen: Specimen
     angular_step_deg: float = 7.5
     shift_range_px: float = 5.0
     shift_step_px: float = 1.0
@@ -256,7 +256,7 @@ def _log_volume(
     return (
         d / 2 * math.log(2 * math.pi)
         - 0.5 * torch.linalg.slogdet(hessian)[1]
-        + math.log(len(settings.symmetry) / whole)
+        + math.log(len(settings.specimen.symmetry) / whole)
     )
 
 
@@ -269,7 +269,7 @@ def _without_twins(
     if not len(rows):
         return candidates
     log_weight = candidates.log_weight.clone()
-    turn = _turns(candidates.rotations[rows], settings.symmetry)
+    turn = _turns(candidates.rotations[rows], settings.specimen.symmetry.rotations)
     move = candidates.shift_px[rows, :, None] - candidates.shift_px[rows, None]
     away = torch.cat([turn, move], -1)[..., 5 - hessian.shape[-1] :]
     distance = (away * (hessian[rows, :, None] @ away[..., None])[..., 0]).sum(-1)

@@ -54,9 +54,9 @@ def search_grid(settings: SearchSettings, dimensions: int) -> Grid:
             1 / (2 * n),
         )
     order = fine_order(settings)
-    coarse_grid = orientation_grid(order - 1, settings.symmetry)
+    coarse_grid = orientation_grid(order - 1, settings.specimen.symmetry.rotations)
     fine = rotations_of(children(coarse_grid.cell_id, order - 1), order)
-    fraction = len(settings.symmetry) * cell_fraction(order)
+    fraction = len(settings.specimen.symmetry) * cell_fraction(order)
     return Grid(
         coarse_grid.cell_id,
         coarse_grid.rotations,
@@ -87,7 +87,7 @@ def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
 def level_radius(step_deg: float, settings: SearchSettings, box: int, radius: int) -> int:
     """Shells that a level of this step is scored on: what it can resolve, no more than are
     known."""
-    return max(2, min(radius, radius_of_step(step_deg, box, settings.particle_radius_px)))
+    return max(2, min(radius, radius_of_step(step_deg, box, settings.specimen.radius_px)))
 
 
 def coarse_radius(settings: SearchSettings, box: int, radius: int, dimensions: int) -> int:
