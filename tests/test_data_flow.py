@@ -35,7 +35,7 @@ def _simulate(out: Path, *, n: int, tilt_mrad: float = 0.0) -> Path:
         optics_groups=2,
         beam_tilt_mrad=tilt_mrad,
         quiet=True,
-    )
+    ).folder
 
 
 def _batch(particles: Particles) -> Batch:

@@ -22,8 +22,8 @@ particles
 transfer_function mask so3 symmetry fourier
 distributed
 io | options
-arrays
 ctf_parameters
+arrays
 errors
 """
 # what computes never knows of folders, pictures and jobs

@@ -34,8 +34,8 @@ def open_job(
     folder: Path | None = None,
 ) -> Iterator[OpenJob]:
     """The job of the public function `command`, called with `arguments` (its `locals()` at the
-    start): in `folder`, or else in `out`, anew or to be resumed, with `seed`, `device`, `threads`
-    and `quiet` as they say; a command that has no such option takes the usual.
+    start): in `folder` (`out` if None), anew or to be resumed, with `seed`, `device`, `threads` and
+    `quiet` as they say; a command that has no such option takes the usual.
 
     Raises:
         InputError: a device or threads that are not there, or a folder in use.
@@ -47,7 +47,7 @@ def open_job(
         Job.create(
             name,
             parameters,
-            folder or arguments["out"],
+            arguments["out"] if folder is None else folder,
             seed=arguments.get("seed", 1),
             overwrite=arguments.get("overwrite", False),
             resume=arguments.get("resume", False),

@@ -34,7 +34,8 @@ from halfmap.commands._results import (
     refinement_result,
     write_map_files,
 )
-from halfmap.engine.loop import Problem, sum_at_poses
+from halfmap.engine.loop import sum_at_poses
+from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import Poses
 from halfmap.errors import InputError
@@ -55,7 +56,9 @@ def reconstruct(
     particles: ParticlesFile,
     out: Annotated[
         str | Path,
-        Option("Job folder, or map (.mrc), to write", metavar="DIR|MAP", free_on_resume=True),
+        Option(
+            "Map to write (.mrc), or job folder to make", metavar="MAP|DIR", free_on_resume=True
+        ),
     ],
     *,
     symmetry: Symmetry = "C1",
@@ -75,12 +78,11 @@ def reconstruct(
     resume: Resume = False,
     quiet: Quiet = False,
 ) -> RefinementResult:
-    """Reconstruct a map from the poses in the particle file.
+    """Reconstruct a map from the poses in the particle file: `num / (k + den)`.
 
-    The map is `num / (k + den)`. `out` is a job folder, which gets `map.mrc`, `half1.mrc`,
-    `half2.mrc`, `fsc.star` and pictures; or a map to write, `x.mrc`, beside which the half maps
-    `x_half1.mrc` and `x_half2.mrc` and the curve `x_fsc.star` come with `halves` only, and the
-    job's record in the folder `x_job`. The FSC is taken in a soft sphere or a mask file.
+    `out` is a job folder, which gets `map.mrc`, `half1.mrc`, `half2.mrc`, `fsc.star` and pictures;
+    or a map to write, `x.mrc`, beside which the half maps `x_half1.mrc` and `x_half2.mrc` and the
+    curve `x_fsc.star` come with `halves` only, and the job's record in the folder `x_job`.
 
     Example: halfmap reconstruct --particles refined/particles.star --symmetry C4 --halves --out
     map.mrc
@@ -90,11 +92,11 @@ def reconstruct(
     """
     arguments = locals()
     folder, target = _places(Path(out), resume=resume)
+    arguments["out"] = target or folder  # which the folder alone does not tell
     if target is not None and not (overwrite or resume):
         _refuse_existing(target, halves=halves)
-    asked = {**arguments, "out": target or folder}  # which the folder alone does not tell
-    with open_job(reconstruct, asked, folder=folder) as opened:
-        job, progress, where = opened.job, opened.progress, opened.device
+    with open_job(reconstruct, arguments, folder=folder) as run:
+        job, progress, where = run.job, run.progress, run.device
         data = _inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
         if not data.has_poses:
             raise InputError(

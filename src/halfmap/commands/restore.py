@@ -55,12 +55,12 @@ class RestoreResult:
     def summary(self) -> str:
         """The last line of the job."""
         aside = f", {self.set_aside} set aside" if self.set_aside else ""
-        told = f"{self.images} images{aside}, in {self.folder}"
-        if self.curve is None:
-            return told
-        found = [(resolution_at(self.curve, one), one) for one in (0.5, 0.143)]
-        words = [f"{f'{a:.2f} A' if math.isfinite(a) else 'none'} at {at}" for a, at in found]
-        return f"{told}; FRC of two halves ({self.halves}): {', '.join(words)}"
+        told = f"{self.images} images{aside}"
+        if self.curve is not None:
+            found = [(resolution_at(self.curve, one), one) for one in (0.5, 0.143)]
+            words = [f"{f'{a:.1f} A' if math.isfinite(a) else 'none'} at {at}" for a, at in found]
+            told += f"; FRC of two halves ({self.halves}) {', '.join(words)}"
+        return f"{told}: {self.folder}"
 
 
 @command
@@ -125,8 +125,8 @@ def restore(
     data = load_particles(particles, data_dir=data_dir)
     chosen = _chosen(data, class_number)
     view = common_view(data, chosen, view_tolerance, must_agree=method in PER_STACK)
-    with open_job(restore, arguments) as opened:
-        job, progress = opened.job, opened.progress
+    with open_job(restore, arguments) as run:
+        job, progress = run.job, run.progress
         for note in data.notes:
             progress.note(note)
         half = torch.full((len(data),), -1)
@@ -136,8 +136,8 @@ def restore(
         half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)
         task = Task(data, method, constant, view, half.numpy())
         progress.start_stage(method, len(task.rows))
-        run = restore_stack if method in PER_STACK else restore_each
-        curve = run(task, job, progress)
+        work = restore_stack if method in PER_STACK else restore_each
+        curve = work(task, job, progress)
         halves = _origin(data, task, view)
         if curve is not None:
             _write_curve(curve, job, method, halves)
