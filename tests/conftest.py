@@ -2,39 +2,52 @@
 is found or skipped."""
 
 import os
+import pkgutil
 from pathlib import Path
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
+SOURCE = Path(__file__).parents[1] / "src" / "halfmap"
 SHARED_DATA = Path(
     os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
+# what cannot be hooked: numba compiles the kernels from their own source; typer reads the
+# annotations of the command line's functions
+UNCHECKED = ("halfmap.kernels.cpu", "halfmap.cli")
+
+
+def package_modules() -> list[str]:
+    """Every module of the package, found by walking its folders; nothing is imported."""
+    found, folders = [], [("halfmap.", SOURCE)]
+    for prefix, folder in folders:  # grows while it is walked
+        for module in pkgutil.iter_modules([str(folder)], prefix):
+            found.append(module.name)
+            if module.ispkg:
+                folders.append((f"{module.name}.", folder / module.name.rsplit(".", 1)[1]))
+    return sorted(found)
+
+
+def checked_modules() -> list[str]:
+    """Those whose shapes are checked: all but `UNCHECKED` and what lies in it. Packages are left
+    out, because the hook takes a name for all modules under it."""
+    modules = package_modules()
+    packages = {name.rsplit(".", 1)[0] for name in modules}
+    return [
+        name
+        for name in modules
+        if name not in packages
+        and not any(name == skipped or name.startswith(f"{skipped}.") for skipped in UNCHECKED)
+    ]
+
 
 os.environ.setdefault("HALFMAP_STRICT_PICTURES", "1")  # a picture that fails, fails its test
 
-_CHECKED = [
-    "transfer_function",
-    "fourier",
-    "mask",
-    "so3",
-    "symmetry",
-    "projection",
-    "likelihood",
-    "reconstruction",
-    "restoration",
-    "alignment",
-    "resolution",
-    "simulation",
-    "engine",
-    "pose_search",
-    "methods",
-    "commands",
-]
 # an int is a float, as everywhere in Python
-_CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-_hook = install_import_hook([f"halfmap.{name}" for name in _CHECKED], _CHECKER)
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+install_import_hook(checked_modules(), CHECKER)
+pytest_plugins = ("scenes",)  # fixtures for engine and pose search; after the hook is there
 
 
 @pytest.fixture(scope="session")

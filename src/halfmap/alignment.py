@@ -20,10 +20,18 @@ from halfmap.arrays import takes_arrays
 from halfmap.fourier import HalfPlane, half_plane, shell_mean, shift_phases
 from halfmap.likelihood import squared_modulus
 from halfmap.projection import FourierReferences, extract_slices, prepare_references
-from halfmap.so3 import compose, orientation_grid, random_rotations, rotation_vector_to_matrix
+from halfmap.so3 import (
+    compose,
+    grid_step_deg,
+    orientation_grid,
+    radius_of_step,
+    random_rotations,
+    rotation_vector_to_matrix,
+)
 
 _PLANES = 16  # directions of slices on which maps are compared
 _GRID_ORDER = 2  # rotations 15 degrees apart
+_FEWEST_SHELLS = 3  # on which the grid is compared, however small the box
 _STARTS = 24  # best of the grid that are climbed
 _MATES = 6  # of a point group that are compared, at most
 _LEAST_STEP_DEG = 0.1
@@ -242,8 +250,9 @@ def _best(
     there, the best of these on all shells. `by_axis`: only where the z axis goes matters, and the
     starts differ in that."""
     few = min(
-        radius, max(3, math.ceil(1.6 * box / diameter_px / math.radians(15)))
-    )  # what 15 degrees resolve
+        radius,
+        max(_FEWEST_SHELLS, radius_of_step(grid_step_deg(_GRID_ORDER), box, diameter_px / 2)),
+    )
     coarse, score = half_plane(box, few), score_on(half_plane(box, few))
     grid = orientation_grid(_GRID_ORDER).rotations
     size = max(1, _SLICES_AT_ONCE // _PLANES)

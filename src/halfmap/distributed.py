@@ -15,11 +15,15 @@ def _world() -> tuple[int, int]:
     return 0, 1
 
 
-def my_share(index: Tensor) -> Tensor:
-    """The part of an index of particles that this process works on: every world-size-th, from its
-    rank."""
-    rank, size = _world()
+def share_of(index: Tensor, rank: int, size: int) -> Tensor:
+    """The part of an index of particles that one of `size` processes works on: every size-th, from
+    its rank."""
     return index[rank::size]
+
+
+def my_share(index: Tensor) -> Tensor:
+    """`share_of` this process."""
+    return share_of(index, *_world())
 
 
 def all_sum(tensor: Tensor) -> Tensor:

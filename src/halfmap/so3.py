@@ -17,6 +17,11 @@ from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.symmetry import asymmetric_unit
 
+# Crowther's rule for the resolution d that a step of angles allows, d = D step, is for the rim of a
+# particle of diameter D. The mass of a ball lies sqrt(2/5) of its radius from an axis (root mean
+# square): d can be sqrt(5/2) = 1.58 times finer before that mass moves as far.
+OVERLAP = 1.6
+
 # --- conversions ----------------------------------------------------------------------------------
 
 
@@ -238,6 +243,13 @@ def grid_step_deg(order: int) -> float:
     """Angle between neighbouring in-plane angles, and about that between neighbouring directions:
     60 / 2^o."""
     return 60 / 2**order
+
+
+def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
+    """Shells that a grid of this step can resolve: `OVERLAP N / (D step)`, D the particle's
+    diameter in pixels and the step in radians (Crowther, DeRosier and Klug, Proc. R. Soc. A 317,
+    319 (1970), where the overlap is 1)."""
+    return math.ceil(OVERLAP * box / (2 * particle_radius_px) / math.radians(step_deg))
 
 
 def cell_fraction(order: int) -> float:

@@ -9,7 +9,6 @@ import torch
 
 import halfmap
 from halfmap.alignment import mirror, mirror_poses, symmetrised
-from halfmap.commands import _results as results
 from halfmap.commands.abinitio import SHARE_WITHOUT_SYMMETRY, doubtful_classes
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_stack
@@ -18,7 +17,8 @@ from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix
 from halfmap.symmetry import symmetry_matrices
-from halfmap.workspace.job import JobStopped, read_events, read_job
+from halfmap.workspace.job import read_events, read_job
+from killed import kill_after_checkpoint
 
 N, BOX, PIXEL, ITERATIONS = 300, 32, 6.0, 20
 HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
@@ -27,6 +27,7 @@ QUICK = {
     "early_symmetry": True,
     "diameter_angstrom": 150.0,
     "device": "cpu",
+    "threads": 1,  # sums in the order of one thread, in every process
     "quiet": True,
 }
 
@@ -107,38 +108,27 @@ def _bytes(folder: Path, maps: tuple[str, ...] = ("map.mrc",)) -> list[bytes]:
     return [(folder / name).read_bytes() for name in (*maps, "particles.star")]
 
 
-def _stopped_and_resumed(few: Path, out: Path, monkeypatch, *, after: int, **options) -> Path:
-    plain, calls = results.Job.save_checkpoint, []
-
-    def stopped(*arguments, **keywords):
-        plain(*arguments, **keywords)
-        calls.append(1)
-        if len(calls) == after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(results.Job, "save_checkpoint", stopped)
-        with pytest.raises(JobStopped, match="halfmap resume"):
-            halfmap.abinitio(few, out, **{**QUICK, **options})
+def _killed_and_resumed(few: Path, out: Path, *, after: int, **options) -> Path:
+    kill_after_checkpoint("abinitio", few, out=out, after=after, **{**QUICK, **options})
     halfmap.resume(out, quiet=True)
     return out
 
 
-def test_a_job_stopped_and_resumed_gives_the_same_bytes(few, tmp_path, monkeypatch):
+def test_a_job_killed_and_resumed_gives_the_same_bytes(few, tmp_path):
     whole = halfmap.abinitio(few, tmp_path / "whole", iterations=2, **QUICK)
-    again = _stopped_and_resumed(few, tmp_path / "job", monkeypatch, after=2, iterations=2)
+    again = _killed_and_resumed(few, tmp_path / "job", after=2, iterations=2)
     assert _bytes(again) == _bytes(whole.folder)
 
 
-def test_symmetry_found_late_is_there_and_so_it_is_after_a_stop_between(few, tmp_path, monkeypatch):
+def test_symmetry_found_late_is_there_and_so_it_is_after_a_stop_between(few, tmp_path):
     options = {"iterations": 10, "early_symmetry": False}
     whole = halfmap.abinitio(few, tmp_path / "whole", **{**QUICK, **options})
     density = torch.from_numpy(read_map(whole.folder / "map.mrc")[0])
     mates = symmetrised(density, symmetry_matrices("C4"))
     assert float(torch.corrcoef(torch.stack([density.flatten(), mates.flatten()]))[0, 1]) > 0.99
     assert len(read_job(whole.folder)["results"]["correlation_with_mates"]) == 1
-    again = _stopped_and_resumed(
-        few, tmp_path / "job", monkeypatch, after=round(SHARE_WITHOUT_SYMMETRY * 10), **options
+    again = _killed_and_resumed(
+        few, tmp_path / "job", after=round(SHARE_WITHOUT_SYMMETRY * 10), **options
     )
     assert _bytes(again) == _bytes(whole.folder)
 
@@ -254,11 +244,8 @@ def test_bad_options_are_refused_in_one_line(few, tmp_path):
             halfmap.abinitio(few, tmp_path / "job", **{**QUICK, **options})
 
 
-def test_runs_stopped_in_the_second_are_resumed_there(few, tmp_path, monkeypatch):
+def test_runs_killed_in_the_second_are_resumed_there(few, tmp_path):
     whole = halfmap.abinitio(few, tmp_path / "whole", iterations=1, runs=2, **QUICK)
-    first = len(read_events(whole.folder / "run001"))
-    again = _stopped_and_resumed(
-        few, tmp_path / "job", monkeypatch, after=first + 1, iterations=1, runs=2
-    )
+    again = _killed_and_resumed(few, tmp_path / "job", after=1, part="run002", iterations=1, runs=2)
     assert _bytes(again) == _bytes(whole.folder)
     assert read_job(again)["results"]["log_likelihoods"] == list(whole.log_likelihoods)

@@ -597,4 +597,4 @@ def test_images_full_of_something_else_are_known_by_their_norm_and_do_no_harm(
         star, data / "truth_1.mrc", tmp_path / "equal", **{**QUICK, "iterations": 3}
     )
     with_norm, without = (_to_truth(job.folder, data)[3:14].mean() for job in (robust, equal))
-    assert with_norm > without - 0.002
+    assert with_norm > without + 0.005  # without learning norms both are the same map

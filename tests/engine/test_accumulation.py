@@ -4,12 +4,18 @@ import pytest
 import torch
 
 from halfmap.engine.accumulation import accumulate, slice_terms
+from halfmap.engine.pose_prior import prior_sums, uniform_prior
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import ImageTerms
 from halfmap.projection import PADDING, Sums, empty_sums
-from halfmap.so3 import random_rotations, rotation_vector_to_matrix
+from halfmap.so3 import (
+    direction_pixels,
+    euler_to_matrix,
+    random_rotations,
+    rotation_vector_to_matrix,
+)
 from halfmap.symmetry import rotations_alone, symmetry_matrices
 
 PLANE = half_plane(16, 6)
@@ -151,3 +157,22 @@ def test_batches_add_up_and_terms_are_left_alone():
     _assert_same(parts, whole)
     assert torch.equal(terms.data, kept[0])
     assert torch.equal(terms.power, kept[1])
+
+
+def test_a_direction_counts_for_all_of_its_mates():
+    """One pose of C4: a quarter of its weight at each of the four directions, and the squared
+    length of its shift."""
+    prior = uniform_prior(1, 3, order=2, shift_sigma_px=1.0, device=torch.device("cpu"))
+    rotation = euler_to_matrix(torch.tensor([[20.0, 60.0, 10.0]]))
+    row = torch.zeros(1, dtype=torch.long)
+    gamma = PosteriorWeights(
+        row, row, torch.tensor([[3.0, 4.0]]), torch.tensor([0.8]), rotation, row
+    )
+    sums = prior_sums(prior, gamma, symmetry_matrices("C4").float())
+    expected = torch.zeros(192)
+    for turn in (0.0, 90.0, 180.0, 270.0):
+        mate = euler_to_matrix(torch.tensor([[20.0 + turn, 60.0, 10.0]]))
+        expected[direction_pixels(mate, 2)] += 0.2
+    assert (expected > 0).sum() == 4
+    torch.testing.assert_close(sums[:-2], expected)
+    torch.testing.assert_close(sums[-2:], torch.tensor([0.8, 0.8 * 25]))

@@ -1,9 +1,11 @@
 """Poses drawn from a posterior: right in the mean, none where the posterior has nothing, one where
 it is certain."""
 
+from dataclasses import replace
+
 import torch
 
-from halfmap.engine.posterior_weights import assign_posterior, assign_sample
+from halfmap.engine.posterior_weights import assign_posterior, assign_sample, best_poses
 from halfmap.engine.state import Candidates
 
 
@@ -40,3 +42,38 @@ def test_a_certain_image_costs_one_pose():
     weight = torch.tensor([[0.0, 1.0, 0.0]])
     gamma = assign_sample(24, _candidates(weight))
     assert gamma.weight.tolist() == [1.0]
+
+
+def test_what_is_kept_sums_to_one_in_the_posteriors_proportions():
+    """Three poses hold 99.9 % of the first image and the fourth is dropped; one holds the second."""
+    weight = torch.tensor([[0.6, 0.3, 0.0995, 0.0005], [0.0002, 0.0002, 0.0001, 0.9995]])
+    gamma = assign_posterior(_candidates(weight))
+    assert gamma.image.tolist() == [0, 0, 0, 1]
+    assert gamma.shift_px[:, 0].tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(gamma.weight[:3], weight[0, :3] / 0.9995)
+    assert gamma.weight[3] == 1
+
+
+def test_poses_of_one_cell_share_a_slice_only_within_a_class():
+    weight = torch.full((1, 4), 0.25)
+    candidates = replace(
+        _candidates(weight),
+        cell=torch.tensor([[7, 7, 7, 2]]),
+        classes=torch.tensor([[0, 1, 0, 1]]),
+    )
+    gamma = assign_posterior(candidates)
+    assert len(gamma.rotations) == 3
+    slice_of = gamma.reference[gamma.shift_px[:, 0].long().argsort()].tolist()
+    assert slice_of[0] == slice_of[2]
+    assert len(set(slice_of)) == 3
+    assert gamma.classes[slice_of].tolist() == [0, 1, 0, 1]
+
+
+def test_how_sure_an_image_is_of_its_pose():
+    weight = torch.tensor([[0.2, 0.7, 0.1], [0.25, 0.25, 0.5]])
+    candidates = _candidates(weight)
+    poses = best_poses(candidates, assign_posterior(candidates))
+    torch.testing.assert_close(poses.shift_px[:, 0], torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(poses.largest_weight, torch.tensor([0.7, 0.5]))
+    assert poses.significant.tolist() == [3, 3]
+    torch.testing.assert_close(poses.log_likelihood, torch.zeros(2), atol=1e-6, rtol=0)

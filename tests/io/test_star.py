@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halfmap.errors import InputError
-from halfmap.io import star as star_module
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table, unquote
 
@@ -50,9 +49,8 @@ def save(folder: Path, text: str, name: str = "a.star") -> Path:
     "chunk", [8, 40, 1 << 20], ids=["chunk=line", "chunk=2 lines", "chunk=file"]
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_dialect_by_hand(tmp_path, monkeypatch, chunk, newline):
-    monkeypatch.setattr(star_module, "_CHUNK_BYTES", chunk)
-    file = read_star(save(tmp_path, TWO_BLOCKS.replace("\n", newline)))
+def test_dialect_by_hand(tmp_path, chunk, newline):
+    file = read_star(save(tmp_path, TWO_BLOCKS.replace("\n", newline)), chunk_bytes=chunk)
     assert list(file.blocks) == ["particles", "general", "empty"]
     table = file.blocks["particles"]
     assert table.names == ("rlnImageName", "rlnDefocusU", "rlnClassNumber")
@@ -71,10 +69,9 @@ def test_dialect_by_hand(tmp_path, monkeypatch, chunk, newline):
 
 
 @pytest.mark.parametrize("chunk", [1, 30, 1 << 20])
-def test_rows_quotes_comments_and_blank_lines(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(star_module, "_CHUNK_BYTES", chunk)
+def test_rows_quotes_comments_and_blank_lines(tmp_path, chunk):
     text = "data_\nloop_\n_a\n_b #2\n\n 1 'x y' # c\n#\n\t2\t\"\"\r\n\n3 data_x\n_4 _y\ndata_5 loop_\n6 it's#7"
-    table = read_star(save(tmp_path, text)).blocks[""]
+    table = read_star(save(tmp_path, text), chunk_bytes=chunk).blocks[""]
     assert table.strings("a").tolist() == ["1", "2", "3", "_4", "data_5", "6"]
     assert table.strings("b").tolist() == ["x y", "", "data_x", "_y", "loop_", "it's#7"]
 

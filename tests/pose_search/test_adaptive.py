@@ -2,13 +2,14 @@
 candidates kept apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from halfmap.engine.pose_prior import uniform_prior
-from halfmap.engine.state import Candidates
-from halfmap.fourier import shift_phases
+from halfmap.engine.state import Candidates, as_candidates, known_poses
+from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
     LOG_LIKELIHOOD,
     ImageTerms,
@@ -17,12 +18,22 @@ from halfmap.likelihood import (
     log_likelihood_score,
     slice_power,
 )
-from halfmap.pose_search import adaptive as searching
-from halfmap.pose_search.adaptive import best_cells, best_children, prepare_search, search_globally
-from halfmap.pose_search.refinement import SearchSettings, distinct_poses
+from halfmap.pose_search.adaptive import (
+    best_cells,
+    best_children,
+    coarse_scores,
+    prepare_search,
+    search_globally,
+)
+from halfmap.pose_search.refinement import PassSizes, SearchSettings, distinct_poses
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
-from halfmap.so3 import angular_distance_deg, random_rotations, rotation_vector_to_matrix
+from halfmap.so3 import (
+    angular_distance_deg,
+    compose,
+    random_rotations,
+    rotation_vector_to_matrix,
+)
 from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
@@ -62,11 +73,31 @@ def test_shift_grid_is_a_disc_of_whole_steps():
     torch.testing.assert_close(fine.sum(0), torch.zeros(2), atol=1e-5, rtol=0)
 
 
-def test_radius_of_step_follows_the_step_and_the_particles_size():
-    """Half a step moves the rim, D / 2 from the axis, by D step / 4: half of half the resolution N
-    / shell, up to the factor 1.6."""
+@pytest.mark.parametrize("step_deg", [30.0, 15.0])
+def test_a_grid_resolves_the_shells_on_which_neighbours_still_agree(channel, step_deg):
+    """Slices half a step apart, as a pose in a cell may be from its centre: on the outermost shell
+    that the step resolves they are alike, twice as far out they are not."""
+    shells, plane = radius_of_step(step_deg, 32, RADIUS_PX), half_plane(32, 15)
+    generator = torch.Generator().manual_seed(4)
+    rotations = random_rotations(200, generator).float()
+    axes = torch.nn.functional.normalize(torch.randn(200, 3, generator=generator), dim=1)
+    turned = compose(rotation_vector_to_matrix(axes * math.radians(step_deg / 2)), rotations)
+    references = prepare_references(channel, 15)
+    a, b = (extract_slices(references, r, plane) for r in (rotations, turned))
+
+    def agreement(shell: int) -> float:
+        here = plane.shell == shell
+        cross = (a * b.conj()).real[:, here].sum()
+        return float(
+            cross / (a[:, here].abs().square().sum() * b[:, here].abs().square().sum()).sqrt()
+        )
+
+    assert agreement(shells) > 0.65
+    assert agreement(min(15, 2 * shells)) < 0.5
+
+
+def test_the_shells_resolved_go_with_the_step_and_the_particles_size():
     shells = radius_of_step(15.0, 64, 20.0)
-    assert shells == math.ceil(1.6 * 64 / (40.0 * math.radians(15.0)))
     assert radius_of_step(7.5, 64, 20.0) in (2 * shells - 1, 2 * shells)
     assert radius_of_step(15.0, 128, 40.0) == shells  # the same molecule sampled twice as finely
     assert radius_of_step(15.0, 64, 10.0) in (2 * shells - 1, 2 * shells)
@@ -244,20 +275,20 @@ def test_annealed_scores_are_resolved_by_a_coarser_grid(channel):
     ).coarse_grid_resolves
 
 
-def test_a_table_of_fine_slices_only_saves_time(channel, scene_of, monkeypatch):
+def test_a_table_of_fine_slices_only_saves_time(channel, scene_of):
     scene = scene_of(channel, 20, snr=0.2)
     with_table = _search(scene, _settings())
-    monkeypatch.setattr(searching, "FINE_TABLE_BYTES", 0)
-    without = _search(scene, _settings())
+    without = _search(scene, _settings(passes=PassSizes(table_bytes=0)))
     torch.testing.assert_close(with_table.rotations, without.rotations, rtol=0, atol=1e-4)
     torch.testing.assert_close(with_table.score, without.score, rtol=1e-4, atol=0)
 
 
-def test_tiling_changes_nothing(states, scene_of, monkeypatch):
+def test_tiling_changes_nothing(states, scene_of):
     scene = scene_of(states, 30, snr=0.2)
     plan = prepare_search(prepare_references(states, 15), _settings(), 15)
     whole, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
-    monkeypatch.setattr(searching, "SCORES_PER_PASS", 7 * len(plan.shifts[0]) * len(plan.slices))
+    seven = PassSizes(scores=7 * len(plan.shifts[0]) * len(plan.slices))
+    plan = replace(plan, settings=replace(plan.settings, passes=seven))
     parts, _ = best_cells(plan, scene.terms, torch.zeros(30, 2), scene.plane)
     same = (
         (whole.sort(1).values == parts.sort(1).values).float().mean()
@@ -270,6 +301,79 @@ def test_more_classes_share_the_cells_that_are_kept(states):
     two = prepare_search(prepare_references(states, 8), _settings(), 8)
     assert len(two.slices) == 2 * len(one.slices)
     assert two.kept == max(16, math.ceil(2 * len(one.grid.coarse) * _settings().largest_cell_share))
+
+
+# --- what is kept -------------------------------------------------------------------------------
+
+
+def _prior(classes: list[float]):
+    prior = uniform_prior(2, 3, order=2, shift_sigma_px=2.0, device=torch.device("cpu"))
+    return replace(prior, classes=torch.tensor(classes).log())
+
+
+def test_cells_that_the_prior_excludes_are_not_looked_at(channel, scene_of):
+    """Two classes of one map: the images cannot tell them apart, the prior does."""
+    scene, twins = (
+        scene_of(channel, 12, snr=0.2),
+        prepare_references(channel.repeat(2, 1, 1, 1), 15),
+    )
+    settings = _settings(score=LOG_LIKELIHOOD, prior=_prior([1e-20, 1 - 1e-20]))
+    plan = prepare_search(twins, settings, 15)
+    cells, counts = best_cells(plan, scene.terms, torch.zeros(12, 2), scene.plane)
+    used = torch.arange(cells.shape[1]) < counts[:, None]
+    assert (cells[used] >= len(plan.grid.coarse)).all()
+
+
+def test_as_many_cells_are_kept_as_hold_the_share_asked_for(channel, scene_of):
+    scene = scene_of(channel, 60, snr=0.02)
+    settings = _settings(score=LOG_LIKELIHOOD, largest_cell_share=1.0, significance=0.95)
+    plan = prepare_search(prepare_references(channel, 15), settings, 15)
+    centre = torch.zeros(60, 2)
+    _, counts = best_cells(plan, scene.terms, centre, scene.plane)
+    score = torch.cat(list(coarse_scores(plan, scene.terms, centre, scene.plane)))
+    share = torch.softmax(score, 1).sort(1, descending=True).values.cumsum(1)
+    held = share.gather(1, counts[:, None] - 1)[:, 0]
+    assert (held > 0.95 - 1e-4).all()
+    more = counts > 4  # the fewest of every image
+    assert more.float().mean() > 0.2
+    assert (share.gather(1, counts[:, None] - 2)[:, 0][more] < 0.95 + 1e-4).all()
+
+
+def test_children_are_those_of_an_images_own_cells(channel, scene_of):
+    """Images that keep one cell go together with one that keeps many."""
+    scene, prior = scene_of(channel, 4, snr=0.2), _prior([0.5, 0.5])
+    settings = _settings(score=LOG_LIKELIHOOD, prior=prior, n_refined=64)
+    plan = prepare_search(prepare_references(channel, 15), settings, 15)
+    cells, _ = best_cells(plan, scene.terms, torch.zeros(4, 2), scene.plane)
+    counts = torch.tensor([1, 1, 1, cells.shape[1]])
+    found = best_children(plan, scene.terms, torch.zeros(4, 2), scene.plane, cells, counts)
+    own = plan.grid.children[cells[:3, 0]]
+    away = angular_distance_deg(found.rotations[:3, :, None], own[:, None]).amin(2)
+    assert (away[torch.isfinite(found.log_weight[:3])] < 0.1).all()
+    assert torch.isfinite(found.log_weight[3]).sum() > torch.isfinite(found.log_weight[0]).sum()
+
+
+def test_a_cells_number_is_that_of_its_rotation(channel, scene_of):
+    scene, prior = scene_of(channel, 10, snr=0.1), _prior([0.5, 0.5])
+    settings = _settings(score=LOG_LIKELIHOOD, prior=prior, posterior_on_grid=True)
+    plan = prepare_search(prepare_references(channel, 9), settings, 9)
+    assert plan.fine_grid_resolves
+    found = search_globally(plan, scene.terms, torch.zeros(10, 2), scene.plane, 9)
+    torch.testing.assert_close(plan.grid.children.flatten(0, 1)[found.cell], found.rotations)
+
+
+def test_a_known_pose_out_of_the_searchs_reach_is_kept(channel, scene_of):
+    scene = scene_of(channel, 12, shift_rms_px=9.0)
+    far = scene.shift_px.norm(dim=1) > 6
+    assert far.sum() > 4
+    known = as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes))
+    plan = prepare_search(prepare_references(channel, 15), _settings(shift_range_px=1.0), 15)
+    found = search_globally(
+        plan, scene.terms, torch.zeros(12, 2), scene.plane, 15, known=known
+    ).best(1)
+    angle, shift = _errors(found, scene)
+    assert angle[far].max() < 0.5
+    assert shift[far].max() < 0.1
 
 
 # --- candidates -----------------------------------------------------------------------------------

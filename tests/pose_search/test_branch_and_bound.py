@@ -18,11 +18,15 @@ from halfmap.likelihood import (
     slice_power,
     squared_modulus,
 )
-from halfmap.pose_search import branch_and_bound
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.bounds import FAILURE
 from halfmap.pose_search.branch_and_bound import bound_cells, prepare_bounded, search_bounded
-from halfmap.pose_search.refinement import SearchSettings, distinct_poses, refine_candidates
+from halfmap.pose_search.refinement import (
+    PassSizes,
+    SearchSettings,
+    distinct_poses,
+    refine_candidates,
+)
 from halfmap.pose_search.sampling import fine_order, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, cell_of, children, compose
@@ -196,16 +200,14 @@ def test_known_poses_compete_and_are_kept(channel, scene_of):
     ).float().mean() > 0.95
 
 
-def test_tables_tiles_and_groups_only_save_time(channel, scene_of, monkeypatch):
+def test_tables_tiles_and_groups_only_save_time(channel, scene_of):
     scene, settings, centre = scene_of(channel, 20, snr=0.1), _settings(), torch.zeros(20, 2)
     references = prepare_references(channel, RADIUS)
     whole = search_bounded(
         prepare_bounded(references, settings, RADIUS), scene.terms, centre, scene.plane, RADIUS
     ).best(1)
-    monkeypatch.setattr(branch_and_bound, "TABLE_BYTES", 0)
-    monkeypatch.setattr(branch_and_bound, "CELLS_PER_PASS", 7 * 9216)
-    monkeypatch.setattr(branch_and_bound, "SAMPLES_PER_PASS", 1_000_000)
-    monkeypatch.setattr(branch_and_bound, "POSES_PER_PASS", 50)
+    small = PassSizes(samples=1_000_000, cells=7 * 9216, poses=50, table_bytes=0)
+    settings = replace(settings, passes=small)
     parts = search_bounded(
         prepare_bounded(references, settings, RADIUS), scene.terms, centre, scene.plane, RADIUS
     ).best(1)

@@ -2,16 +2,16 @@
 poses; priors; draws from a grid."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from halfmap.engine.pose_prior import next_prior, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior, best_poses
-from halfmap.engine.state import Candidates, as_candidates, known_poses
+from halfmap.engine.state import Candidates, as_candidates, in_every_class, known_poses
 from halfmap.fourier import shift_phases
-from halfmap.likelihood import LOG_LIKELIHOOD
-from halfmap.pose_search import adaptive as searching
+from halfmap.likelihood import LOG_LIKELIHOOD, ImageTerms
 from halfmap.pose_search.adaptive import significant_entries
 from halfmap.pose_search.refinement import (
     NEGLIGIBLE_LOG_WEIGHT,
@@ -21,7 +21,7 @@ from halfmap.pose_search.refinement import (
     without_improbable,
 )
 from halfmap.projection import extract_slices, prepare_references
-from halfmap.so3 import compose, rotation_vector_to_matrix
+from halfmap.so3 import compose, direction_pixels, random_rotations, rotation_vector_to_matrix
 from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
@@ -187,16 +187,15 @@ def test_found_poses_near_known_ones_are_left_out():
     assert torch.isfinite(both.log_weight).tolist() == [[False, False, True, True]]
 
 
-def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept(monkeypatch):
+def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept():
     """The mean of any function over the drawn entries is that over the posterior, to the step of
     the draw."""
-    monkeypatch.setattr(searching, "MOST_ENTRIES", 64)
     generator = torch.Generator().manual_seed(5)
     log_weight = torch.stack(
         [torch.randn(5000, generator=generator), 8 * torch.randn(5000, generator=generator)]
     )
     log_weight[1, 77] += 60
-    entry, weight = significant_entries(log_weight, 0.999)
+    entry, weight = significant_entries(log_weight, 0.999, most=64)
     assert entry[1, 0] == 77
     torch.testing.assert_close(weight[1], log_weight[1].sort(descending=True).values[:64])
     torch.testing.assert_close(
@@ -208,12 +207,11 @@ def test_diffuse_posteriors_are_drawn_and_sharp_ones_kept(monkeypatch):
     assert float(drawn) == pytest.approx(float(exact), abs=1 / 64)
 
 
-def test_the_best_pose_of_a_diffuse_posterior_is_a_likely_one(monkeypatch):
+def test_the_best_pose_of_a_diffuse_posterior_is_a_likely_one():
     """Drawn entries weigh the same; the image's pose is the likeliest of them, not the first of the
     grid."""
-    monkeypatch.setattr(searching, "MOST_ENTRIES", 64)
     log_weight = torch.randn(8, 5000, generator=torch.Generator().manual_seed(6))
-    entry, weight = significant_entries(log_weight, 0.999)
+    entry, weight = significant_entries(log_weight, 0.999, most=64)
     found = _candidates(weight)
     best = entry.gather(1, found.best(1).log_weight.new_zeros(8, 1).long())
     assert torch.equal(
@@ -239,3 +237,48 @@ def test_the_prior_is_what_posteriors_amount_to():
     torch.testing.assert_close(new.directions.exp().mean(1), torch.ones(2))
     assert float(new.directions[0, 3].exp()) == pytest.approx(12 * 90 / 101)
     torch.testing.assert_close(new.directions[1].exp(), torch.ones(12))
+
+
+def test_a_direction_and_a_class_weigh_by_their_prior(channel, scene_of):
+    """One pose in two classes of one map, of which one is nine times as common: its weight is nine
+    times the other's. And a prior is a density: over all directions its mean is 1."""
+    prior = uniform_prior(2, 3, order=1, shift_sigma_px=3.0, device=torch.device("cpu"))
+    prior = replace(prior, classes=torch.tensor([0.9, 0.1]).log())
+    scene, twins = scene_of(channel, 5, snr=0.5), prepare_references(channel.repeat(2, 1, 1, 1), 12)
+    start = in_every_class(
+        as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes)), 2
+    )
+    found = _refined(scene, twins, start, _settings(prior=prior))
+    share = torch.softmax(found.log_weight, 1)
+    torch.testing.assert_close(share[found.classes == 0], torch.full((5,), 0.9), atol=1e-3, rtol=0)
+    counts = torch.rand(2, 48, generator=torch.Generator().manual_seed(0)) * 50
+    learnt = next_prior(prior, torch.cat([counts.flatten(), torch.tensor([1.0, 1.0])]))
+    rotations = random_rotations(40_000, torch.Generator().manual_seed(1)).float()
+    everywhere = sum(
+        learnt.of_direction(rotations, torch.full((40_000,), k)).exp().mean() for k in (0, 1)
+    )
+    assert float(everywhere) == pytest.approx(1, abs=0.02)
+    counts = torch.zeros(2, 48)
+    pixel = direction_pixels(rotations, 1)
+    counts[0, pixel[0]] = 99.0  # images in one direction, beside the one of every direction
+    learnt = next_prior(prior, torch.cat([counts.flatten(), torch.tensor([1.0, 1.0])]))
+    seen = learnt.of_direction(rotations, torch.zeros(40_000, dtype=torch.long))
+    often = pixel == pixel[0]
+    torch.testing.assert_close(
+        seen[often].mean() - seen[~often].mean(), torch.tensor(math.log(100.0))
+    )
+
+
+def test_symmetry_mates_count_together_and_nothing_known_is_a_grid_step(channel, scene_of):
+    """The four mates of one optimum weigh four times as much as one; of a blank image a pose is
+    known to two steps of each angle and to the prior of the shifts."""
+    scene, references = scene_of(channel, 3, snr=0.5), prepare_references(channel, 12)
+    start = as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes))
+    with_mates, alone = (
+        _refined(scene, references, start, _settings(group)).log_weight for group in (C4, C1)
+    )
+    torch.testing.assert_close(with_mates - alone, torch.full((3, 1), math.log(4.0)))
+    blank = replace(scene, terms=ImageTerms(0 * scene.terms.data, 1e-12 * scene.terms.power))
+    accuracy = _refined(blank, references, start, _settings(C1)).accuracy[:, 0]
+    torch.testing.assert_close(accuracy[:, 0], torch.full((3,), 15 * 3**0.5), rtol=1e-3, atol=0)
+    torch.testing.assert_close(accuracy[:, 1], torch.full((3,), 3.0), rtol=1e-3, atol=0)

@@ -428,12 +428,10 @@ def test_the_shipped_quotient_climbs_but_for_its_approximation(dimensions, n_cla
 
 
 @pytest.mark.parametrize(("dimensions", "n_classes"), [(2, 3), (3, 1), (3, 3)])
-def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_classes, monkeypatch):
+def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_classes):
     """The search with nothing pruned and flat priors gives the log likelihood and the two sums of
     the E-step above, so that what is proven of the one holds for the other."""
     model, start = simulated(dimensions, n_classes, 20, snr=0.1)
-    monkeypatch.setattr(search, "MOST_ENTRIES", 10**6)
-    monkeypatch.setattr(assignment, "SIGNIFICANCE", 2.0)
     sigma = 1e4
     flat = uniform_prior(
         n_classes, dimensions, order=0, shift_sigma_px=sigma, device=torch.device("cpu")
@@ -445,6 +443,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
         shift_range_px=1.5,
         score=LOG_LIKELIHOOD,
         prior=flat,
+        most_entries=10**6,
     )
     plan = search.prepare_search(
         prepare_references(start, model.plane.radius), settings, model.plane.radius
@@ -460,7 +459,7 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
     outside = math.log(len(model.shifts) * shift_step(model.shifts) ** 2 / (2 * math.pi * sigma**2))
     total = float(candidates.log_weight.double().logsumexp(1).sum()) - 20 * outside
     assert total == pytest.approx(expected.log_likelihood, rel=1e-4)
-    gamma = assignment.assign_posterior(candidates)
+    gamma = assignment.assign_posterior(candidates, significance=2.0)  # everything
     sums = empty_sums(n_classes, model.plane.box, model.plane.radius, dimensions)
     accumulate(
         sums,

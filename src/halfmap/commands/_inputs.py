@@ -22,6 +22,12 @@ from halfmap.workspace.job import SET_ASIDE, Job
 from halfmap.workspace.progress import Progress
 
 _IMAGES_CHECKED_AT_ONCE = 1000
+# A choice: of a reference, what exceeds a tenth of its maximum is held to be particle, above what a
+# low-pass leaves around it; a margin of a tenth of the radius is for what is fainter.
+HELD_DENSITY, RADIUS_MARGIN = 0.1, 1.1
+# A choice, as shares of the box: without a reference 0.9 of it across; never so wide that the
+# mask's edge has no room (a pixel or two)
+UNKNOWN_RADIUS, LARGEST_RADIUS = 0.45, 0.47
 
 
 def read_particles(
@@ -221,7 +227,7 @@ def particle_radius_px(
             )
         return min(radius, largest)
     if reference is None:
-        return 0.45 * box
+        return UNKNOWN_RADIUS * box
     axis = torch.arange(box, device=reference.device) - box // 2
     distance = (
         (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis[None, None, :] ** 2)
@@ -229,8 +235,8 @@ def particle_radius_px(
         .sqrt()
     )
     reference = reference - reference.median()
-    held = reference > 0.1 * reference.max()
-    return float(min(1.1 * distance[held].max(), torch.tensor(0.47 * box)))
+    held = reference > HELD_DENSITY * reference.max()
+    return float(min(RADIUS_MARGIN * distance[held].max(), torch.tensor(LARGEST_RADIUS * box)))
 
 
 def solvent_mask(

@@ -24,6 +24,20 @@ from halfmap.workspace.machine import physical_memory_bytes, use_threads
 from halfmap.workspace.progress import Progress
 
 _LARGEST_BATCH = 256
+# A choice: images are normalised if, in the median of a few hundred, their background's mean is
+# within a fifth of 0 and its deviation within a quarter of 1.
+NORMALISED_MEAN, NORMALISED_SPREAD, IMAGES_LOOKED_AT = 0.2, (0.8, 1.25), 300
+# Memory, as a sum of what is held at once; `job.json` has the peak that came of it.
+CELL_BYTES = 8 + 4  # of the two sums: a complex number and a weight
+SUMS_HELD = 2 * 2  # both halves, and as much again for their total and quotient
+DENSITIES_HELD = 8  # of each class: references of both halves, before and after, and copies
+TRANSFORMS_HELD = 4  # padded, complex: one of a map in the making, its input and what FFTs work on
+# the table of a search's slices (`PassSizes.table_bytes`, 1 GiB), the slices of one pass
+# (16 million samples of 12 bytes, and copies), Python with its libraries; in 2D there is no table
+SEARCH_BYTES = {3: 2 << 30, 2: 2 << 27}
+# of an image in a batch: itself, its masked copy, both transforms, CTF, noise, and the terms of
+# E-step and M-step take about 50; there is room for slices of thirty significant poses, 5 each
+BYTES_PER_PIXEL = 200
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -157,9 +171,10 @@ def needs_normalising(
     1 already (a few hundred are looked at), and not in CTF-premultiplied stacks, where it depends
     on the image's own CTF. The user is told."""
     used = torch.nonzero(half >= 0)[:, 0].numpy()
-    sample = used[:: max(1, len(used) // 300)]
+    sample = used[:: max(1, len(used) // IMAGES_LOOKED_AT)]
     mean, spread = background(torch.from_numpy(particles.images(sample)), radius_px)
-    if float(mean.abs().median()) < 0.2 and 0.8 < float(spread.median()) < 1.25:
+    low, high = NORMALISED_SPREAD
+    if float(mean.abs().median()) < NORMALISED_MEAN and low < float(spread.median()) < high:
         return False
     if particles.transfer.premultiplied[used].any():
         progress.note(
@@ -178,15 +193,13 @@ def memory_needed(box: int, dimensions: int, n_classes: int) -> tuple[int, int]:
     """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in
     the making, search tables."""
     grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
-    sums = (
-        2 * n_classes * grid * 12 * 2
-    )  # num and den of both halves, and as much again for their total and quotient
-    references = n_classes * grid * 8
-    transforms = 4 * (PADDING * box) ** dimensions * 8
-    density = 8 * n_classes * box**dimensions * 4
-    return sums + references + transforms + density + (2 << 30) // (
-        1 if dimensions == 3 else 8
-    ), 200 * box * box
+    complex_bytes, float_bytes = 8, 4
+    sums = SUMS_HELD * n_classes * grid * CELL_BYTES
+    references = n_classes * grid * complex_bytes
+    transforms = TRANSFORMS_HELD * (PADDING * box) ** dimensions * complex_bytes
+    density = DENSITIES_HELD * n_classes * box**dimensions * float_bytes
+    fixed = sums + references + transforms + density + SEARCH_BYTES[dimensions]
+    return fixed, BYTES_PER_PIXEL * box * box
 
 
 def batch_size(

@@ -26,17 +26,19 @@ def assign_hard(candidates: Candidates) -> PosteriorWeights:
     )
 
 
-def assign_posterior(candidates: Candidates) -> PosteriorWeights:
+def assign_posterior(
+    candidates: Candidates, *, significance: float = SIGNIFICANCE
+) -> PosteriorWeights:
     """`PosteriorWeights(phi) = P(X | phi) P(phi) / sum P(X | phi) P(phi)`, the softmax of the log
     weights (lecture: the probability function Gamma).
 
-    Of each image the fewest poses that hold 99.9 % of it are kept, and scaled to a sum of 1. Poses
-    in one cell of a grid share a slice.
+    Of each image the fewest poses that hold the share `significance` of it are kept, and scaled to
+    a sum of 1. Poses in one cell of a grid share a slice.
     """
     ordered = candidates.best(candidates.score.shape[1])
     weight = torch.softmax(ordered.log_weight, dim=1)
     before = torch.cumsum(weight, dim=1) - weight
-    kept = (before < SIGNIFICANCE) & (weight > 0)
+    kept = (before < significance) & (weight > 0)
     weight = weight * kept
     weight = weight / weight.sum(1, keepdim=True)
     image = torch.nonzero(kept)[:, 0]

@@ -25,7 +25,7 @@ _MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
 class _Layout:
     """Where and how the voxels of a file lie."""
 
-    header: np.ndarray  # structured, in the file's byte order
+    header: np.void  # structured, in the file's byte order
     dtype: np.dtype
     shape: tuple[int, int, int]  # sections, rows, columns
     offset: int

@@ -13,7 +13,7 @@ from halfmap.errors import InputError
 from halfmap.io.files import replacing
 from halfmap.io.table import Cells, FileCells, Table
 
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 _IS_SPACE = np.zeros(256, bool)
 _IS_SPACE[list(b" \t\n\r\v\f")] = True
 # a token: in quotes that are closed before a space, or up to the next space
@@ -28,12 +28,12 @@ class StarFile:
     blocks: Mapping[str, Table]
 
 
-def read_star(path: str | os.PathLike[str]) -> StarFile:
+def read_star(path: str | os.PathLike[str], *, chunk_bytes: int = CHUNK_BYTES) -> StarFile:
     """Read a STAR file: RELION 1.x to 5 and other programs' dialects.
 
     A block is one table (`loop_`) or one list of single values, in any order of blocks, with single
     or double quotes, `#` comments, blank lines, tabs, and empty loops. Cells stay text until a
-    column is asked for as numbers.
+    column is asked for as numbers. Rows are split `chunk_bytes` at a time.
 
     Raises:
         InputError: the file is missing, binary, or not STAR (the line is named).
@@ -45,14 +45,15 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     if data.find(b"\0") >= 0:
         raise InputError(f"{path}: is a binary file, not a STAR text file")
-    return StarFile(str(path), _Parser(str(path), data).blocks())
+    return StarFile(str(path), _Parser(str(path), data, chunk_bytes).blocks())
 
 
 class _Parser:
     """Walks over the lines of one file; the rows of a loop are split in bulk."""
 
-    def __init__(self, path: str, data: bytes) -> None:
+    def __init__(self, path: str, data: bytes, chunk_bytes: int) -> None:
         self.path, self.data, self.buffer = path, data, np.frombuffer(data, np.uint8)
+        self.chunk_bytes = chunk_bytes
         self.position = 3 if data.startswith(b"\xef\xbb\xbf") else 0  # byte-order mark
 
     def error(self, message: str, at: int) -> InputError:
@@ -173,7 +174,7 @@ class _Parser:
         )
         done = False
         while not done and self.position < len(self.data):
-            end = min(self.position + _CHUNK_BYTES, len(self.data))
+            end = min(self.position + self.chunk_bytes, len(self.data))
             if end < len(self.data):
                 newline = self.data.find(b"\n", end)
                 end = newline + 1 if newline >= 0 else len(self.data)

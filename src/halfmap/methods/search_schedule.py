@@ -14,6 +14,19 @@ from halfmap.pose_search.refinement import refine_candidates
 from halfmap.projection import FourierReferences
 
 SETTLED_CLASSES = 0.01  # share of images that may still change class
+# Of a shift whose two coordinates are Gaussian, the length exceeds c medians with a probability of
+# 2^-c^2: beyond 6 lies nothing. The rest of the choices below are none of a derivation; what they
+# make of whole refinements shows in the iterations of `python benchmarks/run.py trpv1 ribo`.
+SHIFT_REACH_MEDIANS = 6
+FEWEST_SHIFT_STEPS = 3  # of the grid, to each side of the present shift
+WIDE_SEARCHES = 2  # iterations that search the whole range of shifts
+SETTLED_STEP = 1 / 4  # of the grid's step: half the way from a cell's centre to its edge
+# a shell counts as gained beyond this factor: at shell 20 a tenth of a shell, which interpolation
+# between shells makes of noise
+GAINED = 1.005
+FEWEST_ITERATIONS = 4  # two pairs, of which the second is compared with all before
+STILL_FALLING = 0.7  # of the last change: poses that move no less than that have stopped settling
+AT_REST_STEP = 0.02  # of the grid's step: 0.15 degrees of 7.5
 GLOBAL_CHECK_EVERY = (
     4  # once poses have settled, every so many iterations all orientations are looked at again
 )
@@ -81,10 +94,11 @@ def shift_reach_px(problem: Problem, settings: Settings, state: State) -> float:
     iterations; then no farther than six times the median of the last change, and three steps at
     least."""
     asked = settings.search.shift_range_px
-    if state.iteration < 2:
+    if state.iteration < WIDE_SEARCHES:
         return asked
     moved_px = state.history[-1].shift_change_angstrom / problem.particles.pixel_size_angstrom
-    return min(asked, max(3 * settings.search.shift_step_px, 6 * moved_px))
+    least_px = FEWEST_SHIFT_STEPS * settings.search.shift_step_px
+    return min(asked, max(least_px, SHIFT_REACH_MEDIANS * moved_px))
 
 
 def is_settled(settings: Settings, state: State) -> bool:
@@ -92,17 +106,17 @@ def is_settled(settings: Settings, state: State) -> bool:
     (median), so that a search is not needed."""
     return (
         state.iteration > 1
-        and state.history[-1].angular_change_deg < settings.search.angular_step_deg / 4
+        and state.history[-1].angular_change_deg < SETTLED_STEP * settings.search.angular_step_deg
     )
 
 
 def converged(settings: Settings, state: State) -> bool:
     """No shell gained in the last two iterations, classes are kept, and poses have stopped moving,
     or move no less than before."""
-    if len(state.history) < 4:
+    if len(state.history) < FEWEST_ITERATIONS:
         return False
     shells = [1 / min(record.resolutions_angstrom) for record in state.history]
-    if max(shells[-2:]) > 1.005 * max(shells[:-2]):
+    if max(shells[-2:]) > GAINED * max(shells[:-2]):
         return False
     if state.references.shape[1] > 1 and state.iteration % GLOBAL_CHECK_EVERY:
         # around known poses few classes compete: only a search of all tells whether they are
@@ -111,4 +125,5 @@ def converged(settings: Settings, state: State) -> bool:
     if state.history[-1].class_changes > SETTLED_CLASSES:
         return False
     moved = [record.angular_change_deg for record in state.history[-2:]]
-    return moved[1] > 0.7 * moved[0] or moved[1] < 0.02 * settings.search.angular_step_deg
+    at_rest_deg = AT_REST_STEP * settings.search.angular_step_deg
+    return moved[1] > STILL_FALLING * moved[0] or moved[1] < at_rest_deg

@@ -30,6 +30,7 @@ from halfmap.likelihood import (
     squared_modulus,
 )
 from halfmap.pose_search.refinement import (
+    MOST_ENTRIES,
     SearchSettings,
     distinct_poses,
     merged_with_known,
@@ -47,15 +48,11 @@ from halfmap.pose_search.sampling import (
 )
 from halfmap.projection import FourierReferences, extract_slices
 
-SCORES_PER_PASS = (
-    2_000_000  # a tile of scores that stays in cache between the product and the pass over it
-)
-SAMPLES_PER_PASS = 16_000_000  # of children's slices
-FINE_TABLE_BYTES = (
-    1 << 30
-)  # slices of all fine cells are cut once up to this size, else for each image's own cells
-FEWEST_CELLS = 4  # kept of every image: a coarse cell's centre may miss the peak in it
-MOST_ENTRIES = 256  # poses that stand for the posterior of one image on a grid
+# kept of every image, however sure: a peak near an edge lies in up to four cells of the directions,
+# and the centre of its own may score less than its neighbours'
+FEWEST_CELLS = 4
+# of the finer step, by which children that start a refinement differ: more than one cell apart
+CHILD_SEPARATION = 1.5
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class GlobalSearch:
         """Slices of all children, and their squares; None where they would take too much memory."""
         level, device = self.planes[1], self.references.grid.device
         n_classes, (n_cells, n_children) = len(self.references), self.grid.children.shape[:2]
-        if 12 * n_classes * n_cells * n_children * len(level) > FINE_TABLE_BYTES:
+        if 12 * n_classes * n_cells * n_children * len(level) > self.settings.passes.table_bytes:
             return None
         rotations = self.grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
         classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells * n_children)
@@ -207,7 +204,7 @@ def coarse_scores(
     level = search.planes[0]
     phases = shift_phases(search.shifts[0], level)
     inside = terms_on_level(terms, centre_px, plane, level)
-    size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
+    size = max(1, search.settings.passes.scores // (len(phases) * len(search.slices)))
     for start in range(0, len(terms), size):
         part = inside.select_images(
             torch.arange(start, min(start + size, len(terms)), device=centre_px.device)
@@ -253,7 +250,9 @@ def best_children(
     level, found = search.planes[1], []
     order = torch.argsort(counts, stable=True)
     for rows in groups_of_similar_count(
-        order, counts, SAMPLES_PER_PASS // (search.grid.children.shape[1] * len(level))
+        order,
+        counts,
+        search.settings.passes.samples // (search.grid.children.shape[1] * len(level)),
     ):
         kept = int(counts[rows[-1]])
         unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
@@ -340,7 +339,7 @@ def _children_of(
         torch.full_like(classes, -1),
         torch.full_like(where, torch.nan),
     )
-    return distinct_poses(candidates, settings.n_refined, grid.fine_step_deg * 1.5)
+    return distinct_poses(candidates, settings.n_refined, grid.fine_step_deg * CHILD_SEPARATION)
 
 
 def grid_posterior(
@@ -349,7 +348,7 @@ def grid_posterior(
     """The posterior over all coarse cells and shifts, for a grid that resolves all that the
     references show.
 
-    Of each image the `MOST_ENTRIES` largest weights, where they hold the settings' share of it. Of
+    Of each image the `most_entries` largest weights, where they hold the settings' share of it. Of
     a more diffuse posterior as many poses are drawn, at even steps of its cumulative sum and of
     even weight: what is summed over images with them is right on average.
     """
@@ -362,7 +361,7 @@ def grid_posterior(
     fraction = search.grid.child_fraction * search.grid.children.shape[1]
     everywhere = torch.arange(len(search.slices), device=centre_px.device)
     coarse, parts = search.grid.coarse.to(centre_px.device)[everywhere % n_cells], []
-    size = max(1, SCORES_PER_PASS // (len(phases) * len(search.slices)))
+    size = max(1, search.settings.passes.scores // (len(phases) * len(search.slices)))
     for rows in torch.arange(len(terms), device=centre_px.device).split(size):
         part = inside.select_images(rows)
         score = settings.score(
@@ -408,7 +407,10 @@ def _grid_candidates(
     log_weight = (
         log_weight + prior.of_shift(where)[..., None] + math.log(shift_step(shifts) ** 2 * fraction)
     )
-    entry, weight = significant_entries(log_weight.flatten(1), search.settings.significance)
+    settings = search.settings
+    entry, weight = significant_entries(
+        log_weight.flatten(1), settings.significance, most=settings.most_entries
+    )
     row, t, cell = torch.arange(len(score), device=score.device)[:, None], entry // n, entry % n
     shift_px = where[row, t]
     return Candidates(
@@ -423,11 +425,11 @@ def _grid_candidates(
 
 
 def significant_entries(
-    log_weight: Float[Tensor, "b E"], significance: float
+    log_weight: Float[Tensor, "b E"], significance: float, *, most: int = MOST_ENTRIES
 ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """Which entries stand for each image's posterior, and with what log weights: see
-    `grid_posterior`."""
-    best = torch.topk(log_weight, min(MOST_ENTRIES, log_weight.shape[1]), dim=1)
+    """Which entries stand for each image's posterior, `most` of them at most, and with what log
+    weights: see `grid_posterior`."""
+    best = torch.topk(log_weight, min(most, log_weight.shape[1]), dim=1)
     entry, weight = best.indices, best.values
     total = torch.logsumexp(log_weight, dim=1, keepdim=True)
     diffuse = torch.nonzero(torch.logsumexp(weight, dim=1) < total[:, 0] + math.log(significance))[

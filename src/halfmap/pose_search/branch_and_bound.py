@@ -35,8 +35,6 @@ from halfmap.likelihood import (
     squared_modulus,
 )
 from halfmap.pose_search.adaptive import (
-    SAMPLES_PER_PASS,
-    SCORES_PER_PASS,
     concatenated,
     fast_products,
     groups_of_similar_count,
@@ -58,7 +56,13 @@ from halfmap.pose_search.refinement import (
     refine_candidates,
     refine_each,
 )
-from halfmap.pose_search.sampling import fine_order, level_radius, search_grid, shift_grid
+from halfmap.pose_search.sampling import (
+    SHIFTS_PER_PERIOD,
+    fine_order,
+    level_radius,
+    search_grid,
+    shift_grid,
+)
 from halfmap.projection import FourierReferences, extract_slices
 
 # of those that the grid resolves: what is unseen beyond them is about what cells lose inside
@@ -68,10 +72,10 @@ SHARED_FROM = (
     0.2  # of all cells: an image with more survivors is scored against all, as a matrix product
 )
 OPTIMA = 16  # distinct ones of each image that are followed
+# cells that each incumbent is chosen from: neighbours of the best are among the next best
+CELLS_PER_INCUMBENT = 16
+INCUMBENT_SEPARATION = 1.5  # steps of the grid: more than one cell apart
 STEPS = 3  # of a climb on the same shells
-POSES_PER_PASS = 20_000  # that are climbed together
-CELLS_PER_PASS = 4_000_000  # of images together: about 100 MB
-TABLE_BYTES = 1 << 30  # slices of all cells, and their squares, are kept up to this size
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,7 @@ class BoundedSearch:
         """Slices of all cells and their squares on the second level's shells, of which the first
         level's come first; None where they take too much memory."""
         plane = self.levels[1].plane
-        if 12 * len(self.classes) * len(plane) > TABLE_BYTES:
+        if 12 * len(self.classes) * len(plane) > self.settings.passes.table_bytes:
             return None
         slices = extract_slices(self.references, self.rotations, plane, classes=self.classes)
         return slices, squared_modulus(slices)
@@ -199,7 +203,7 @@ def prepare_bounded(
     plane, grid = half_plane(box, radius, device), search_grid(settings, 3)
 
     def level(shells: int) -> Level:
-        shift_step = min(box / (4 * shells), max(settings.shift_range_px, 1e-3))
+        shift_step = min(box / (SHIFTS_PER_PERIOD * shells), max(settings.shift_range_px, 1e-3))
         unseen = unseen_in_cells(
             references, plane, radius=shells, order=fine_order(settings), shift_step_px=shift_step
         )
@@ -254,7 +258,7 @@ def search_bounded(
     """
     parts = []
     for rows in torch.arange(len(terms), device=centre_px.device).split(
-        max(1, CELLS_PER_PASS // len(search.classes))
+        max(1, search.settings.passes.cells // len(search.classes))
     ):
         some, centre, before = (
             terms.select_images(rows),
@@ -345,11 +349,15 @@ def _in_all_cells(
     n = len(search.classes)
     cross, power = (torch.empty(len(terms), n, device=centre_px.device) for _ in range(2))
     which = torch.empty(len(terms), n, dtype=torch.int16, device=centre_px.device)
-    columns = n if search.table is not None else max(1, SAMPLES_PER_PASS // len(level.plane))
+    columns = (
+        n
+        if search.table is not None
+        else max(1, search.settings.passes.samples // len(level.plane))
+    )
     for first in range(0, n, columns):
         here = slice(first, min(first + columns, n))
         slices, squared = search.slices(here, level.plane)
-        size = max(1, SCORES_PER_PASS // (len(shifts) * len(slices)))
+        size = max(1, search.settings.passes.scores // (len(shifts) * len(slices)))
         for start in range(0, len(terms), size):
             rows = slice(start, start + size)
             part = ImageTerms(inside.data[rows], inside.power[rows])
@@ -394,7 +402,8 @@ def _second_level(
     n_shifts = len(_shifts(search, level))
     order = torch.argsort(left.counts, stable=True)
     many = left.counts[order] > SHARED_FROM * len(search.classes)
-    most = min(SAMPLES_PER_PASS // len(level.plane), 4 * SCORES_PER_PASS // n_shifts)
+    passes = search.settings.passes
+    most = min(passes.samples // len(level.plane), 4 * passes.scores // n_shifts)
     groups = [
         *groups_of_similar_count(order[~many], left.counts, most),
         *([order[many]] if bool(many.any()) else []),
@@ -465,11 +474,13 @@ def _incumbents(
     """Poses refined on all shells: what was known before, and the best distinct ones of the first
     level."""
     weight = search.settings.score.log_evidence(score) + search.log_prior
-    top = torch.topk(weight, min(16 * INCUMBENTS, weight.shape[1]), dim=1)
+    top = torch.topk(weight, min(CELLS_PER_INCUMBENT * INCUMBENTS, weight.shape[1]), dim=1)
     where = shift_px.gather(1, top.indices[..., None].expand(-1, -1, 2))
     starts = _as_starts(search, Survivors(top.indices, top.values, where, top.indices[:, 0]))
     found = distinct_poses(
-        replace(starts, score=score.gather(1, top.indices)), INCUMBENTS, 1.5 * search.step_deg
+        replace(starts, score=score.gather(1, top.indices)),
+        INCUMBENTS,
+        INCUMBENT_SEPARATION * search.step_deg,
     )
     if known is not None:
         found = merged_with_known(found, known, search.step_deg)
@@ -541,7 +552,7 @@ def climbed(
     what the shells beyond may add."""
     left, parts = bounded.levels[1], []
     order = torch.argsort(left.counts, stable=True)
-    for rows in groups_of_similar_count(order, left.counts, POSES_PER_PASS):
+    for rows in groups_of_similar_count(order, left.counts, search.settings.passes.poses):
         starts = _as_starts(search, left.select_images(rows))
         parts.append(
             _climb(

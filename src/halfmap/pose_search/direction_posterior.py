@@ -18,7 +18,7 @@ from halfmap.pose_search.sampling import shift_grid
 from halfmap.projection import FourierReferences, extract_slices
 from halfmap.so3 import compose, direction_pixels, grid_step_deg, orientation_grid, rotations_of
 
-SLICES_PER_TILE = 8_000_000  # samples of slices at a time, 64 MB
+SAMPLES_PER_TILE = 8_000_000  # samples of slices at a time, 64 MB
 SCORES_PER_TILE = 8_000_000  # scores at a time, 32 MB
 
 
@@ -33,6 +33,7 @@ def direction_posterior(
     shift_range_px: float = 5.0,
     shift_step_px: float = 1.0,
     centre_px: Float[Tensor, "B 2"] | None = None,
+    samples_per_tile: int = SAMPLES_PER_TILE,
 ) -> Float[Tensor, "B D"]:
     """Posterior of each image over viewing directions d, everything else summed out:
 
@@ -45,7 +46,7 @@ def direction_posterior(
     3), the whole sphere; with `symmetry` only an asymmetric unit is scored, and each pixel outside
     takes the value of its mate inside. Shifts form a disc of `shift_range_px` about `centre_px` (x,
     y; zero if not given). Every orientation is scored, in the log domain and in tiles of bounded
-    memory.
+    memory (`samples_per_tile` of slices).
 
     The posterior is that of the grid: a cell is judged by its centre. Where the radius lets the
     score change within a cell (beyond `search.radius_of_step` shells), a true peak between centres
@@ -79,7 +80,7 @@ def direction_posterior(
     slices_each = n_psi * n_classes
     at_once = max(
         1,
-        min(SLICES_PER_TILE // len(level), SCORES_PER_TILE // (len(terms) * len(phases)))
+        min(samples_per_tile // len(level), SCORES_PER_TILE // (len(terms) * len(phases)))
         // slices_each,
     )
     log_density = torch.cat(

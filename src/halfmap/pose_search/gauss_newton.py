@@ -22,6 +22,9 @@ OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic mo
 NEGLIGIBLE_GAIN = (
     0.005  # of log likelihood: a tenth of a standard deviation of the pose's posterior
 )
+# Marquardt's rule (J. SIAM 11, 431 (1963)): little damping at first, ten times as much after a
+# step that failed, less after one that succeeded
+FIRST_DAMPING, EASED, RAISED = 1e-3, 0.2, 10.0
 
 
 def pose_equations(
@@ -155,7 +158,7 @@ def refine_poses(
     equations = evaluate(every, rotations, shift_px)
     offset = away(every, rotations, shift_px)
     value = objective(equations, offset)
-    damping = torch.full_like(value, 1e-3)
+    damping = torch.full_like(value, FIRST_DAMPING)
     active = every
     for _ in range(steps):
         gradient, hessian = gauss_newton_system(equations[active], free_scale=free_scale)
@@ -185,7 +188,7 @@ def refine_poses(
         )
         trial_value = objective(trial, trial_offset)
         better = trial_value > value[active]
-        damping[active] *= torch.where(better, 0.2, 10.0)
+        damping[active] *= torch.where(better, EASED, RAISED)
         won = active[better]
         rotations[won], shift_px[won], equations[won] = (
             trial_rotations[better],

@@ -35,6 +35,37 @@ _SAME_MODE = (
     4.0  # squared distance, in standard deviations of the posterior, below which two optima are one
 )
 
+# What the adaptive grid may cost. What these caps lose beside exhaustive search, and what they
+# save, is counted by `python benchmarks/run.py branch_and_bound`.
+SEARCH_SIGNIFICANCE = 0.999  # RELION's adaptive fraction
+LARGEST_CELL_SHARE = 1 / 96  # of all coarse cells; `docs/maximum_likelihood.md` has the trial
+FEWEST_OF_SMALL_GRIDS = 16  # of a grid that the share would leave less of (high symmetry, 2D)
+REFINED_CANDIDATES = 8
+
+# Of a refinement: two steps choose among candidates on few shells, four finish on the last. The
+# better third goes on to twice as many shells, whose area is four times as large: each round costs
+# about as much as the one before.
+STEPS_ON_FEW_SHELLS, STEPS_ON_ALL_SHELLS = 2, 4
+CANDIDATES_PER_SURVIVOR = 3
+
+# poses that stand for the posterior of one image on a grid: of even weight, each is 0.4 % of it
+MOST_ENTRIES = 256
+
+
+@dataclass(frozen=True)
+class PassSizes:
+    """How much a search holds at once; what it finds does not depend on them. `scores` are those
+    between a matrix product and the pass over it (a tile that stays in cache), `samples` those of
+    the slices of images' own cells, `cells` those of images together in branch and bound (4 million
+    take about 100 MB), `poses` those climbed together; slices of all cells are cut once where they
+    and their squares take no more than `table_bytes`."""
+
+    scores: int = 2_000_000
+    samples: int = 16_000_000
+    cells: int = 4_000_000
+    poses: int = 20_000
+    table_bytes: int = 1 << 30
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -48,22 +79,25 @@ class SearchSettings:
     posterior; without, they are compared by their scores alone. With `posterior_on_grid`, cells of
     the finer grid under the best coarse ones are the posterior where that grid resolves all shells;
     nothing is refined there. `beta` tells by what annealed scores have been multiplied: their peaks
-    are wider by its inverse root.
+    are wider by its inverse root. `most_entries` poses stand for a posterior on a grid at most;
+    `passes` bounds the memory.
     """
 
     specimen: Specimen
     angular_step_deg: float = 7.5
     shift_range_px: float = 5.0
     shift_step_px: float = 1.0
-    significance: float = 0.999
-    largest_cell_share: float = 1 / 96
-    fewest_cells: int = 16
-    n_refined: int = 8
+    significance: float = SEARCH_SIGNIFICANCE
+    largest_cell_share: float = LARGEST_CELL_SHARE
+    fewest_cells: int = FEWEST_OF_SMALL_GRIDS
+    n_refined: int = REFINED_CANDIDATES
     score: Score = CORRELATION
     restraint: Restraint | None = None
     prior: PosePrior | None = None
     posterior_on_grid: bool = False
     beta: float = 1.0
+    most_entries: int = MOST_ENTRIES
+    passes: PassSizes = PassSizes()
 
 
 def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Candidates:
@@ -139,12 +173,13 @@ def refine_candidates(
             plane,
             candidates,
             radius=shells,
-            steps=2,
+            steps=STEPS_ON_FEW_SHELLS,
             step_deg=step_deg,
             settings=settings,
             anchor=anchor,
         )
-        survivors, shells = max(MOST_POSES, survivors // 3), min(radius, 2 * shells)
+        survivors = max(MOST_POSES, survivors // CANDIDATES_PER_SURVIVOR)
+        shells = min(radius, 2 * shells)
         candidates = without_improbable(candidates).best(survivors)
     candidates, equations = refine_each(
         references,
@@ -152,7 +187,7 @@ def refine_candidates(
         plane,
         candidates,
         radius=radius,
-        steps=4,
+        steps=STEPS_ON_ALL_SHELLS,
         step_deg=step_deg,
         settings=settings,
         anchor=anchor,

@@ -14,9 +14,13 @@ from halfmap.so3 import (
     grid_step_deg,
     in_plane_grid,
     orientation_grid,
+    radius_of_step,
     rotation_vector_to_matrix,
     rotations_of,
 )
+
+# of the outermost shell: half a step off, an eighth of a period, its score is cos(pi / 4)
+SHIFTS_PER_PERIOD = 4
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,6 @@ def _about_view_axis(psi_deg: Float[Tensor, "*b"]) -> Float[Tensor, "*b 3 3"]:
     return rotation_vector_to_matrix(vector)
 
 
-def radius_of_step(step_deg: float, box: int, particle_radius_px: float) -> int:
-    """Shells that a grid of this step can resolve: half a step moves the particle's rim by half the
-    resolution, times 1.6 for overlap."""
-    return math.ceil(1.6 * box / (2 * particle_radius_px) / math.radians(step_deg))
-
-
 def level_radius(step_deg: float, settings: SearchSettings, box: int, radius: int) -> int:
     """Shells that a level of this step is scored on: what it can resolve, no more than are
     known."""
@@ -107,7 +105,8 @@ def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Floa
 def searched_step_px(settings: SearchSettings, box: int, radius: int) -> float:
     """Distance of the shifts that a search on shells up to `radius` scores: a quarter period of the
     outermost, or the settings' step where that is coarser."""
-    return max(settings.shift_step_px, min(box / (4 * radius), max(settings.shift_range_px, 1e-3)))
+    quarter = box / (SHIFTS_PER_PERIOD * radius)
+    return max(settings.shift_step_px, min(quarter, max(settings.shift_range_px, 1e-3)))
 
 
 def shift_step(shifts: Float[Tensor, "T 2"]) -> float:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class Job:
         overwrite: bool = False,
         resume: bool = False,
         options: Sequence[NamedOption] = (),
-    ) -> Self:
+    ) -> "Job":
         """Make (or with `resume` reopen) the job folder `out` and write `job.json` with status
         `running`.
 
@@ -215,7 +215,7 @@ class Job:
         self._record["results"] = {**self._record.get("results", {}), **as_json(fields)}
         self._write("running")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Job":
         if threading.current_thread() is threading.main_thread():
             self._sigterm = signal.signal(signal.SIGTERM, _raise_interrupt)
         return self

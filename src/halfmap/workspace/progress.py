@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -55,7 +55,7 @@ class Progress:
         self._stage_start = self._last_word = self._start
         self._reached = ""
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self._start = time.monotonic()
         self._outer = _OPEN.get()
         for progress in self._outer:  # a job inside a job has the terminal's one live line

@@ -136,5 +136,5 @@ def view(channel: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def scene_of():
-    """`make_scene`, for tests that cannot import from a conftest."""
+    """`make_scene`."""
     return make_scene
