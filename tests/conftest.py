@@ -43,7 +43,6 @@ def checked_modules() -> list[str]:
 
 
 os.environ.setdefault("HALFMAP_STRICT_PICTURES", "1")  # a picture that fails, fails its test
-
 # an int is a float, as everywhere in Python
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(checked_modules(), CHECKER)

@@ -9,6 +9,7 @@ import torch
 
 import halfmap
 from halfmap.commands import reconstruct as reconstruct3d
+from halfmap.commands.resume import resume
 from halfmap.errors import InputError
 from halfmap.fourier import (
     fourier_transform,
@@ -206,7 +207,7 @@ def test_a_killed_job_goes_on_and_gives_the_same_bytes(
         "sum_at_poses",
         lambda problem, *rest, **more: summed.append(1) or real(problem, *rest, **more),
     )
-    halfmap.resume(folder, quiet=True)
+    resume(folder, quiet=True)
     assert len(summed) == 2 - half  # what was summed is not summed again
     stem = "" if out == "job" else "map_"
     at = folder if out == "job" else tmp_path

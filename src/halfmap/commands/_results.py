@@ -141,13 +141,15 @@ def run_iterations(
         state = new
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
-        job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms)
+        strength = _strength(problem, state)
+        job.event(**record.event(), **strength, seconds=seconds, ms_per_image=cost_ms)
         job.save_checkpoint(*state_to_arrays(state))
         draw(state)
-        strength = state.find(NormAndScale)
-        outliers = 0 if strength is None else strength.outliers
-        words = iteration_in_words(record, problem, cost_ms, outliers=outliers)
-        progress.finish_iteration(words, reached=reached(record, problem))
+        outliers = int(strength.get("norm_outliers", 0))
+        progress.finish_iteration(
+            iteration_in_words(record, problem, cost_ms, outliers=outliers),
+            reached=reached(record, problem),
+        )
         images = start(state)
     return state
 
@@ -176,21 +178,27 @@ def _certainty(problem: Problem, state: State) -> dict[str, float]:
     """How sure the last iteration was of its poses, and how unlike each other images are."""
     if not state.history:
         return {}
-    last, strength = state.history[-1], state.find(NormAndScale)
-    told: dict[str, float] = {
+    last = state.history[-1]
+    return {
         "mean_largest_weight": last.mean_largest_weight,
         "mean_significant": last.mean_significant,
         "accuracy_deg": last.accuracy_deg,
         "accuracy_angstrom": last.accuracy_angstrom,
+        **_strength(problem, state),
     }
-    if strength is not None:
-        present = strength.scale[torch.unique(problem.scale_group[problem.used])]
-        told |= {
-            "norm_outliers": strength.outliers,
-            "scale_min": float(present.min()),
-            "scale_max": float(present.max()),
-        }
-    return told
+
+
+def _strength(problem: Problem, state: State) -> dict[str, float]:
+    """Of norms the number of outliers, of scales the range; nothing where they are not learnt."""
+    strength = state.find(NormAndScale)
+    if strength is None:
+        return {}
+    present = strength.scale[torch.unique(problem.scale_group[problem.used])]
+    return {
+        "norm_outliers": strength.outliers,
+        "scale_min": float(present.min()),
+        "scale_max": float(present.max()),
+    }
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,12 @@ def reached(record: IterationRecord, problem: Problem) -> str:
 def iteration_in_words(
     record: IterationRecord, problem: Problem, cost_ms: float, *, outliers: int = 0
 ) -> str:
-    """The line of an iteration; `outliers` are images with much more noise than the others."""
+    """The line of an iteration."""
     words = [reached(record, problem)]
     if problem.matched_to == "other":
         words[0] += f" ({OPTIMISTIC})"
-    sizes = record.class_sizes
-    if len(sizes) > 1:
-        words.append(class_sizes_in_words(sizes, in_order=problem.dimensions == 3))
+    if len(record.class_sizes) > 1:
+        words.append(class_sizes_in_words(record.class_sizes, in_order=problem.dimensions == 3))
     if record.iteration > 1:
         turned, shifted = record.angular_change_deg, record.shift_change_angstrom
         words.append(f"poses moved {turned:.2f} deg and {shifted:.2f} A (median)")

@@ -143,16 +143,10 @@ def reconstruct(
         sums = _summed(problem, poses, noise, job, progress)
         final = final_maps(problem, settings, sums, noise)
         _write(final, data.pixel_size_angstrom, job, target, halves=halves)
-        resolution = final.resolutions_angstrom[0]
-        job.update(resolution_angstrom=resolution, images=len(used))
+        job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
-    return refinement_result(
-        problem,
-        final,
-        folder=target or job.folder,
-        map_path=target or job.path("map.mrc"),
-        mask=mask,
-    )
+    map_path = target or job.path("map.mrc")
+    return refinement_result(problem, final, folder=folder, map_path=map_path, mask=mask)
 
 
 def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:

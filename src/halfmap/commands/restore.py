@@ -53,7 +53,6 @@ class RestoreResult:
 
     @property
     def summary(self) -> str:
-        """The last line of the job."""
         aside = f", {self.set_aside} set aside" if self.set_aside else ""
         told = f"{self.images} images{aside}"
         if self.curve is not None:

@@ -11,7 +11,7 @@ from halfmap.commands._options import Annotated, DeviceName, Option, Quiet, pars
 from halfmap.errors import InputError
 from halfmap.options import command
 from halfmap.workspace import earlier_job
-from halfmap.workspace.records import can_resume, read_job
+from halfmap.workspace.job import can_resume, read_job
 
 
 @command

@@ -109,6 +109,12 @@ def mask_particles(
     return images * windows[corner[:, 1], corner[:, 0]]
 
 
+def aligned(images: Float[Tensor, "B N N"]) -> Float[Tensor, "B N N"]:
+    """A copy in torch's own memory. The last bits of a matrix product may depend on where its
+    arrays begin, and numpy's begin wherever the process has room; torch's at multiples of 64."""
+    return images.clone()
+
+
 def load_batch(
     particles: Particles,
     index: Int[Tensor, " B"],
@@ -135,7 +141,7 @@ def load_batch(
         if scored_radius is None
         else half_plane(plane.box, min(scored_radius, plane.radius), device)
     )
-    images = torch.from_numpy(particles.images(rows)).to(device)
+    images = aligned(torch.from_numpy(particles.images(rows))).to(device)
     images = normalise(images, settings.mask_radius_px, spread=settings.normalise)
     transforms = fourier_transform(images, plane)
     masked = fourier_transform(

@@ -19,11 +19,8 @@ def check_same(
     out: str | Path,
     options: Sequence[NamedOption],
 ) -> None:
-    """Refuse to go on where the job there is another; it may differ in what its options say.
-
-    Raises:
-        InputError: another command, seed or option.
-    """
+    """Refuse to go on with another command, seed or arguments than the job was started with, but
+    for options that are free on resume."""
     if previous["command"] != command:
         raise InputError(
             f"--out {out}: the job there is halfmap {previous['command']}, not {command}; use: "
