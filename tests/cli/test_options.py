@@ -21,6 +21,7 @@ from halfmap.cli.main import run
 from halfmap.commands import _options
 from halfmap.commands._job import open_job
 from halfmap.commands._options import OutFolder, Quiet, Resume, Seed
+from halfmap.commands._restoring import PER_IMAGE, PER_STACK
 from halfmap.commands._signatures import command_signature
 from halfmap.errors import InputError
 from halfmap.methods.registry import IN_2D, IN_3D
@@ -186,6 +187,8 @@ def test_choices_are_those_that_the_methods_have() -> None:
     assert get_args(_options.Method3D) == IN_3D
     assert get_args(_options.Method2D) == IN_2D
     assert get_args(_options.Start) == STARTS
+    method = next(one for one in options_of(halfmap.restore) if one.name == "method")
+    assert method.choices == PER_IMAGE + PER_STACK
 
 
 def test_values_of_another_type_are_refused() -> None:

@@ -218,7 +218,9 @@ def _stop_in(monkeypatch, owner: object, name: str, call: int) -> None:
             "save_checkpoint",
             2,
         ),  # after the second iteration's event, before its checkpoint
-        pytest.param(_results, "sum_at_modes", 1, marks=pytest.mark.slow),  # in the final maps
+        pytest.param(
+            _results, "sum_at_significant_poses", 1, marks=pytest.mark.slow
+        ),  # in the final maps
     ],
     ids=["after-a-checkpoint", "before-a-checkpoint", "in-the-final-maps"],
 )

@@ -474,7 +474,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         run(arguments)
     out, _ = capsys.readouterr()
     assert left.value.code == 0
-    assert out == f"simulate: 4 particles in {tmp_path / 'job' / 'particles.star'}\n"
+    assert out == f"simulate: 4 particles in {tmp_path / 'job'}\n"
     assert len(_table(tmp_path / "job" / "particles.star")) == 4
     with pytest.raises(SystemExit) as left:
         run([*arguments[:3], str(tmp_path / "no"), *arguments[4:-1], "a,b"])

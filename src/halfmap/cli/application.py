@@ -68,7 +68,7 @@ def command_of(
         result = (function() if function else signature)(**arguments)
         for note in getattr(result, "notes", ()):
             typer.echo(note, err=True)
-        for line in lines_of(name, result):
+        for line in lines_of(_speaker(name, arguments), result):
             typer.echo(line)
 
     shown = [one for one in options_of(signature) if not one.option.python_only]
@@ -84,6 +84,15 @@ def help_of(function: Callable[..., Any]) -> str:
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
     shown = [paragraphs[0], *(one for one in paragraphs[1:] if one.startswith("Example:"))]
     return "\n\n".join(" ".join(one.split()) for one in shown)
+
+
+def _speaker(name: str, arguments: dict[str, Any]) -> str:
+    """The command that the last line is of: `resume` ends with that of the job it went on with."""
+    if name != "resume":
+        return name
+    from halfmap.workspace.job import read_job
+
+    return read_job(arguments["folder"])["command"]
 
 
 def lines_of(name: str, result: object) -> Iterable[str]:

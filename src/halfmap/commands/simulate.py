@@ -64,7 +64,7 @@ class Simulated:
 
     @property
     def summary(self) -> str:
-        return f"{self.particles} particles in {self.folder / 'particles.star'}"
+        return f"{self.particles} particles in {self.folder}"
 
 
 @command
