@@ -194,7 +194,7 @@ def test_resolutions_asked_for_are_those_scored(few, tmp_path):
         final_lowpass_angstrom=24,
         **QUICK,
     )
-    told = [event["resolution_angstrom"] for event in read_events(job.folder)]
+    told = [event["scored_to_angstrom"] for event in read_events(job.folder)]
     assert told[0] == 48
     assert told[2] == told[-1] == 24
 
