@@ -9,6 +9,7 @@ import torch
 import truth
 from common import FIGURES, Report
 from datasets import phantom_map, phantom_particles
+from halfmap.engine.image_model import NoiseSpectra, NormAndScale
 from halfmap.fourier import lowpass
 from halfmap.plots.posterior import save_accuracy_plot
 from inside import on_true_maps, open_job, shells_of, step
@@ -41,9 +42,9 @@ def accuracy() -> Report:
         again = step(
             opened, on_true_maps(opened, first, true_map[None], opened.problem.plane.radius)
         ).after
-        first = replace(
-            first, noise_variance=again.noise_variance, norm=again.norm
-        )  # the noise, but none of the poses
+        strength = replace(first.find(NormAndScale), norm=again.find(NormAndScale).norm)
+        # the noise, but none of the poses
+        first = first.keeping(again.find(NoiseSpectra), strength)
         true = torch.from_numpy(truth.read_poses(folder / "truth.star").rotations)
         errors, told = [], []
         for resolution in RESOLUTIONS:

@@ -10,6 +10,7 @@ import torch
 import truth
 from common import Report
 from datasets import phantom_map, phantom_particles
+from halfmap.engine.image_model import noise_variance
 from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.state import Candidates
@@ -99,7 +100,7 @@ def _scene(snr: float) -> Scene:
         opened.problem.particles,
         rows,
         plane,
-        state.noise_variance,
+        noise_variance(state),
         torch.zeros(len(rows), 2),
         opened.problem.images,
     ).scored

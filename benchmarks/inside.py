@@ -17,6 +17,7 @@ from torch import Tensor
 from common import job_folder
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
+from halfmap.engine.image_model import noise_variance
 from halfmap.engine.loop import iterate
 from halfmap.engine.method import Method
 from halfmap.engine.preprocessing import load_batch
@@ -147,14 +148,14 @@ def settled(state: State) -> State:
     iteration = (
         2 * search_schedule.GLOBAL_CHECK_EVERY
     )  # not one of those that look everywhere now and then
-    still = {**state.history[-1], "angular_change_deg": 0.0, "shift_change_angstrom": 0.0}
+    still = replace(state.history[-1], angular_change_deg=0.0, shift_change_angstrom=0.0)
     return replace(state, iteration=iteration, history=(*state.history, still))
 
 
 def searching(settings: Settings, state: State) -> State:
     """The state as if the last iteration had moved most poses by a grid step: the next one looks
     everywhere, as far as it would have."""
-    moved = {**state.history[-1], "angular_change_deg": settings.search.angular_step_deg}
+    moved = replace(state.history[-1], angular_change_deg=settings.search.angular_step_deg)
     return replace(state, iteration=2, history=(*state.history, moved))
 
 
@@ -172,7 +173,7 @@ def grey_scale(opened: OpenedVolumes, state: State, true_map: Float[Tensor, "N N
     problem, rows = opened.problem, torch.arange(min(200, len(opened.true_poses)))
     poses, plane = opened.true_poses.select_images(rows), problem.plane
     terms = load_batch(
-        problem.particles, rows, plane, state.noise_variance, poses.shift_px, problem.images
+        problem.particles, rows, plane, noise_variance(state), poses.shift_px, problem.images
     ).scored
     slices = extract_slices(
         prepare_references(true_map[None], plane.radius), poses.rotations, plane

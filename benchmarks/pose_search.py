@@ -12,10 +12,10 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
+    CORRELATION,
+    LOG_LIKELIHOOD,
     ImageTerms,
-    correlation_score,
     cross_terms,
-    log_likelihood_score,
     slice_power,
 )
 from halfmap.particles import Particles, load_particles
@@ -95,7 +95,7 @@ def ranks_of_poses(
     plane = half_plane(particles.box, radius)
     grid = orientation_grid(3, problem.symmetry.rotations.double()).rotations
     phases = shift_phases(shift_grid(shift_range_px, 1.0, device=torch.device("cpu")), plane)
-    judge = {"correlation": correlation_score, "likelihood": log_likelihood_score}[score]
+    judge = {"correlation": CORRELATION, "likelihood": LOG_LIKELIHOOD}[score]
     poses, ranks = _inputs.poses_of(particles), np.empty(len(particles))
     for half in range(2):
         slices = extract_slices(prepare_references(volumes[1 - half][None], radius), grid, plane)

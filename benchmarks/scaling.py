@@ -11,7 +11,7 @@ import torch
 import truth
 from common import DATA, FIGURES, Report
 from datasets import first_images, phantom_map, phantom_particles, save_map
-from halfmap.engine.loop import sum_at_modes
+from halfmap.engine.loop import sum_at_significant_poses
 from halfmap.engine.state import State
 from inside import OpenedVolumes, cpu_seconds, on_true_maps, open_job, searching, settled, step
 
@@ -54,12 +54,12 @@ def yardstick() -> Report:
     opened = start[1][1]
     step(opened, opened.state, images=20)
     state, pairs = opened.state, []
-    while state.iteration < 20 and not opened.method.finished(state):
+    while state.iteration < 20 and not opened.method.converged(state):
         pairs.append((step(opened, state, images=FEW), step(opened, state)))
         state = pairs[-1][1].after
     few_problem = opened.subset(FEW)
     end = [
-        cpu_seconds(lambda p=problem: sum_at_modes(p, opened.method, state))[0]
+        cpu_seconds(lambda p=problem: sum_at_significant_poses(p, opened.method.assign, state))[0]
         for problem in (few_problem, opened.problem)
     ]
     marginal = [slope(few.cpu_s, many.cpu_s) for few, many in pairs]
@@ -79,8 +79,8 @@ def yardstick() -> Report:
         record = many.after.history[-1]
         kind = "yes" if many.everywhere else "no"
         lines.append(
-            f"{n + 1:9}  {kind:>10}  {record['radius']:6}  {rest:11.2f}  {1e3 * cost:15.2f}  "
-            f"{record['mean_significant']:5.1f}"
+            f"{n + 1:9}  {kind:>10}  {record.radius:6}  {rest:11.2f}  {1e3 * cost:15.2f}  "
+            f"{record.mean_significant:5.1f}"
         )
     report.numbers["printed"] = "\n".join(lines)
     hours = total / 3600, upper / 3600
@@ -112,7 +112,7 @@ def yardstick() -> Report:
     )
     report.add(
         "resolution of the measured run",
-        f"{state.history[-1]['resolution_angstrom']:.1f} A",
+        f"{state.history[-1].resolution_angstrom:.1f} A",
         "Nyquist 3.5 A",
     )
     report.numbers |= {

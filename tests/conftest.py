@@ -3,6 +3,9 @@ is found or skipped."""
 
 import os
 import pkgutil
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -30,22 +33,26 @@ def package_modules() -> list[str]:
 
 
 def checked_modules() -> list[str]:
-    """Those whose shapes are checked: all but `UNCHECKED` and what lies in it. Packages are left
-    out, because the hook takes a name for all modules under it."""
-    modules = package_modules()
-    packages = {name.rsplit(".", 1)[0] for name in modules}
-    return [
-        name
-        for name in modules
-        if name not in packages
-        and not any(name == skipped or name.startswith(f"{skipped}.") for skipped in UNCHECKED)
-    ]
+    """Those whose shapes are checked: all but `UNCHECKED` and what lies in it."""
+    return [name for name in package_modules() if not _is_unchecked(name)]
+
+
+def _is_unchecked(name: str) -> bool:
+    return any(name == skipped or name.startswith(f"{skipped}.") for skipped in UNCHECKED)
+
+
+class _Unchecked(MetaPathFinder):
+    """Finds the modules of `UNCHECKED` before the hook, which takes a package for all under it."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        return PathFinder.find_spec(fullname, path, target) if _is_unchecked(fullname) else None
 
 
 os.environ.setdefault("HALFMAP_STRICT_PICTURES", "1")  # a picture that fails, fails its test
 # an int is a float, as everywhere in Python
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 install_import_hook(checked_modules(), CHECKER)
+sys.meta_path.insert(0, _Unchecked())
 pytest_plugins = ("scenes",)  # fixtures for engine and pose search; after the hook is there
 
 

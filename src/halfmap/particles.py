@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
@@ -101,7 +102,7 @@ class Particles:
         table = Table.from_columns(columns, path=str(path))
         return _from_star(StarFile(str(path), {"particles": table}), None, True, True)
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
+    def images(self, indices: ArrayLike) -> np.ndarray:
         """Images float32 `(b, N, N)` of the particles at `indices` `(b,)`, in that order.
 
         Raises:
@@ -124,7 +125,7 @@ class Particles:
             out *= self.image_sign[indices].astype(np.float32)[:, None, None]
         return out
 
-    def take(self, indices: np.ndarray) -> "Particles":
+    def take(self, indices: ArrayLike) -> "Particles":
         """The particles at `indices` (integers in any order, or a boolean mask); stacks stay
         shared."""
         indices = np.asarray(indices)

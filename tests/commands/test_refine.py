@@ -588,7 +588,7 @@ def test_images_full_of_something_else_are_known_by_their_norm_and_do_no_harm(
     norm = table.floats("rlnNormCorrection")
     assert set(np.argsort(-norm)[: len(junk)].tolist()) == set(junk.tolist())
     assert norm[junk].min() > 1.3 * np.delete(norm, junk).max()
-    assert read_events(robust.folder)[-1]["norm_outliers"] >= len(junk)
+    assert read_job(robust.folder)["results"]["norm_outliers"] >= len(junk)
     whole = _setup.make_problem
 
     def indifferent(*arguments, **options):

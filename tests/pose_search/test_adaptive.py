@@ -11,6 +11,7 @@ from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.state import Candidates, as_candidates, known_poses
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
+    CORRELATION,
     LOG_LIKELIHOOD,
     ImageTerms,
     correlation_score,
@@ -135,7 +136,7 @@ def test_grid_in_2d_covers_the_circle_evenly():
 # --- what is found --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("score", [correlation_score, log_likelihood_score])
+@pytest.mark.parametrize("score", [CORRELATION, LOG_LIKELIHOOD])
 def test_without_noise_every_pose_is_found(channel, scene_of, score):
     scene = scene_of(channel, 60)
     angle, shift = _errors(_search(scene, _settings(score=score)), scene)
@@ -178,7 +179,7 @@ def test_in_2d_the_turn_and_the_shift_are_found(view, scene_of):
     )
 
 
-@pytest.mark.parametrize("score", [correlation_score, log_likelihood_score])
+@pytest.mark.parametrize("score", [CORRELATION, LOG_LIKELIHOOD])
 def test_the_right_one_of_two_conformations_is_found(states, scene_of, score):
     scene = scene_of(states, 100, snr=0.5)
     found = _search(scene, _settings(score=score))

@@ -10,11 +10,10 @@ from halfmap.engine.pose_prior import uniform_prior
 from halfmap.engine.state import Candidates, as_candidates, known_poses
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import (
+    CORRELATION,
     LOG_LIKELIHOOD,
     ImageTerms,
-    correlation_score,
     cross_terms,
-    log_likelihood_score,
     slice_power,
     squared_modulus,
 )
@@ -38,7 +37,7 @@ RADIUS, RADIUS_PX, RANGE_PX = 15, 12.5, 3.0
 
 def _settings(symmetry=C4, score=LOG_LIKELIHOOD, n_classes: int = 1) -> SearchSettings:
     prior = None
-    if score is log_likelihood_score:
+    if score is LOG_LIKELIHOOD:
         prior = uniform_prior(
             n_classes, 3, order=2, shift_sigma_px=RANGE_PX, device=torch.device("cpu")
         )
@@ -69,9 +68,7 @@ def _exhaustively(scene, settings: SearchSettings) -> tuple[Candidates, int]:
         best = torch.topk(score, 200, dim=1)
         shift_px = shifts[most.indices.gather(1, best.indices)]
         evidence = (
-            best.values
-            if settings.score is log_likelihood_score
-            else best.values * best.values.abs() / 2
+            best.values if settings.score is LOG_LIKELIHOOD else best.values * best.values.abs() / 2
         )
         nowhere, nothing = torch.full_like(shift_px, torch.nan), torch.full_like(best.indices, -1)
         found = Candidates(
@@ -108,7 +105,11 @@ def _cells_of(found: Candidates, settings: SearchSettings) -> torch.Tensor:
     place = torch.full((12 * 4**order * 6 * 2**order,), -1)
     place[numbers] = torch.arange(len(numbers))
     mates = torch.stack(
-        [cell_of(compose(found.rotations[:, 0], mate), order) for mate in settings.symmetry], 1
+        [
+            cell_of(compose(found.rotations[:, 0], mate), order)
+            for mate in settings.specimen.symmetry.rotations
+        ],
+        1,
     )
     where = place[mates]
     return torch.where(where >= 0, where + found.classes * len(numbers), -1)
@@ -159,11 +160,11 @@ def test_more_noise_more_cells(channel, scene_of):
         assert second <= first
 
 
-@pytest.mark.parametrize("score", [correlation_score, log_likelihood_score])
+@pytest.mark.parametrize("score", [CORRELATION, LOG_LIKELIHOOD])
 def test_poses_and_states_are_found(states, scene_of, score):
     """On any grey scale where images are compared by correlation."""
     scene, settings = scene_of(states, 100, snr=0.5), _settings(score=score, n_classes=2)
-    scale = 7.0 if score is correlation_score else 1.0
+    scale = 7.0 if score is CORRELATION else 1.0
     search = prepare_bounded(prepare_references(scale * states, RADIUS), settings, RADIUS)
     found = search_bounded(search, scene.terms, torch.zeros(100, 2), scene.plane, RADIUS).best(1)
     assert (found.classes[:, 0] == scene.classes).float().mean() > 0.95

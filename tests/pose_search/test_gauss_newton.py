@@ -8,7 +8,7 @@ import torch
 
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.kernels import reference as torch_kernels
-from halfmap.likelihood import CORRELATION, correlation_score, log_likelihood_score
+from halfmap.likelihood import CORRELATION, LOG_LIKELIHOOD
 from halfmap.pose_search.gauss_newton import (
     Restraint,
     gauss_newton_system,
@@ -18,7 +18,7 @@ from halfmap.pose_search.gauss_newton import (
 from halfmap.projection import PADDING, extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, random_rotations, rotation_vector_to_matrix
 
-SCORES = pytest.mark.parametrize("score", [correlation_score, log_likelihood_score])
+SCORES = pytest.mark.parametrize("score", [CORRELATION, LOG_LIKELIHOOD])
 
 
 class _Tiny:

@@ -10,7 +10,7 @@ import torch
 from halfmap.engine.pose_prior import next_prior, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior, best_poses
 from halfmap.engine.state import Candidates, as_candidates, in_every_class, known_poses
-from halfmap.fourier import shift_phases
+from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import LOG_LIKELIHOOD, ImageTerms
 from halfmap.pose_search.adaptive import significant_entries
 from halfmap.pose_search.refinement import (
@@ -63,7 +63,8 @@ def test_laplaces_integral_is_the_integral_of_the_likelihood(view, scene_of):
     references, prior = prepare_references(view, 12), _uniform(2)
     start = as_candidates(known_poses(scene.rotations, scene.shift_px, scene.classes))
     mode = _refined(scene, references, start, _settings(prior=prior))
-    inner = scene.plane.size(12)
+    plane = half_plane(scene.plane.box, 12)
+    inner = len(plane)
     angles = torch.linspace(-0.4, 0.4, 321)
     offsets = torch.linspace(-2, 2, 61)
     moves = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), -1).view(-1, 2)
@@ -72,10 +73,10 @@ def test_laplaces_integral_is_the_integral_of_the_likelihood(view, scene_of):
         turn = torch.zeros(len(angles), 3)
         turn[:, 2] = angles
         slices = extract_slices(
-            references, compose(rotation_vector_to_matrix(turn), mode.rotations[i]), scene.plane
-        )[:, :inner]
+            references, compose(rotation_vector_to_matrix(turn), mode.rotations[i]), plane
+        )
         shift_px = mode.shift_px[i] + moves
-        centred = scene.terms.data[i, :inner] * shift_phases(shift_px, scene.plane)[:, :inner]
+        centred = scene.terms.data[i, :inner] * shift_phases(shift_px, plane)
         a = ((weight * centred).conj() @ slices.T).real
         b = (slices.abs() ** 2) @ (weight * scene.terms.power[i, :inner])
         log_density = a - b / 2 + prior.of_shift(shift_px)[:, None]

@@ -43,7 +43,7 @@ class Batch:
     group: Int[Tensor, " B"]
     scored: ImageTerms
     whole: ImageTerms
-    transforms: Complex[Tensor, "B J"]
+    transforms: Complex[Tensor, "B K"]  # K = J, or 0 where no noise is estimated
     ctf: Float[Tensor, "B J"]
     premultiplied: Float[Tensor, " B"]
     sigma2: Float[Tensor, "G J"]
