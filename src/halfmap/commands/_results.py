@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
+from halfmap.distributed import broadcast_object, is_first, only_first
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
@@ -62,12 +63,14 @@ def run_iterations(
     """
     if isinstance(first, State):
         state = first
-    elif (saved := job.load_checkpoint()) is None:
+    elif (saved := only_first(job.load_checkpoint)) is None:
         state = method.start(first())
     else:
         state = state_from_arrays(*saved)
         progress.note(f"going on after iteration {state.iteration}")
-    show(state)
+    state = broadcast_object(state)
+    if is_first():
+        show(state)
 
     def start(state: State) -> int:
         """Announce the next iteration; how many images it has."""
@@ -83,8 +86,9 @@ def run_iterations(
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
         job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms)
-        job.save_checkpoint(*state_to_arrays(state))
-        show(state)
+        if is_first():
+            job.save_checkpoint(*state_to_arrays(state))
+            show(state)
         progress.finish_iteration(
             _summary(record, cost_ms), resolution_angstrom=record.resolution_angstrom
         )
@@ -208,6 +212,8 @@ def write_map_files(
 ) -> None:
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
     `{prefix}fsc.star` and the curve's picture too."""
+    if not is_first():
+        return
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
     title = f"{map_path.stem}, {_angstrom(resolution)} at FSC 0.143"
@@ -236,6 +242,8 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
     """`particles.star`: every input column kept; poses, shifts, class, half set and score new; of
     maximum likelihood what the posteriors tell as well, and their means among the job's results.
     Images set aside are not in it."""
+    if not is_first():
+        return
     used = torch.nonzero(problem.half >= 0)[:, 0]
     kept, found = problem.particles.take(used.numpy()), state.poses.select_images(used)
     extra = {"halfmapScore": found.score.double().numpy()}
@@ -267,6 +275,8 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
 def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """Orientation distribution of the particles used, how resolution and poses converged, and in 3D
     Gamma over the sphere."""
+    if not is_first():
+        return
     used = torch.nonzero(problem.half >= 0)[:, 0]
     angles = matrix_to_euler(state.poses.select_images(used).rotations.double()).numpy()
     if problem.dimensions == 3:

@@ -28,6 +28,7 @@ from halfmap.commands._options import (
     WienerConstant,
 )
 from halfmap.commands._results import FinalMaps, RefinementResult, final_maps, write_map_files
+from halfmap.distributed import broadcast_object, only_first
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -125,14 +126,16 @@ def reconstruct(
             wiener_constant=wiener_constant,
         )
         used = torch.nonzero(half >= 0)[:, 0]
-        noise = initial_noise(
-            data,
-            used,
-            problem.plane,
-            problem.n_groups,
-            problem.images,
-            batch_size=problem.batch_size,
-        )
+        noise = broadcast_object(
+            initial_noise(
+                data,
+                used,
+                problem.plane,
+                problem.n_groups,
+                problem.images,
+                batch_size=problem.batch_size,
+            ).cpu()
+        ).to(where)
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
         final = final_maps(problem, settings, sums, noise)
@@ -178,7 +181,7 @@ def _summed(
     """The sums of both halves, from the checkpoint on, which is saved after each half."""
     progress.start_iteration(0, int((problem.half >= 0).sum()), "final maps")
     plane, sums = problem.plane, []
-    if (saved := job.load_checkpoint()) is not None:
+    if (saved := only_first(job.load_checkpoint)) is not None:
         arrays, meta = saved
         for h in range(int(meta["iteration"])):
             num, den = (
