@@ -2,6 +2,7 @@
 written here."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,8 @@ def command_of(
 
     def run(**arguments: Any) -> None:
         result = (function() if function else signature)(**arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+            return  # of several processes that torchrun started, the first tells
         for note in getattr(result, "notes", ()):
             typer.echo(note, err=True)
         for line in lines_of(_speaker(name, arguments), result):

@@ -73,8 +73,18 @@ def run(arguments: list[str] | None = None) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"halfmap: {' '.join(message.split())}", file=sys.stderr)
+    if _is_to_speak():
+        print(f"halfmap: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _is_to_speak() -> bool:
+    """Of several processes that torchrun started, one tells why they end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from halfmap.distributed import has_last_word
+
+    return has_last_word()
 
 
 if __name__ == "__main__":

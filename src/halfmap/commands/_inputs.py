@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.distributed import gather_objects, my_share
 from halfmap.engine.preprocessing import EDGE_PX
 from halfmap.engine.state import Poses, known_poses
 from halfmap.errors import InputError
@@ -83,9 +84,10 @@ def find_bad_images(
     if both_halves and not (bool((half == 0).any()) and bool((half == 1).any())):
         raise _one_half_only(particles, half)
     bad: dict[int, str] = {}
-    looked_at = torch.nonzero(half >= 0)[:, 0].numpy()
-    for start in range(0, len(looked_at), _IMAGES_CHECKED_AT_ONCE):
-        bad |= particles.find_bad_images(looked_at[start : start + _IMAGES_CHECKED_AT_ONCE])
+    looked_at = torch.nonzero(half >= 0)[:, 0]
+    for rows in my_share(looked_at).split(_IMAGES_CHECKED_AT_ONCE):
+        bad |= particles.find_bad_images(rows.numpy())
+    bad = {row: why for found in gather_objects(bad) for row, why in found.items()}
     half = half.clone()
     if bad:
         rows = sorted(bad)

@@ -1,16 +1,25 @@
-"""A job from a command's own arguments: its folder, progress line and device."""
+"""A job from a command's own arguments: its folder, progress line and device; of several processes
+the first has the folder and the terminal."""
 
+import os
+import shutil
+import signal
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
+from halfmap import distributed
 from halfmap.commands._setup import use_device
 from halfmap.options import options_of, recorded
-from halfmap.workspace.job import Job
+from halfmap.workspace.job import Job, JobStopped, read_job
 from halfmap.workspace.progress import Progress
 
 
@@ -40,19 +49,96 @@ def open_job(
     Raises:
         InputError: a device or threads that are not there, or a folder in use.
     """
-    device = use_device(arguments.get("device", "cpu"), arguments.get("threads"))
-    name = command.__name__
-    parameters = recorded(command, arguments)
-    with (
-        Job.create(
-            name,
-            parameters,
-            arguments["out"] if folder is None else folder,
-            seed=arguments.get("seed", 1),
-            overwrite=arguments.get("overwrite", False),
-            resume=arguments.get("resume", False),
-            options=options_of(command),
-        ) as job,
-        Progress(name, iterations=iterations, quiet=arguments.get("quiet", False)) as progress,
-    ):
-        yield OpenJob(job, progress, device, parameters)
+    device = use_device(arguments.get("device", "cpu"), _threads(arguments.get("threads")))
+    name, parameters = command.__name__, recorded(command, arguments)
+    where = Path(arguments["out"] if folder is None else folder).absolute()
+    quiet = arguments.get("quiet", False) or not distributed.is_first()
+    processes = distributed.size()
+    try:
+        with (
+            _open_folder(command, parameters, arguments, where) as job,
+            Progress(name, iterations=iterations, quiet=quiet, processes=processes) as progress,
+        ):
+            yield OpenJob(job, progress, distributed.start(device), parameters)
+    except KeyboardInterrupt as error:
+        if distributed.size() == 1:
+            raise
+        raise JobStopped(
+            "stopped: a process of the job was lost, or all were told to stop; go on with: "
+            f"torchrun ... --no-python halfmap resume {where}"
+        ) from error
+
+
+def _open_folder(
+    command: Callable[..., Any],
+    parameters: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    folder: Path,
+) -> Job:
+    """The job's folder in the first process, nothing in the others; what is wrong with it is an
+    error in all of them. Processes that torchrun has started again go on where they were lost."""
+    made: list[Job] = []
+
+    def create() -> None:
+        again = distributed.restarted() and _is_unfinished(folder)
+        made.append(
+            Job.create(
+                command.__name__,
+                parameters,
+                folder,
+                seed=arguments.get("seed", 1),
+                overwrite=arguments.get("overwrite", False) and not again,
+                resume=arguments.get("resume", False) or again,
+                options=options_of(command),
+            )
+        )
+
+    distributed.ask_first(create)
+    return made[0] if made else JobElsewhere(folder)
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return (folder / "job.json").exists() and read_job(folder)["status"] != "finished"
+
+
+def _threads(asked: int | None) -> int | None:
+    """CPU threads of this process; of several on one machine each takes what torchrun says (1)."""
+    if asked is not None or distributed.size() == 1:
+        return asked
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+class JobElsewhere(Job):
+    """What a job is to every process but the first: nothing is kept of it, and what is written into
+    its folder is written into one that is removed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.where = folder  # the job's own folder, maybe on another host
+        self.folder = Path(tempfile.mkdtemp(prefix="halfmap-"))
+        self._sigterm: Any = None
+
+    def event(self, **fields: Any) -> None:
+        """Told by the first process."""
+
+    def save_checkpoint(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+        """Saved by the first process."""
+
+    def load_checkpoint(self) -> None:
+        """Read by the first process."""
+
+    def update(self, **fields: Any) -> None:
+        """Told by the first process."""
+
+    def __enter__(self) -> "JobElsewhere":
+        if threading.current_thread() is threading.main_thread():
+            self._sigterm = signal.signal(signal.SIGTERM, _raise_interrupt)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._sigterm is not None:
+            signal.signal(signal.SIGTERM, self._sigterm)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from halfmap.commands._summaries import (
     resolved,
     where,
 )
+from halfmap.distributed import broadcast_object, is_first, only_first
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
@@ -116,13 +117,16 @@ def run_iterations(
     """
     if isinstance(first, State):
         state = first
-    elif (saved := job.load_checkpoint()) is None:
+    elif (saved := only_first(job.load_checkpoint)) is None:
         state = method.start(first())
     else:
         state = state_from_arrays(*saved)
         progress.note(f"going on after iteration {state.iteration}")
+    state = broadcast_object(state)
 
     def draw(state: State) -> None:
+        if not is_first():
+            return
         with drawing(f"the pictures after iteration {state.iteration}"):
             show(state)
 
@@ -143,7 +147,8 @@ def run_iterations(
         cost_ms = 1e3 * sum(seconds.values()) / images
         strength = _strength(problem, state)
         job.event(**record.event(), **strength, seconds=seconds, ms_per_image=cost_ms)
-        job.save_checkpoint(*state_to_arrays(state))
+        if is_first():
+            job.save_checkpoint(*state_to_arrays(state))
         draw(state)
         outliers = int(strength.get("norm_outliers", 0))
         progress.finish_iteration(
@@ -258,6 +263,8 @@ def write_map_files(
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
     `{prefix}fsc.star` and the curve's picture too. `optimistic`: the halves share references, and
     title and table say so."""
+    if not is_first():
+        return
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
     remark = f", {OPTIMISTIC}" if optimistic else ""
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
@@ -289,6 +296,8 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
     """`particles.star`: every input column kept; poses, shifts, class, half set and score new; of
     maximum likelihood what the posteriors tell as well, and their means among the job's results.
     Images set aside are not in it."""
+    if not is_first():
+        return
     used = torch.nonzero(problem.half >= 0)[:, 0]
     kept, found = problem.particles.take(used.numpy()), state.poses.select_images(used)
     extra = {"halfmapScore": found.score.double().numpy()}
@@ -320,6 +329,8 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
 def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """Orientation distribution of the particles used, how resolution and poses converged, and in 3D
     Gamma over the sphere."""
+    if not is_first():
+        return
     used = torch.nonzero(problem.half >= 0)[:, 0]
     angles = matrix_to_euler(state.poses.select_images(used).rotations.double()).numpy()
     if problem.dimensions == 3:

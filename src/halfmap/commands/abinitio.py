@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from halfmap.commands._results import (
 )
 from halfmap.commands._summaries import angstrom, class_sizes_in_words, counted, map_name, where
 from halfmap.commands._volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state
+from halfmap.distributed import broadcast_object, only_first
 from halfmap.engine.image_model import noise_variance
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
@@ -283,8 +285,10 @@ def _run_gradient_ascent(
     without = replace(problem.specimen, symmetry=problem.symmetry.identity())
     state = leg(replace(problem, specimen=without), settings, free)
     if state.iteration == free:
-        state, alike = align_to_symmetry_axes(
-            state, problem.symmetry.rotations.cpu(), diameter_px=2 * problem.specimen.radius_px
+        state, alike = broadcast_object(
+            align_to_symmetry_axes(
+                state, problem.symmetry.rotations.cpu(), diameter_px=2 * problem.specimen.radius_px
+            )
         )
         for k, correlation in enumerate(alike):
             doubt = (
@@ -397,16 +401,32 @@ def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress
     done: list[AbInitioResult] = []
     for r, folder in enumerate(folders):
         progress.note(f"run {r + 1} of {runs}")
-        again = (folder / "job.json").exists()
-        if not again:
-            shutil.rmtree(
-                folder, ignore_errors=True
-            )  # of a run that was killed before it had begun
+        again = only_first(partial(_was_begun, folder))
         single = {**parameters, "runs": 1, "seed": parameters["seed"] + r}
         done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
         job.save_checkpoint(
             {}, {"iteration": 0, "runs": r + 1}
         )  # from now on there is something to go on from
+    return only_first(lambda: _keep_best(folders, done, parameters, job, progress))
+
+
+def _was_begun(folder: Path) -> bool:
+    """Whether a run is there to go on with; what a run left that was killed before is removed."""
+    if (folder / "job.json").exists():
+        return True
+    shutil.rmtree(folder, ignore_errors=True)
+    return False
+
+
+def _keep_best(
+    folders: list[Path],
+    done: list[AbInitioResult],
+    parameters: dict[str, Any],
+    job: Job,
+    progress: Progress,
+) -> AbInitioResult:
+    """The maps and particles of the likeliest run as the job's, and all maps laid onto them."""
+    runs = len(done)
     likelihoods = tuple(run.log_likelihoods[0] for run in done)
     best = max(range(runs), key=lambda r: likelihoods[r])
     for path in [

@@ -34,6 +34,7 @@ from halfmap.commands._results import (
     refinement_result,
     write_map_files,
 )
+from halfmap.distributed import broadcast_object, only_first
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -131,13 +132,15 @@ def reconstruct(
             wiener_constant=wiener_constant,
         )
         used = torch.nonzero(half >= 0)[:, 0]
-        noise = initial_noise(
-            data,
-            used,
-            problem.plane,
-            problem.n_groups,
-            problem.images,
-            batch_size=problem.batch_size,
+        noise = broadcast_object(
+            initial_noise(
+                data,
+                used,
+                problem.plane,
+                problem.n_groups,
+                problem.images,
+                batch_size=problem.batch_size,
+            )
         )
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
@@ -184,7 +187,7 @@ def _summed(
     """The sums of both halves, from the checkpoint on, which is saved after each half."""
     progress.start_stage("final maps", int((problem.half >= 0).sum()))
     plane, sums = problem.plane, []
-    if (saved := job.load_checkpoint()) is not None:
+    if (saved := only_first(job.load_checkpoint)) is not None:
         arrays, meta = saved
         for h in range(int(meta["iteration"])):
             num, den = (

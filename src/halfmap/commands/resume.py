@@ -8,6 +8,7 @@ from typing import Any
 
 import halfmap
 from halfmap.commands._options import Annotated, DeviceName, Option, Quiet, parse_memory
+from halfmap.distributed import ask_first
 from halfmap.errors import InputError
 from halfmap.options import command
 from halfmap.workspace import earlier_job
@@ -50,8 +51,12 @@ def resume(
         InputError: `folder` is no job folder, is finished, or its command cannot go on.
     """
     changed = {"device": device, "threads": threads, "memory": memory}
-    earlier_job.recover(Path(folder))
-    record = read_job(folder)
+
+    def recorded() -> dict[str, Any]:
+        earlier_job.recover(Path(folder))
+        return read_job(folder)
+
+    record = ask_first(recorded)
     if record["status"] == "finished":
         raise InputError(
             f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} "

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.distributed import all_sum, my_share
+from halfmap.distributed import all_sum, broadcast_object, my_share, only_first
 from halfmap.engine.accumulation import accumulate, slice_terms
 from halfmap.engine.clock import Clock
 from halfmap.engine.image_model import NoiseSpectra, load_images
@@ -56,7 +56,8 @@ def iterate(
             advance(len(index))
     with clock("update"):
         poses = gather_over_processes(state.poses, found, iteration.half >= 0)
-        update = method.update(iteration, poses, [_reduced(s) for s in sums])
+        halves = [_reduced(s) for s in sums]
+        update = only_first(lambda: method.update(iteration, poses, halves))
         new = _next_state(iteration, update, poses)
         for statistic, summed in zip(method.statistics, partial, strict=True):
             new = statistic.finish(statistic.reduce(summed), iteration, update, new)
@@ -73,7 +74,8 @@ def run(
 ) -> Iterator[tuple[State, dict[str, float]]]:
     """Iterate until the method has converged or `iterations` have been done in all, yielding each
     new state."""
-    while state.iteration < iterations and not method.converged(state):
+    # one decision for all processes: on unlike processors, the last bit of a mean may differ
+    while state.iteration < iterations and not broadcast_object(method.converged(state)):
         state, seconds = iterate(problem, method, state, advance=advance)
         yield state, seconds
 

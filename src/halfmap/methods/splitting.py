@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.distributed import broadcast_object
 from halfmap.engine.image_model import NoiseSpectra, NormAndScale, noise_variance
 from halfmap.engine.loop import Advance, iterate, sum_at_significant_poses
 from halfmap.engine.method import Method
@@ -53,7 +54,7 @@ def split_start(
     announce("principal differences", problem.n_classes - 1)
     loadings = principal_loadings(one, settings, state, problem.n_classes - 1, seed)
     classes = torch.zeros(len(problem.half), dtype=torch.long)
-    classes[used] = cluster(loadings[used], problem.n_classes, seed)
+    classes[used] = broadcast_object(cluster(loadings[used], problem.n_classes, seed))
     kept = [state.find(NoiseSpectra), state.find(NormAndScale)]
     start = State(
         iteration=0,

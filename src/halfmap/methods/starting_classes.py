@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.distributed import broadcast_object
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.preprocessing import batches, load_batch
 from halfmap.engine.problem import Problem
@@ -58,7 +59,8 @@ def starting_classes(
     distance = np.ones(len(pool))
     chosen: list[Tensor] = []
     for _ in range(problem.n_classes):
-        pick = rng.choice(len(pool), p=distance / distance.sum() if distance.sum() > 0 else None)
+        likely = distance / distance.sum() if distance.sum() > 0 else None
+        pick = broadcast_object(int(rng.choice(len(pool), p=likely)))
         alone = torch.full_like(problem.half, -1)
         alone[pool[pick]] = 0
         image = _average(

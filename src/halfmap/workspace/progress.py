@@ -28,7 +28,8 @@ class Progress:
 
     On a terminal this is one line that is redrawn, on stderr; elsewhere (a log file, a pipe) a line
     per finished iteration and one a minute within. `iterations` is the most there can be: a job
-    that converges ends before, so that the time left is told as "at most". `quiet` prints nothing.
+    that converges ends before, so that the time left is told as "at most". `quiet` prints nothing. Each of `processes` has about
+    as much done as this one.
 
     A line that cannot be drawn (a bug, a terminal that is gone) is given up, with one note.
     """
@@ -39,9 +40,11 @@ class Progress:
         *,
         iterations: int | None = None,
         quiet: bool = False,
+        processes: int = 1,
         console: Console | None = None,
     ) -> None:
         self._title, self._iterations, self._quiet = title, iterations, quiet
+        self._processes = processes
         self._console = console or Console(file=sys.stderr)
         self._live: RichProgress | None = None
         self._task: Any = None
@@ -91,8 +94,10 @@ class Progress:
         )
 
     def advance(self, particles: int) -> None:
-        """Tell that `particles` more are done."""
+        """Tell that this process has done `particles` more."""
         self._done += particles
+        if self._processes > 1:
+            self._done = min(self._done + (self._processes - 1) * particles, self._total)
         if self._live is not None:
             self._draw(lambda live: live.update(self._task, completed=self._done))
         elif not self._quiet and time.monotonic() - self._last_word > _PLAIN_SECONDS:
