@@ -53,7 +53,7 @@ def load(star, *, symmetry: str, diameter_angstrom: float) -> Known:
             n_classes=1,
             matched_to="own",
             ctf=True,
-            intensity=False,
+            learn_norm_and_scale=False,
             memory=None,
             progress=progress,
         )

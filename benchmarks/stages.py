@@ -14,7 +14,7 @@ from common import SETS, THREADS, Report, simulated, third_party
 from datasets import first_images
 from estep import gemm_rate
 from halfmap.engine import accumulation as accumulate
-from halfmap.engine import loop
+from halfmap.engine import loop, method
 from halfmap.fourier import lowpass
 from halfmap.methods import search_schedule as schedule
 from halfmap.pose_search import adaptive as search
@@ -171,16 +171,24 @@ def counting() -> Iterator[Meter]:
         "slice_power_own",
         operations=lambda result, args, _: 2 * result.numel() * args[1].shape[-1],
     )
-    wrap(search, "project", operations=lambda result, args, _: SLICE * result.numel())
+    wrap(search, "extract_slices", operations=lambda result, args, _: SLICE * result.numel())
     wrap(
         local,
         "pose_equations",
         operations=lambda result, args, _: EQUATIONS * len(result) * args[3],
     )
-    wrap(loop, "project", stage="noise", operations=lambda result, args, _: SLICE * result.numel())
-    for name, stage in (("slice_terms", "sums"), ("expected_images", "noise")):
+    wrap(
+        method,
+        "extract_slices",
+        stage="noise",
+        operations=lambda result, args, _: SLICE * result.numel(),
+    )
+    for module, name, stage in (
+        (loop, "slice_terms", "sums"),
+        (method, "expected_images", "noise"),
+    ):
         wrap(
-            loop,
+            module,
             name,
             stage=stage,
             operations=lambda result, args, _: GATHER * len(args[1].image) * result.power.shape[1],

@@ -72,7 +72,7 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
             n_classes=1,
             matched_to="own",
             ctf=True,
-            intensity=False,
+            learn_norm_and_scale=False,
             memory=None,
             progress=progress,
         )

@@ -592,7 +592,7 @@ def test_images_full_of_something_else_are_known_by_their_norm_and_do_no_harm(
     whole = _setup.make_problem
 
     def indifferent(*arguments, **options):
-        return whole(*arguments, **{**options, "intensity": False})
+        return whole(*arguments, **{**options, "learn_norm_and_scale": False})
 
     monkeypatch.setattr(_setup, "make_problem", indifferent)
     equal = halfmap.refine(

@@ -68,7 +68,7 @@ class KnownPart:
 
     state: State
     volumes: tuple[Float[Tensor, "1 N N N"], ...]
-    loadings: tuple[Float[Tensor, " N"], ...]
+    loadings: tuple[Float[Tensor, " images"], ...]
 
 
 def principal_loadings(
