@@ -85,7 +85,7 @@ def find_bad_images(
         raise _one_half_only(particles, half)
     bad: dict[int, str] = {}
     looked_at = torch.nonzero(half >= 0)[:, 0].numpy()
-    mine = my_share(looked_at)
+    mine = my_share(torch.from_numpy(looked_at)).numpy()
     for start in range(0, len(mine), _IMAGES_CHECKED_AT_ONCE):
         bad |= particles.find_bad_images(mine[start : start + _IMAGES_CHECKED_AT_ONCE])
     bad = {row: why for found in gather_objects(bad) for row, why in found.items()}

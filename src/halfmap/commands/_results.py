@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
-from halfmap.distributed import broadcast_object, is_first, only_first
+from halfmap.distributed import broadcast_object, is_first, only_first, reduced_bytes, size
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
@@ -78,14 +78,16 @@ def run_iterations(
         progress.start_iteration(state.iteration + 1, images)
         return images
 
-    images = start(state)
+    images, reduced = start(state), reduced_bytes()
     for new, seconds in run(
         problem, method, state, iterations=iterations, advance=progress.advance
     ):
         state = new
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
-        job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms)
+        shared = {"reduced_bytes": reduced_bytes() - reduced} if size() > 1 else {}
+        reduced = reduced_bytes()
+        job.event(**record.event(), seconds=seconds, ms_per_image=cost_ms, **shared)
         if is_first():
             job.save_checkpoint(*state_to_arrays(state))
             show(state)

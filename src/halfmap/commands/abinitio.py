@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -385,7 +386,7 @@ def _best_of(runs: int, parameters: dict[str, Any], job: Job, progress: Progress
     done: list[AbInitioResult] = []
     for r, folder in enumerate(folders):
         progress.note(f"run {r + 1} of {runs}")
-        again = only_first(lambda folder=folder: _was_begun(folder))
+        again = only_first(partial(_was_begun, folder))
         single = {**parameters, "runs": 1, "seed": parameters["seed"] + r}
         done.append(abinitio(out=folder, overwrite=not again, resume=again, **single))
         job.save_checkpoint(
