@@ -22,6 +22,7 @@ import classes3d
 import estep
 import from_nothing
 import gallery
+import many_processes
 import others
 import purity
 import real_data
@@ -54,6 +55,7 @@ ALL = {
         branch_and_bound.branch_and_bound,
         scaling.yardstick,
         scaling.cost_growth,
+        many_processes.many_processes,
         stages.stages,
         estep.estep,
         accuracy.accuracy,

@@ -23,7 +23,7 @@ from halfmap.commands._summaries import (
     resolved,
     where,
 )
-from halfmap.distributed import broadcast_object, is_first, only_first
+from halfmap.distributed import broadcast_object, is_first, only_first, reduced_bytes, size
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
@@ -138,7 +138,7 @@ def run_iterations(
         return images
 
     draw(state)
-    images = start(state)
+    images, reduced = start(state), reduced_bytes()
     for new, seconds in run(
         problem, method, state, iterations=iterations, advance=progress.advance
     ):
@@ -146,7 +146,9 @@ def run_iterations(
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
         strength = _strength(problem, state)
-        job.event(**record.event(), **strength, seconds=seconds, ms_per_image=cost_ms)
+        shared = {"reduced_bytes": reduced_bytes() - reduced} if size() > 1 else {}
+        reduced = reduced_bytes()
+        job.event(**record.event(), **strength, **shared, seconds=seconds, ms_per_image=cost_ms)
         if is_first():
             job.save_checkpoint(*state_to_arrays(state))
         draw(state)

@@ -28,8 +28,8 @@ class Progress:
 
     On a terminal this is one line that is redrawn, on stderr; elsewhere (a log file, a pipe) a line
     per finished iteration and one a minute within. `iterations` is the most there can be: a job
-    that converges ends before, so that the time left is told as "at most". `quiet` prints nothing. Each of
-    `processes` has about as much done as this one.
+    that converges ends before, so that the time left is told as "at most". `quiet` prints nothing.
+    Each of `processes` has about as much done as this one.
 
     A line that cannot be drawn (a bug, a terminal that is gone) is given up, with one note.
     """
