@@ -5,7 +5,6 @@ from pathlib import Path
 
 from common import HALFMAP, Report, events, job_folder, run
 from datasets import phantom_map, phantom_particles
-
 from halfmap.workspace.job import read_job
 
 N, BOX, SNR, ITERATIONS = 1500, 64, 0.1, 6
