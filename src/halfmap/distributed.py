@@ -250,7 +250,8 @@ def _store() -> Any:
     """The launcher's key-value store, the same in all processes."""
     if _met.store is None:
         store, _, _ = next(torch.distributed.rendezvous("env://", timeout=TIMEOUT))
-        _met.store = torch.distributed.PrefixStore("halfmap", store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # answers of the last are stale
+        _met.store = torch.distributed.PrefixStore(f"halfmap{attempt}", store)
     return _met.store
 
 
