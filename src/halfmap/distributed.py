@@ -65,6 +65,11 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
+def size_on_host() -> int:
+    """How many of them are on this host and share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size() > 1 else 1
+
+
 def is_first() -> bool:
     """Whether this process owns the job's folder."""
     return rank() == 0
@@ -86,7 +91,7 @@ def start(device: torch.device) -> torch.device:
     local, own = int(os.environ.get("LOCAL_RANK", "0")), False
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        own = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= count
+        own = size_on_host() <= count
         device = torch.device("cuda", local % count)
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():

@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -115,7 +113,7 @@ class JobElsewhere(Job):
     def __init__(self, folder: Path) -> None:
         self.where = folder  # the job's own folder, maybe on another host
         self.folder = Path(tempfile.mkdtemp(prefix="halfmap-"))
-        self._sigterm: Any = None
+        self._sigterm: Any = None  # what a job's `__enter__` keeps
 
     def event(self, **fields: Any) -> None:
         """Told by the first process."""
@@ -129,16 +127,7 @@ class JobElsewhere(Job):
     def update(self, **fields: Any) -> None:
         """Told by the first process."""
 
-    def __enter__(self) -> "JobElsewhere":
-        if threading.current_thread() is threading.main_thread():
-            self._sigterm = signal.signal(signal.SIGTERM, _raise_interrupt)
-        return self
-
     def __exit__(self, *error: object) -> None:
         if self._sigterm is not None:
             signal.signal(signal.SIGTERM, self._sigterm)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _raise_interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from halfmap.commands import _inputs
+from halfmap.distributed import size_on_host
 from halfmap.engine.preprocessing import ImageSettings, background
 from halfmap.engine.problem import Problem
 from halfmap.errors import InputError
@@ -224,7 +225,7 @@ def batch_size(
 def _machine_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return physical_memory_bytes()
+    return physical_memory_bytes() // size_on_host()
 
 
 def _gb(size: float) -> str:
