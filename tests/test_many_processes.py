@@ -243,7 +243,7 @@ def test_two_network_namespaces_stand_for_two_hosts(data, alone, tmp_path):
         _wire(names)
         out = tmp_path / "refined"
         hosts = [
-            _start(["ip", "netns", "exec", name, *_node(rank, *_refine(data, out))])
+            _start([*_on(name), *_node(rank, *_refine(data, out))])
             for rank, name in enumerate(names)
         ]
         written = [_end(host) for host in hosts]
@@ -252,6 +252,11 @@ def test_two_network_namespaces_stand_for_two_hosts(data, alone, tmp_path):
     finally:
         for name in made:
             subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _on(name: str) -> list[str]:
+    """Run in a namespace; gloo is told its cable, since its host name is no address there."""
+    return ["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}v"]
 
 
 def _wire(names: list[str]) -> None:
