@@ -40,6 +40,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "search": ("Search and accuracy", ("branch_and_bound", "accuracy", "gallery")),
     "cost": ("Cost, stage by stage", ("yardstick", "cost_growth", "stages", "estep")),
+    "processes": ("Many processes", ("many_processes",)),
     "real_data": ("Real data", ("real_ribosome", "trpv1_real")),
     "files": ("Undoing the CTF, reading files", ("restore_methods", "star_readers")),
 }

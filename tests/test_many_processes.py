@@ -85,7 +85,8 @@ def alone(data, tmp_path_factory) -> Path:
 def _same_maps(one: Path, other: Path, *names: str) -> None:
     for name in names:
         a, b = (read_map(folder / name)[0].ravel() for folder in (one, other))
-        assert np.corrcoef(a, b)[0, 1] > 0.9999, name
+        # rounding grows over iterations: an image between two optima may end in the other one
+        assert np.corrcoef(a, b)[0, 1] > 0.999, name
 
 
 def _same_poses(one: Path, other: Path, symmetry: str = "C4") -> None:
@@ -134,6 +135,10 @@ def test_refine_equals_one_process(data, alone, tmp_path, processes):
     _same_maps(alone, out, "map.mrc", "half1.mrc", "half2.mrc")
     _same_poses(alone, out)
     assert [e["iteration"] for e in read_events(out)] == [1, 2, 3, 4, 5]
+    events = zip(read_events(alone), read_events(out), strict=True)
+    for one, many in list(events)[:3]:  # rounding alone
+        for name in ("mean_log_likelihood", "resolution_angstrom", "accuracy_deg", "scale_max"):
+            assert many[name] == pytest.approx(one[name], rel=1e-5), (one["iteration"], name)
 
 
 @pytest.mark.parametrize("method", ["ml", "template"])

@@ -84,7 +84,7 @@ def _asymmetry(volume: torch.Tensor) -> float:
 
 
 def test_the_truth_comes_back_to_the_resolution_told(made, data):
-    curve = _fsc(_volume(made.folder), _volume(data / "truth_1.mrc"))
+    curve = _fsc(_volume(made.map_path), _volume(data / "truth_1.mrc"))
     assert made.resolution_angstrom < 2.4 * PIXEL
     assert (curve.correlation[1 : round(BOX * PIXEL / 20) + 1] > 0.9).all()  # to 20 A
     # FSC 0.143 between halves is FSC 0.5 of the whole map to the truth (Rosenthal and Henderson
@@ -125,8 +125,8 @@ def test_odd_boxes(tmp_path, box):
 
 def test_half_maps_and_their_curve(made):
     folder, halves = (
-        made.folder.parent,
-        [_volume(made.folder.with_name(f"map_half{h}.mrc")) for h in (1, 2)],
+        made.map_path.parent,
+        [_volume(made.map_path.with_name(f"map_half{h}.mrc")) for h in (1, 2)],
     )
     assert sorted(p.name for p in folder.iterdir()) == [
         "map.mrc",
@@ -153,14 +153,14 @@ def test_without_halves_there_is_the_map_alone(made, data, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["map.mrc", "map.png", "map_job"]
     assert (
         tmp_path / "map.mrc"
-    ).read_bytes() == made.folder.read_bytes()  # and the same bytes again
+    ).read_bytes() == made.map_path.read_bytes()  # and the same bytes again
 
 
 def test_a_folder_gets_the_same_maps_under_a_jobs_usual_names(made, data, tmp_path):
     result = _reconstruct(data / "truth.star", tmp_path / "job")
     assert result.folder == tmp_path / "job"
     assert result.resolution_angstrom == made.resolution_angstrom
-    beside = made.folder.parent
+    beside = made.map_path.parent
     for name, theirs in (
         ("map.mrc", "map.mrc"),
         ("half1.mrc", "map_half1.mrc"),
@@ -212,9 +212,9 @@ def test_a_killed_job_goes_on_and_gives_the_same_bytes(
     stem = "" if out == "job" else "map_"
     at = folder if out == "job" else tmp_path
     for name in ("half1.mrc", "half2.mrc", "fsc.star"):
-        theirs = made.folder.with_name(f"map_{name}")
+        theirs = made.map_path.with_name(f"map_{name}")
         assert (at / f"{stem}{name}").read_bytes() == theirs.read_bytes(), name
-    assert (at / "map.mrc").read_bytes() == made.folder.read_bytes()
+    assert (at / "map.mrc").read_bytes() == made.map_path.read_bytes()
     record = read_job(folder)
     assert (record["status"], record["runs"]) == ("finished", 2)
     assert [event["half"] for event in read_events(folder)] == [1, 2]
@@ -337,12 +337,12 @@ def test_premultiplied_images_give_the_same_map(data, made, tmp_path, monkeypatc
     )
     write_star(tmp_path / "premultiplied.star", blocks)
     assert load_particles(tmp_path / "premultiplied.star").transfer.premultiplied.all()
-    plain = made.folder
+    plain = made.map_path
     if given:
         monkeypatch.setattr(
             reconstruct3d, "initial_noise", lambda *_, **__: torch.ones(1, plane.radius + 1)
         )
-        plain = _reconstruct(data / "truth.star", tmp_path / "plain.mrc").folder
+        plain = _reconstruct(data / "truth.star", tmp_path / "plain.mrc").map_path
     _reconstruct(tmp_path / "premultiplied.star", tmp_path / "map.mrc")
     # all but k = 0, where the background's mean was taken off: a constant through the
     # interpolation's correction

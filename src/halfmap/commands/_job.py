@@ -49,7 +49,7 @@ def open_job(
     """
     device = use_device(arguments.get("device", "cpu"), _threads(arguments.get("threads")))
     name, parameters = command.__name__, recorded(command, arguments)
-    where = Path(arguments["out"] if folder is None else folder).absolute()
+    where = Path(arguments["out"] if folder is None else folder)
     quiet = arguments.get("quiet", False) or not distributed.is_first()
     processes = distributed.size()
     try:
@@ -63,7 +63,7 @@ def open_job(
             raise
         raise JobStopped(
             "stopped: a process of the job was lost, or all were told to stop; go on with: "
-            f"torchrun ... --no-python halfmap resume {where}"
+            f"torchrun ... --no-python halfmap resume {where.absolute()}"
         ) from error
 
 
