@@ -20,7 +20,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -260,13 +259,11 @@ def measure(before: Path, runs: int, only: list[str]) -> None:
                 for which, source in (("before", before), ("after", ROOT / "src")):
                     out = [] if "--help" in command else ["--out", f"{name}_{which}_{run}"]
                     if "--help" in command:
-                        started = time.process_time()
                         usage = _cpu(
                             [sys.executable, "-m", "halfmap.cli.main", *command],
                             source,
                             Path(folder),
                         )
-                        del started
                     else:
                         usage = halfmap([*command, *out], source, Path(folder))
                     seconds[which].append(usage)

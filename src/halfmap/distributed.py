@@ -14,7 +14,6 @@ import io
 import os
 import pickle
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -177,11 +176,6 @@ def gather_objects(value: Answer) -> list[Answer]:
     return values
 
 
-def barrier() -> None:
-    """Wait until every process has come here."""
-    all_sum(torch.zeros(1))
-
-
 def only_first(function: Callable[[], Answer]) -> Answer:
     """What `function()` returns in the first process, in all of them; what it raises there is
     raised in all of them. The others wait and do not call it."""
@@ -238,11 +232,6 @@ def has_last_word() -> bool:
         return _store().add("last word", 1) == 1
     except (RuntimeError, ProcessLost):  # the launcher itself is gone
         return True
-
-
-def whoami() -> str:
-    """This process in words: `process 2 of 4 on host.name`."""
-    return f"process {rank() + 1} of {size()} on {socket.gethostname()}"
 
 
 def _world() -> tuple[int, int]:

@@ -92,7 +92,7 @@ def _open_folder(
         )
 
     distributed.ask_first(create)
-    return made[0] if made else JobElsewhere(folder)
+    return made[0] if made else JobElsewhere()
 
 
 def _is_unfinished(folder: Path) -> bool:
@@ -110,8 +110,7 @@ class JobElsewhere(Job):
     """What a job is to every process but the first: nothing is kept of it, and what is written into
     its folder is written into one that is removed at the end."""
 
-    def __init__(self, folder: Path) -> None:
-        self.where = folder  # the job's own folder, maybe on another host
+    def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="halfmap-"))
         self._sigterm: Any = None  # what a job's `__enter__` keeps
 
