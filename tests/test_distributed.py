@@ -29,6 +29,24 @@ def test_shares_are_disjoint_complete_and_even(size):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_shares_of_two_halves_are_disjoint_complete_and_even(size):
+    halves = [torch.arange(0, 21, 2), torch.arange(1, 20, 2)]
+    shares = [distributed.share_of_sets(halves, rank, size) for rank in range(size)]
+    for half, members in enumerate(halves):
+        assert torch.equal(torch.cat([share[half] for share in shares]), members)
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_two_processes_need_the_references_of_one_half_each():
+    halves = [torch.arange(0, 20, 2), torch.arange(1, 20, 2)]
+    first, second = (distributed.share_of_sets(halves, rank, 2) for rank in range(2))
+    assert torch.equal(first[0], halves[0])
+    assert torch.equal(second[1], halves[1])
+    assert len(first[1]) == len(second[0]) == 0
+
+
 def test_two_processes_end_with_the_same_sums(tmp_path: Path):
     script = tmp_path / "worker.py"
     script.write_text(

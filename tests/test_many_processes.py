@@ -85,8 +85,9 @@ def alone(data, tmp_path_factory) -> Path:
 def _same_maps(one: Path, other: Path, *names: str) -> None:
     for name in names:
         a, b = (read_map(folder / name)[0].ravel() for folder in (one, other))
-        # rounding grows over iterations: an image between two optima may end in the other one
-        assert np.corrcoef(a, b)[0, 1] > 0.999, name
+        # rounding grows over iterations: an image between two optima may end in the other one, and
+        # is 1 or 2 % of a class here; one left out, or counted twice, would be in every map
+        assert np.corrcoef(a, b)[0, 1] > 0.998, name
 
 
 def _same_poses(one: Path, other: Path, symmetry: str = "C4") -> None:

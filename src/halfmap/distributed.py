@@ -14,7 +14,7 @@ import io
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -116,6 +116,23 @@ def share_of(index: Tensor, rank: int, size: int) -> Tensor:
 def my_share(index: Tensor) -> Tensor:
     """`share_of` this process."""
     return share_of(index, *_world())
+
+
+def share_of_sets(sets: Sequence[Tensor], rank: int, size: int) -> list[Tensor]:
+    """The parts of several sets of particles, each compared with references of its own, that one of
+    `size` processes works on: the sets one after the other, cut into equal runs. So each process
+    prepares the references of few sets, two processes those of one half each."""
+    total, offset, parts = sum(len(members) for members in sets), 0, []
+    first, last = rank * total // size, (rank + 1) * total // size
+    for members in sets:
+        parts.append(members[max(0, first - offset) : max(0, last - offset)])
+        offset += len(members)
+    return parts
+
+
+def my_share_of_sets(sets: Sequence[Tensor]) -> list[Tensor]:
+    """`share_of_sets` of this process."""
+    return share_of_sets(sets, *_world())
 
 
 def all_sum(tensor: Tensor) -> Tensor:

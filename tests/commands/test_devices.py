@@ -123,8 +123,9 @@ JOBS = {
     "reconstruct": _reconstruct,
 }
 SLOW = ("bounded", "class3d", "abinitio")
-# correlation of the maps; ab initio draws poses, and a draw at the edge may fall either way
-ALIKE = dict.fromkeys(JOBS, 0.999) | {"abinitio": 0.98}
+# correlation of the maps: rounding may leave one of the 80 images one significant pose more or less;
+# ab initio draws poses, and a draw at the edge may fall either way
+ALIKE = dict.fromkeys(JOBS, 0.998) | {"abinitio": 0.98}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,11 @@ def _array(path: Path) -> torch.Tensor:
         return torch.from_numpy(stack.read(np.arange(len(stack)))).double().flatten()
     array = read_map(path)[0]
     return torch.as_tensor(array).double().flatten()
+
+
+def test_a_second_run_gives_the_same_bytes(data, device, tmp_path):
+    first, second = (_refine(data, tmp_path / name, device.type) for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize(

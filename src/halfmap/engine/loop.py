@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.distributed import all_sum, broadcast_object, my_share, only_first
+from halfmap.distributed import all_sum, broadcast_object, my_share_of_sets, only_first
 from halfmap.engine.accumulation import accumulate, slice_terms
 from halfmap.engine.clock import Clock
 from halfmap.engine.image_model import NoiseSpectra, load_images
@@ -34,12 +34,15 @@ def iterate(
     sums = [_empty_sums(problem, iteration.plane) for _ in range(2)]
     partial = [statistic.empty(iteration) for statistic in method.statistics]
     found: list[tuple[Tensor, Poses]] = []
-    for half in iteration.halves:
+    shares = my_share_of_sets([iteration.members(half) for half in iteration.halves])
+    for half, share in zip(iteration.halves, shares, strict=True):
+        if not len(share):  # others work on this half, and prepare its references
+            continue
         with clock("references"):
             compared_with = state.references[problem.reference_set(half)].to(problem.device)
             references = prepare_references(compared_with, state.radius)
             search = method.prepare(references, state)
-        for index in batches(my_share(iteration.members(half)), problem.batch_size):
+        for index in batches(share, problem.batch_size):
             with clock("images"):
                 batch = method.load(iteration, index)
             with clock("search"):
@@ -170,9 +173,9 @@ def sum_at_significant_poses(
     holds."""
     candidates, plane = significant_poses(state), problem.plane
     sums = [_empty_sums(problem, plane) for _ in range(2)]
-    for half in range(2):
-        members = my_share(torch.nonzero(problem.half == half)[:, 0])
-        for index in batches(members, problem.batch_size):
+    shares = my_share_of_sets([torch.nonzero(problem.half == half)[:, 0] for half in range(2)])
+    for half, share in enumerate(shares):
+        for index in batches(share, problem.batch_size):
             weights = assign(candidates.select_images(index).to(problem.device))
             unmoved = torch.zeros(len(index), 2)  # the mask is for scores alone
             batch = load_images(problem, state, index, plane, radius=1, centre=unmoved)
