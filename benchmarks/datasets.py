@@ -12,6 +12,8 @@ import starfile
 import truth
 from common import DATA, HALFMAP, SHARED, Skip, third_party
 
+LOW_SIGNAL_OPTIONS = ("--seed", "51", "--colour", "0.5", "--shift", "2")
+
 
 def first_images(star: Path, n: int) -> Path:
     """A STAR of the first n images, beside the whole one."""
@@ -121,6 +123,76 @@ def simulate_mixture(
     print(f"  simulating {folder.name}", flush=True)
     command = [sys.executable, str(simulator), *map(str, maps), "--out", str(folder), *options]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def ribosome_80() -> Path:
+    """The 70S ribosome on a finer grid of the same 320 A: 80^3 at 4 A.
+
+    Raises:
+        Skip: its map is not there.
+    """
+    path = DATA / "maps" / "ribosome_80_4A.mrc"
+    if not path.exists():
+        volume, pixel = truth.read_volume(third_party("maps", "ribosome70S_64_5A.mrc"))
+        save_map(path, fourier_pad(volume, 80), pixel * len(volume) / 80)
+    return path
+
+
+def bgal_72() -> Path:
+    """Beta-galactosidase cropped to 72^3, 3.54 A.
+
+    Raises:
+        Skip: its map is not there.
+    """
+    path = DATA / "maps" / "bgal_72_3.54A.mrc"
+    if not path.exists():
+        volume, pixel = truth.read_volume(third_party("maps", "bgal_100_3.54A.mrc"))
+        edge = (len(volume) - 72) // 2
+        save_map(path, volume[edge:-edge, edge:-edge, edge:-edge], pixel)
+    return path
+
+
+def cage_72() -> Path:
+    """A cage of 24 subunits in octahedral symmetry, 72^3 at 2.5 A: a subunit is 60 Gaussian blobs
+    of 2.6 A, scattered by 9 A around a place 48 A from the centre."""
+    path, pixel = DATA / "maps" / "cage_72_2.5A.mrc", 2.5
+    if not path.exists():
+        subunit = np.random.default_rng(5).normal((38, 16, 25), 9, (60, 3))
+        places = np.einsum("gij,nj->gni", truth.point_group("O"), subunit).reshape(-1, 3)
+        axis = (np.arange(72) - 36) * pixel
+        x, y, z = np.exp(-((axis - places.T[..., None]) ** 2) / (2 * 2.6**2))
+        save_map(path, np.einsum("nz,ny,nx->zyx", z, y, x), pixel)
+    return path
+
+
+def low_signal_images(name: str, reference: Path, *, n: int, snr: float) -> Path:
+    """Folder of n images of a map with a little coloured noise and shifts of 2 pixels (root mean
+    square); at every SNR the same poses.
+
+    Raises:
+        Skip: it must be made, and the simulator is not there.
+    """
+    folder, simulator = (
+        DATA / f"low_{name}_{snr:g}_{n}",
+        SHARED / "tools" / "simulate_reference.py",
+    )
+    if not (folder / "truth.star").exists():
+        if not simulator.exists():
+            raise Skip(f"{folder} does not exist, and no simulator at {simulator}")
+        options = ["--n", f"{n}", "--snr", f"{snr:g}", *LOW_SIGNAL_OPTIONS]
+        simulate_mixture(simulator, [reference], folder, options)
+    return folder
+
+
+def fourier_pad(volume: np.ndarray, box: int) -> np.ndarray:
+    """The volume on a finer grid of the same extent: its transform with zeros around it (even
+    boxes)."""
+    spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
+    for axis in range(3):
+        np.moveaxis(spectrum, axis, 0)[0] = 0  # its mate at +Nyquist would be missing
+    padded = np.pad(spectrum, (box - len(volume)) // 2)
+    large = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(padded))).real
+    return (large * (box / len(volume)) ** 3).astype(np.float32)
 
 
 def fourier_cut(volume: np.ndarray, box: int) -> np.ndarray:

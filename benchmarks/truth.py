@@ -12,6 +12,7 @@ reported.
 """
 
 from dataclasses import dataclass
+from itertools import permutations, product
 from pathlib import Path
 
 import mrcfile
@@ -116,7 +117,9 @@ def _about_y(angle_deg: np.ndarray) -> np.ndarray:
 
 def point_group(symmetry: str) -> np.ndarray:
     """The n rotations of Cn about z; for Dn also those by 180 degrees about n axes in the plane,
-    the first of them x."""
+    the first of them x; for O the 24 that take the axes to axes."""
+    if symmetry.upper() == "O":
+        return _axes_to_axes()
     n = int(symmetry.upper()[1:])
     turns = _about_z(np.arange(n) * 360 / n)
     return (
@@ -124,6 +127,17 @@ def point_group(symmetry: str) -> np.ndarray:
         if symmetry.upper().startswith("C")
         else np.concatenate([turns, turns @ np.diag([1.0, -1.0, -1.0])])
     )
+
+
+def _axes_to_axes() -> np.ndarray:
+    """Permutations of the axes with signs whose determinant is 1, (24, 3, 3), the identity
+    first."""
+    signed = [
+        np.eye(3)[list(order)] * np.array(signs)[:, None]
+        for order in permutations(range(3))
+        for signs in product((1.0, -1.0), repeat=3)
+    ]
+    return np.stack([matrix for matrix in signed if np.linalg.det(matrix) > 0])
 
 
 def angle_of(rotations: np.ndarray) -> np.ndarray:

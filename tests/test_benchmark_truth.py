@@ -65,6 +65,23 @@ def test_known_errors_come_back_whatever_the_frame(symmetry, turn_deg, offset) -
     assert errors.frame_angle_deg == pytest.approx(expected, abs=0.4)
 
 
+@pytest.mark.parametrize(("symmetry", "order"), [("C1", 1), ("C4", 4), ("D2", 4), ("O", 24)])
+def test_point_groups_are_groups(symmetry, order) -> None:
+    """Every product of two elements is one of them, and no two are alike; the engine's own
+    operators are the same."""
+    from halfmap.symmetry import symmetry_matrices
+
+    group = truth.point_group(symmetry)
+    assert np.linalg.det(group) == pytest.approx(1)
+    products = np.einsum("aij,bjk->abik", group, group)
+    for found in (products, symmetry_matrices(symmetry).numpy()[None]):
+        same = np.abs(found[:, :, None] - group).max((-2, -1)) < 1e-6
+        assert (same.sum(-1) == 1).all()
+        assert same.sum(1) == pytest.approx(1)
+    assert len(group) == order
+    assert group[0] == pytest.approx(np.eye(3))
+
+
 def test_a_map_in_another_frame_is_brought_back() -> None:
     box, pixel = 32, 2.0
     z, y, x = np.meshgrid(*[np.arange(box) - box // 2] * 3, indexing="ij")
@@ -250,3 +267,14 @@ def test_a_map_cut_in_fourier_space_keeps_its_values() -> None:
     blob = np.exp(-(((axis[:, None, None] - 2) ** 2 + axis[:, None] ** 2 + axis**2) / 18))
     small = datasets.fourier_cut(blob, 16)
     assert small == pytest.approx(blob[::2, ::2, ::2], abs=2e-3)
+
+
+def test_a_map_on_a_finer_grid_keeps_its_values() -> None:
+    """The same blob sampled on 24 points, then on 48 of the same extent."""
+    import datasets
+
+    def blob(box: int) -> np.ndarray:
+        axis = (np.arange(box) - box // 2) * 24 / box
+        return np.exp(-(((axis[:, None, None] - 2) ** 2 + axis[:, None] ** 2 + axis**2) / 8))
+
+    assert datasets.fourier_pad(blob(24), 48) == pytest.approx(blob(48), abs=2e-3)
