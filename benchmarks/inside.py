@@ -17,20 +17,22 @@ from torch import Tensor
 from common import job_folder
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
+from halfmap.engine.checkpoint import state_from_arrays
 from halfmap.engine.image_model import noise_variance
-from halfmap.engine.loop import iterate
+from halfmap.engine.loop import _begin, iterate
 from halfmap.engine.method import Method
-from halfmap.engine.preprocessing import load_batch
+from halfmap.engine.preprocessing import batches, load_batch
 from halfmap.engine.problem import Problem
-from halfmap.engine.state import Poses, State
+from halfmap.engine.state import Candidates, Poses, State
 from halfmap.fourier import shift_phases
 from halfmap.likelihood import squared_modulus
 from halfmap.methods import search_schedule
 from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
+from halfmap.pose_search.adaptive import concatenated
 from halfmap.projection import extract_slices, prepare_references
-from halfmap.workspace.job import Job
+from halfmap.workspace.job import Job, load_checkpoint
 from halfmap.workspace.progress import Progress
 
 Result = TypeVar("Result")
@@ -69,7 +71,7 @@ def open_job(
     star: Path,
     maps: Sequence[Path],
     *,
-    diameter_angstrom: float,
+    diameter_angstrom: float | None,
     lowpass_angstrom: float,
     symmetry: str = "C1",
     step_deg: float = 7.5,
@@ -119,6 +121,37 @@ def open_job(
     )
 
 
+def at_its_end(opened: OpenedVolumes, folder: Path) -> OpenedVolumes:
+    """The same job with the state that its run in `folder` ended with.
+
+    Raises:
+        FileNotFoundError: the folder holds no state.
+    """
+    saved = load_checkpoint(folder)
+    if saved is None:
+        raise FileNotFoundError(f"{folder}: expected a job that has done an iteration")
+    return replace(opened, state=state_from_arrays(*saved))
+
+
+def search(
+    opened: OpenedVolumes, settings: Settings, state: State, *, images: int | None = None
+) -> tuple[Tensor, Candidates]:
+    """What an iteration from `state` finds, without the sums: the rows of all images, or of those
+    among the first so many, ascending, and their candidate poses."""
+    problem = opened.problem if images is None else opened.subset(images)
+    method = make_method("ml", problem, settings)
+    iteration = _begin(problem, method, state)
+    rows, found = [], []
+    for part in iteration.parts:
+        compared_with = state.references[problem.reference_set(part)]
+        look = method.prepare(prepare_references(compared_with, state.radius), state)
+        for index in batches(iteration.members(part), problem.batch_size):
+            rows.append(index)
+            found.append(look(method.load(iteration, index), state.poses.select_images(index)))
+    order = torch.argsort(torch.cat(rows))
+    return torch.cat(rows)[order], concatenated(found, order)
+
+
 def looks_everywhere(settings: Settings, state: State) -> bool:
     """Whether the next iteration searches all orientations (`search_schedule.prepare`)."""
     return not (
@@ -157,6 +190,13 @@ def searching(settings: Settings, state: State) -> State:
     everywhere, as far as it would have."""
     moved = replace(state.history[-1], angular_change_deg=settings.search.angular_step_deg)
     return replace(state, iteration=2, history=(*state.history, moved))
+
+
+def widest(state: State) -> State:
+    """The state as if the last iteration had moved everything without end: the next one looks
+    everywhere, and as far as it was asked to."""
+    lost = replace(state.history[-1], angular_change_deg=math.inf, shift_change_angstrom=math.inf)
+    return replace(state, history=(*state.history, lost))
 
 
 def on_true_maps(

@@ -22,6 +22,7 @@ import classes3d
 import estep
 import from_nothing
 import gallery
+import low_signal
 import many_processes
 import others
 import purity
@@ -38,6 +39,7 @@ ALL = {
     for function in (
         refine_simulated.trpv1,
         refine_simulated.ribo,
+        low_signal.low_signal,
         classes2d.ribo_mix_2d,
         classes2d.ribo_mix_2d_template,
         relion_beside.relion_beside,

@@ -14,6 +14,7 @@ DOCS = ROOT / "docs"
 # every benchmark on one page: file name, title, benchmarks in order
 PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "refinement": ("Refinement and reconstruction", ("trpv1", "ribo", "reconstruct")),
+    "low_signal": ("Low signal", ("low_signal",)),
     "classes": (
         "Classes in 2D and 3D",
         (
