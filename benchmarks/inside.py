@@ -126,11 +126,19 @@ def at_its_end(opened: OpenedVolumes, folder: Path) -> OpenedVolumes:
 
     Raises:
         FileNotFoundError: the folder holds no state.
+        ValueError: the images were compared with other sets of references there.
     """
     saved = load_checkpoint(folder)
     if saved is None:
         raise FileNotFoundError(f"{folder}: expected a job that has done an iteration")
-    return replace(opened, state=state_from_arrays(*saved))
+    state, problem = state_from_arrays(*saved), opened.problem
+    sets = {problem.reference_set(p) for p in _begin(problem, opened.method, state).parts}
+    if len(sets) != len(state.references):
+        raise ValueError(
+            f"{folder}: expected {len(sets)} sets of references, as the job opened here has, found "
+            f"{len(state.references)}"
+        )
+    return replace(opened, state=state)
 
 
 def search(

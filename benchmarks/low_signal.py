@@ -1,6 +1,7 @@
 """Low signal: whether any pose is lost that the images tell, and whether posteriors mean what they
 say."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -184,8 +185,9 @@ def refined(
 
 
 def far_wider(settings: SearchSettings) -> SearchSettings:
-    """Limits so wide that what they still lose no search of this kind would find."""
-    return replace(settings, n_refined=128, largest_cell_share=0.25, significance=0.9999)
+    """Limits so wide that what they still lose no search of this kind would find: a quarter of all
+    cells, however sure the coarse grid is, and 128 candidates."""
+    return replace(settings, n_refined=128, largest_cell_share=0.25, significance=math.inf)
 
 
 # --- poses beside poses ------------------------------------------------------------------------
@@ -335,7 +337,7 @@ def plot(measured: Mapping[tuple[str, float], Measured], path: Path) -> None:
             area = [8 + 150 * b.count / len(found.right) for b in bins]
             axes.scatter(p, share, area, color=drawn.get_color(), alpha=0.8, linewidths=0)
             drawn.set_label(f"SNR {snr:g}")
-        axes.set(title=MOLECULES[name].title, xlabel="posterior probability of the best pose")
+        axes.set(title=MOLECULES[name].title, xlabel="posterior of the best pose")
         axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
         axes.set_xticks(np.linspace(0, 1, BINS // 2 + 1))
         axes.grid(color="0.9")
