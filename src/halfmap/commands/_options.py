@@ -169,6 +169,15 @@ TauFudge = Annotated[
         unset="1",
     ),
 ]
+Folds = Annotated[
+    int,
+    Option(
+        "Parts of each half; images are compared with a map of the others, so that none meets its "
+        "own noise and posteriors mean what they say; 1: with all of their half, as RELION does",
+        at_least=1,
+        metavar="N",
+    ),
+]
 Ctf = Annotated[
     bool, Option("Correct for the CTF in the particle file, or take images as they are")
 ]

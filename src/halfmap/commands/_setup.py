@@ -106,6 +106,7 @@ def open_problem(
     memory: int | None,
     seed: int,
     device: torch.device,
+    folds: int = 1,
 ) -> Problem:
     """The engine's problem of a job: what needs no image is checked first, then bad images are set
     aside and halves made.
@@ -116,8 +117,8 @@ def open_problem(
     """
     if n_classes > 1:
         check_classes(n_classes, len(particles))
-    batch_size(
-        particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device
+    folds = affordable_folds(
+        folds, particles.box, dimensions, n_classes, memory=memory, device=device, progress=progress
     )
     half = _inputs.set_aside_bad_images(
         particles, _inputs.divide_into_halves(particles, seed), job, progress
@@ -137,6 +138,8 @@ def open_problem(
         learn_norm_and_scale=learn_norm_and_scale,
         memory=memory,
         progress=progress,
+        fold=_inputs.divide_into_folds(particles, folds, seed) if folds > 1 else None,
+        n_folds=folds,
     )
 
 
@@ -154,15 +157,22 @@ def make_problem(
     learn_norm_and_scale: bool,
     memory: int | None,
     progress: Progress,
+    fold: Int[Tensor, " N"] | None = None,
+    n_folds: int = 1,
 ) -> Problem:
     """The engine's problem, with the batch size that the memory allows; tells what the job will
     need, and the data set's notes."""
     for note in particles.notes:
         progress.note(note)
     specimen = Specimen(point_group(symmetry).to(device), radius_px)
-    fixed, per_image = memory_needed(particles.box, dimensions, n_classes)
+    fixed, per_image = memory_needed(particles.box, dimensions, n_classes, folds=n_folds)
     batch = batch_size(
-        particles.box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device
+        particles.box,
+        dimensions=dimensions,
+        n_classes=n_classes,
+        memory=memory,
+        device=device,
+        folds=n_folds,
     )
     progress.note(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} "
@@ -189,6 +199,8 @@ def make_problem(
         n_classes,
         batch,
         learn_norm_and_scale,
+        fold=fold,
+        n_folds=n_folds,
     )
 
 
@@ -217,21 +229,62 @@ def needs_normalising(
     return True
 
 
-def memory_needed(box: int, dimensions: int, n_classes: int) -> tuple[int, int]:
+def affordable_folds(
+    folds: int,
+    box: int,
+    dimensions: int,
+    n_classes: int,
+    *,
+    memory: int | None,
+    device: torch.device,
+    progress: Progress,
+) -> int:
+    """As many folds as asked for, or half as many, and so on, until the memory is enough; the user
+    is told.
+
+    Raises:
+        InputError: not even one image fits without folds.
+    """
+    fewer = folds
+    while fewer > 1:
+        fixed, per_image = memory_needed(box, dimensions, n_classes, folds=fewer)
+        if fixed + per_image <= _budget(memory, device):
+            break
+        fewer //= 2
+    batch_size(box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
+    if fewer < folds:
+        progress.note(
+            f"the memory is enough for {fewer} of {folds} folds; --memory gives more"
+            if fewer > 1
+            else f"the memory is not enough for {folds} folds: images meet themselves in the "
+            "references, and the largest weights in particles.star are too large"
+        )
+    return max(fewer, 1)
+
+
+def memory_needed(box: int, dimensions: int, n_classes: int, *, folds: int = 1) -> tuple[int, int]:
     """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in
-    the making, search tables."""
+    the making, search tables. With folds there are as many sums and references of each half, and
+    those of both halves beside."""
     grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
     complex_bytes, float_bytes = 8, 4
-    sums = SUMS_HELD * n_classes * grid * CELL_BYTES
+    sums = (SUMS_HELD + 2 * (folds - 1)) * n_classes * grid * CELL_BYTES
     references = n_classes * grid * complex_bytes
     transforms = TRANSFORMS_HELD * (PADDING * box) ** dimensions * complex_bytes
-    density = DENSITIES_HELD * n_classes * box**dimensions * float_bytes
+    held = DENSITIES_HELD + 4 * (folds - 1)
+    density = held * n_classes * box**dimensions * float_bytes
     fixed = sums + references + transforms + density + SEARCH_BYTES[dimensions]
     return fixed, BYTES_PER_PIXEL * box * box
 
 
 def batch_size(
-    box: int, *, dimensions: int, n_classes: int, memory: int | None, device: torch.device
+    box: int,
+    *,
+    dimensions: int,
+    n_classes: int,
+    memory: int | None,
+    device: torch.device,
+    folds: int = 1,
 ) -> int:
     """Images per batch that `memory` (bytes; half of the machine's if None) allows. Needs no image:
     ask before they are read.
@@ -239,14 +292,18 @@ def batch_size(
     Raises:
         InputError: not even one image fits.
     """
-    fixed, per_image = memory_needed(box, dimensions, n_classes)
-    budget = memory if memory is not None else _machine_memory(device) // 2
+    fixed, per_image = memory_needed(box, dimensions, n_classes, folds=folds)
+    budget = _budget(memory, device)
     if fixed + per_image > budget:
         raise InputError(
             f"--memory: a box of {box} with {n_classes} class(es) needs at least "
             f"{_gb(fixed + per_image)}, got {_gb(budget)}"
         )
     return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+
+
+def _budget(memory: int | None, device: torch.device) -> int:
+    return memory if memory is not None else _machine_memory(device) // 2
 
 
 def _machine_memory(device: torch.device) -> int:

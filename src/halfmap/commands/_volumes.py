@@ -105,9 +105,10 @@ def open_volumes(
     classes: int,
     matched_to: Literal["own", "other"],
     device: torch.device,
+    folds: int = 1,
 ) -> OpenedVolumes:
     """Read and check everything, cheap checks first; each image meets its own half's references in
-    `refine`, the other half's in `class3d`.
+    `refine`, made without its own fold, and the other half's in `class3d`.
 
     Raises:
         InputError: any bad input, in one line.
@@ -137,6 +138,7 @@ def open_volumes(
         memory=options.memory,
         seed=options.seed,
         device=device,
+        folds=folds,
     )
     search = _setup.search_settings(
         problem,

@@ -11,6 +11,7 @@ from halfmap.commands._options import (
     DataDir,
     Device,
     DiameterOfReference,
+    Folds,
     InitialLowpass,
     Local,
     LocalRange,
@@ -80,6 +81,7 @@ def refine(
     local: Local = False,
     local_range_deg: LocalRange = None,
     tau_fudge: TauFudge = None,
+    folds: Folds = 4,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
     data_dir: DataDir = None,
@@ -116,10 +118,11 @@ def refine(
             classes=1,
             matched_to="own",
             device=run.device,
+            folds=folds,
         )
         problem, settings = opened.problem, opened.settings
         chosen = make_method(method, problem, settings)
-        both_halves = opened.start.expand(2, *opened.start.shape[1:])[:, None]
+        both_halves = opened.start.expand(problem.n_parts, *opened.start.shape[1:])[:, None]
         state = run_iterations(
             job,
             progress,

@@ -23,6 +23,14 @@ class NoiseSpectra:
 
 
 @dataclass(frozen=True)
+class ReferenceVariance:
+    """Variance of the references' Fourier coefficients, by shell: what they do not know counts as
+    noise when an image is compared with them."""
+
+    variance: Float[Tensor, " S"]
+
+
+@dataclass(frozen=True)
 class NormAndScale:
     """How strong noise is in each image (nu), and signal in each scale group (s); and of the last
     iteration the number of images whose norm is an outlier."""
@@ -57,6 +65,7 @@ def load_images(
     strength = state.find(NormAndScale)
     norm = None if strength is None else strength.norm[index]
     scale = None if strength is None else strength.scale[problem.scale_group[index]]
+    references = state.find(ReferenceVariance)
     centre = state.poses.shift_px[index] if centre is None else centre
     return load_batch(
         problem.particles,
@@ -68,4 +77,5 @@ def load_images(
         scored_radius=radius,
         norm=norm,
         scale=scale,
+        reference_variance=None if references is None else references.variance,
     )

@@ -31,15 +31,15 @@ def iterate(
     """The pure function from one iteration's state to the next; also the seconds spent by stage
     (not part of the state)."""
     clock, iteration = Clock(problem.device), _begin(problem, method, state)
-    sums = [_empty_sums(problem, iteration.plane) for _ in range(2)]
+    sums = [_empty_sums(problem, iteration.plane) for _ in range(problem.n_parts)]
     partial = [statistic.empty(iteration) for statistic in method.statistics]
     found: list[tuple[Tensor, Poses]] = []
-    shares = my_share_of_sets([iteration.members(half) for half in iteration.halves])
-    for half, share in zip(iteration.halves, shares, strict=True):
-        if not len(share):  # others work on this half, and prepare its references
+    shares = my_share_of_sets([iteration.members(part) for part in iteration.parts])
+    for part, share in zip(iteration.parts, shares, strict=True):
+        if not len(share):  # others work on this part, and prepare its references
             continue
         with clock("references"):
-            compared_with = state.references[problem.reference_set(half)].to(problem.device)
+            compared_with = state.references[problem.reference_set(part)].to(problem.device)
             references = prepare_references(compared_with, state.radius)
             search = method.prepare(references, state)
         for index in batches(share, problem.batch_size):
@@ -52,15 +52,15 @@ def iterate(
             weighed = WeighedBatch(iteration, references, batch, candidates, weights)
             with clock("sums"):
                 terms = method.terms(weighed)
-                accumulate(sums[half], terms, weights, iteration.plane, problem.symmetry)
+                accumulate(sums[part], terms, weights, iteration.plane, problem.symmetry)
             for n, statistic in enumerate(method.statistics):
                 with clock(statistic.name):
                     partial[n] = statistic.add(partial[n], weighed)
             advance(len(index))
     with clock("update"):
         poses = gather_over_processes(state.poses, found, iteration.half >= 0)
-        halves = [_reduced(s) for s in sums]
-        update = only_first(lambda: method.update(iteration, poses, halves))
+        whole = [_reduced(s) for s in sums]
+        update = only_first(lambda: method.update(iteration, poses, whole))
         new = _next_state(iteration, update, poses)
         for statistic, summed in zip(method.statistics, partial, strict=True):
             new = statistic.finish(statistic.reduce(summed), iteration, update, new)

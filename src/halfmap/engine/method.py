@@ -35,14 +35,19 @@ class Iteration:
     scored: HalfPlane
     half: Int[Tensor, " N"]
 
-    @property
-    def halves(self) -> list[int]:
-        """The halves that have particles."""
-        return torch.unique(self.half[self.half >= 0]).tolist()
+    @cached_property
+    def part(self) -> Int[Tensor, " N"]:
+        """The part of the data that each particle is summed in (`Problem.part`)."""
+        return self.problem.part(self.half)
 
-    def members(self, half: int) -> Int[Tensor, " M"]:
-        """Rows of the particles of a half."""
-        return torch.nonzero(self.half == half)[:, 0]
+    @property
+    def parts(self) -> list[int]:
+        """The parts that have particles."""
+        return torch.unique(self.part[self.part >= 0]).tolist()
+
+    def members(self, part: int) -> Int[Tensor, " M"]:
+        """Rows of the particles of a part."""
+        return torch.nonzero(self.part == part)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,15 @@ def load_batch(
     scored_radius: int | None = None,
     norm: Float[Tensor, " B"] | None = None,
     scale: Float[Tensor, " B"] | None = None,
+    reference_variance: Float[Tensor, " S"] | None = None,
 ) -> Batch:
     """Read images and prepare their terms; the mask is centred on each particle's present shift,
     rounded to a pixel.
 
     `whole` reaches to the plane's radius, `scored` to `scored_radius` (None: the plane's); the
     noise variance may have more shells. With X = s C S R + nu N (`intensity`; both 1 if None) the
-    terms are `s C X / (nu^2 sigma^2)` and `s^2 C^2 / (nu^2 sigma^2)`.
+    terms are `s C X / (nu^2 sigma^2)` and `s^2 C^2 / (nu^2 sigma^2)`. What is scored has
+    `nu^2 sigma^2 + s^2 C^2 v` in place of `nu^2 sigma^2`, v the `reference_variance`.
     """
     rows = index.cpu().numpy()
     device = settings.device
@@ -160,8 +162,12 @@ def load_batch(
     if norm is not None:
         sigma2.mul_(norm.to(device)[:, None] ** 2)
     n = len(inner)
+    beside = sigma2[:, :n]
+    if reference_variance is not None:
+        shown = transfer[:, :n] if scale is None else transfer[:, :n] * scale.to(device)[:, None]
+        beside = beside + shown**2 * reference_variance.to(device)[inner.shell]
     scored = image_terms(
-        masked, transfer[:, :n], sigma2[:, :n], premultiplied=premultiplied, with_mean=False
+        masked, transfer[:, :n], beside, premultiplied=premultiplied, with_mean=False
     )
     whole = image_terms(transforms, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
     if scale is not None:

@@ -30,6 +30,8 @@ class Problem:
     `half` is 0 or 1 per particle, -1 for one set aside. `matched_to` tells which half's references
     an image is compared with: its "own" (gold standard: the halves never meet), the "other" half's
     (classification: no image is compared with itself), or references that both "share".
+    Each half may be divided into `n_folds` folds (`fold`, from 0): an image is then compared with
+    references made of its half without its fold, so that it does not meet its own noise there.
     `learn_norm_and_scale` tells whether the strength of signal and noise in each image is learnt
     (`engine.norm_and_scale`) or taken to be 1.
     """
@@ -43,6 +45,8 @@ class Problem:
     n_classes: int
     batch_size: int
     learn_norm_and_scale: bool = False
+    fold: Int[Tensor, " N"] | None = None
+    n_folds: int = 1
 
     @property
     def symmetry(self) -> SymmetryOperators:
@@ -69,9 +73,27 @@ class Problem:
         """Resolution of a Fourier shell, Angstrom."""
         return self.particles.box * self.particles.pixel_size_angstrom / radius
 
-    def reference_set(self, half: int) -> int:
-        """Which set of references the images of a half are compared with."""
-        return {"own": half, "other": 1 - half, "shared": 0}[self.matched_to]
+    def part(self, half: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """The part of the data that each particle is summed in: the folds of the first half, then
+        those of the second; -1 where its half is."""
+        if self.fold is None:
+            return half
+        return torch.where(half >= 0, half * self.n_folds + self.fold, half)
+
+    @property
+    def n_parts(self) -> int:
+        """The halves, or the folds of both."""
+        return 2 * self.n_folds
+
+    @property
+    def share_compared(self) -> float:
+        """Of a half's images, those that a set of references is made of."""
+        return 1.0 if self.n_folds == 1 else 1 - 1 / self.n_folds
+
+    def reference_set(self, part: int) -> int:
+        """Which set of references the images of a part are compared with."""
+        half = part // self.n_folds
+        return {"own": part, "other": 1 - half, "shared": 0}[self.matched_to]
 
     @property
     def used(self) -> Int[Tensor, " M"]:

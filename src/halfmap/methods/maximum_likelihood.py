@@ -29,6 +29,7 @@ from halfmap.engine.norm_and_scale import NormAndScaleStatistic
 from halfmap.engine.pose_prior import PosePrior, PosePriorStatistic, uniform_prior
 from halfmap.engine.posterior_weights import assign_posterior
 from halfmap.engine.problem import Problem
+from halfmap.engine.reference_variance import ReferenceVarianceStatistic
 from halfmap.engine.significant_poses import (
     MOST_POSES,
     SignificantPoses,
@@ -58,6 +59,7 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
             *learnt,
             PosePriorStatistic(),
             SignificantPosesStatistic(),
+            ReferenceVarianceStatistic(),
         ),
     )
 

@@ -7,10 +7,12 @@ SSNR is that of the sums themselves, from the correlation of half maps (half cla
 it the lecture's Wiener filter and its MAP update are one formula, up to T.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.engine.image_model import noise_variance
@@ -29,6 +31,9 @@ from halfmap.reconstruction import (
 )
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, ssnr_from_fsc
 
+# standard deviations of chance that a correlation must be above the threshold to count
+CHANCE = 1.0
+
 
 def map_update(
     settings: Settings, iteration: Iteration, poses: Poses, halves: list[Sums]
@@ -43,33 +48,36 @@ def update_references(
     settings: Settings,
     variance: Float[Tensor, "G S"],
     poses: Poses,
-    halves: list[Sums],
+    parts: list[Sums],
 ) -> Update:
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR,
     resolution and the next radius."""
+    halves = halves_of(problem, parts)
     curves = half_curves(problem, settings, halves)
     fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
     ssnr = trusted_ssnr(fsc, of_sum=problem.matched_to == "shared")
     resolutions = [resolution_at(c, settings.resolution_threshold) for c in curves]
-    best = min(resolutions)
     box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
     n_empty = 0
     if problem.n_classes > 1:
         sizes = class_sizes(problem, poses)
         halves, ssnr = reseed_empty(halves, ssnr, sizes)
         n_empty = len(empty_classes(sizes))
-    if problem.matched_to != "shared":
-        halves = join_halves(halves, settings, best, pixel)
-    sets = [halves[0] + halves[1]] if problem.matched_to == "shared" else halves
+    join = joined_shells(halves, settings, min(resolutions), pixel)
     variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
-    references = torch.stack([regularised(s, settings, variance, ssnr) for s in sets])
+    references = torch.stack(
+        [
+            regularised(sums, settings, variance, ssnr * problem.share_compared)
+            for sums in compared_sums(problem, halves, parts, join)
+        ]
+    )
     moved = None
     if problem.dimensions == 2:
         moved = centring_shift_px(references.mean(0))
         for k, (x, y) in enumerate(moved.int().tolist()):
             references[:, k] = references[:, k].roll((y, x), (-2, -1))
     references = references * settings.reference_mask
-    shell = max(2.0, box * pixel / best)
+    shell = max(2.0, max(evident_shell(problem, settings, c) for c in curves))
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
     full = problem.plane.radius + 1
     return Update(
@@ -82,29 +90,80 @@ def update_references(
     )
 
 
-def join_halves(
+def halves_of(problem: Problem, parts: list[Sums]) -> list[Sums]:
+    """The sums of both halves, from those of their folds."""
+    halves = []
+    for own in (parts[: problem.n_folds], parts[problem.n_folds :]):
+        whole = own[0]
+        for part in own[1:]:
+            whole = whole + part
+        halves.append(whole)
+    return halves
+
+
+def compared_sums(
+    problem: Problem, halves: list[Sums], parts: list[Sums], join: Bool[Tensor, "Z Y X"] | None
+) -> Iterator[Sums]:
+    """The sums of each set of references: both halves together; each half; or each half without one
+    of its folds. On the shells to `join` they are the mean with
+    the other half's."""
+    if problem.matched_to == "shared":
+        yield halves[0] + halves[1]
+        return
+    for p, part in enumerate(parts):
+        half, n = p // problem.n_folds, problem.n_folds
+        own = halves[half] if n == 1 else without(halves[half], part)
+        if join is not None:
+            other = halves[1 - half]
+            num = torch.where(join, (own.num + other.num) / 2, own.num)
+            own = replace(own, num=num, den=torch.where(join, (own.den + other.den) / 2, own.den))
+        yield own
+
+
+def without(whole: Sums, part: Sums) -> Sums:
+    """The sums of all images but those of a part."""
+    return replace(whole, num=whole.num - part.num, den=(whole.den - part.den).clamp(min=0))
+
+
+def joined_shells(
     halves: list[Sums], settings: Settings, resolution_angstrom: float, pixel_size_angstrom: float
-) -> list[Sums]:
-    """The halves with their mean on the shells below `join_halves_angstrom`, so that both keep one
-    orientation and hand (RELION); matched to each other, they would else change places in every
-    iteration.
+) -> Bool[Tensor, "Z Y X"] | None:
+    """Where the halves are to be joined: on the shells below `join_halves_angstrom`, so that both
+    keep one orientation and hand (RELION); matched to each other, they would else change places in
+    every iteration.
 
     Only once they agree beyond that resolution by themselves: joined halves agree on what is
     joined, whatever the images hold.
     """
     limit = settings.join_halves_angstrom
     if limit is None or resolution_angstrom >= limit:
-        return halves
-    inside = grid_shells(halves[0]) <= halves[0].box * pixel_size_angstrom / limit
-    mean = halves[0] + halves[1]
-    return [
-        replace(
-            h,
-            num=torch.where(inside, mean.num / 2, h.num),
-            den=torch.where(inside, mean.den / 2, h.den),
-        )
-        for h in halves
-    ]
+        return None
+    return grid_shells(halves[0]) <= halves[0].box * pixel_size_angstrom / limit
+
+
+def evident_shell(problem: Problem, settings: Settings, curve: Curve) -> float:
+    """Up to which shell the halves of a class agree beyond chance: where the curve, averaged over
+    three shells, falls below the threshold by less than its own standard deviation (`chance`)."""
+    n = len(curve.correlation)
+    sigma = chance(problem, settings, n).to(curve.correlation)
+    mean = torch.nn.functional.avg_pool1d(
+        curve.correlation[None, None], 3, stride=1, padding=1, count_include_pad=False
+    )[0, 0].clamp(-1, 1)
+    surely = mean - CHANCE * sigma * (1 - mean**2)
+    below = torch.nonzero(surely[1:] < settings.resolution_threshold)[:, 0] + 1
+    return float(below[0]) - 1 if len(below) else n - 1.0
+
+
+def chance(problem: Problem, settings: Settings, n_shells: int) -> Float[Tensor, " S"]:
+    """Standard deviation of the correlation of noise with noise on three neighbouring shells:
+    `1 / sqrt(3 n)` with n the independent coefficients of a shell, 2 pi s in 2D or 4 pi s^2 in 3D,
+    times the share of the box inside the mask, over the number of symmetry operators. (The samples
+    of a correlation: van Heel & Schatz, J. Struct. Biol. 151, 250 (2005).)"""
+    s = torch.arange(n_shells, dtype=torch.float64).clamp(min=1)
+    count = 2 * math.pi * s if problem.dimensions == 2 else 4 * math.pi * s**2
+    share = 1.0 if settings.fsc_mask is None else float(settings.fsc_mask.double().mean())
+    n = 3 * count * share / len(problem.symmetry)
+    return n.rsqrt().clamp(max=1)
 
 
 def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:

@@ -1,15 +1,22 @@
 """Where each iteration looks for poses, how far, and when to stop: the same for every method."""
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from halfmap.engine.method import Search
 from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.significant_poses import significant_poses
 from halfmap.engine.state import Candidates, Poses, State, in_every_class
+from halfmap.likelihood import ImageTerms
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
+from halfmap.pose_search.centring import particles_outside
 from halfmap.pose_search.refinement import refine_candidates
 from halfmap.projection import FourierReferences
 
@@ -19,6 +26,8 @@ SETTLED_CLASSES = 0.01  # share of images that may still change class
 # make of whole refinements shows in the iterations of `python benchmarks/run.py trpv1 ribo`.
 SHIFT_REACH_MEDIANS = 6
 FEWEST_SHIFT_STEPS = 3  # of the grid, to each side of the present shift
+# a best shift beyond this share of the range lies at its edge: the grid's outermost step
+EDGE_OF_RANGE = 0.9
 WIDE_SEARCHES = 2  # iterations that search the whole range of shifts
 SETTLED_STEP = 1 / 4  # of the grid's step: half the way from a cell's centre to its edge
 # a shell counts as gained beyond this factor: at shell 20 a tenth of a shell, which interpolation
@@ -72,7 +81,8 @@ def prepare(
         is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY
     ):
         return local
-    search = replace(settings.search, shift_range_px=shift_reach_px(problem, settings, state))
+    reach_px = shift_reach_px(problem, settings, state)
+    search = replace(settings.search, shift_range_px=reach_px)
     plan = prepare_search(references, search, radius)
     bounded = (
         prepare_bounded(references, search, radius)
@@ -80,13 +90,51 @@ def prepare(
         else None
     )
 
+    def around(terms: ImageTerms, centre_px: Tensor, known: Candidates | None) -> Candidates:
+        if bounded is not None:
+            return search_bounded(bounded, terms, centre_px, plane, radius, known=known)
+        return search_globally(plan, terms, centre_px, plane, radius, known=known)
+
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
         known = None if state.iteration == 0 else before(batch)  # no pose to keep in the first
-        if bounded is not None:
-            return search_bounded(bounded, batch.scored, poses.shift_px, plane, radius, known=known)
-        return search_globally(plan, batch.scored, poses.shift_px, plane, radius, known=known)
+        found = around(batch.scored, poses.shift_px, known)
+        if plan.coarse_grid_resolves or plan.fine_grid_resolves:  # too diffuse to have an edge
+            return found
+        rows, centre_px = particles_outside(
+            plan, batch.scored, poses.shift_px, plane, reach_px=reach_px
+        )
+        found = searched_again(around, batch.scored, found, rows, centre_px)
+        centre_px = poses.shift_px.index_copy(0, rows, centre_px)
+        rows, centre_px = at_edge(found, centre_px, reach_px)
+        return searched_again(around, batch.scored, found, rows, centre_px)
 
     return everywhere
+
+
+def at_edge(
+    found: Candidates, centre_px: Float[Tensor, "B 2"], reach_px: float
+) -> tuple[Int[Tensor, " b"], Float[Tensor, "b 2"]]:
+    """The images whose best shift lies at the edge of the range searched around `centre_px`, and
+    that shift."""
+    best = found.best(1).shift_px[:, 0]
+    rows = torch.nonzero((best - centre_px).norm(dim=1) > EDGE_OF_RANGE * reach_px)[:, 0]
+    return rows, best[rows]
+
+
+def searched_again(
+    around: Callable[[ImageTerms, Tensor, Candidates | None], Candidates],
+    terms: ImageTerms,
+    found: Candidates,
+    rows: Int[Tensor, " b"],
+    centre_px: Float[Tensor, "b 2"],
+) -> Candidates:
+    """What was found of all images, and of some of them around other shifts."""
+    if not len(rows):
+        return found
+    again = around(terms.select_images(rows), centre_px, found.select_images(rows))
+    width = max(again.score.shape[1], found.score.shape[1])
+    pairs = zip(found.padded(width).fields(), again.padded(width).fields(), strict=True)
+    return Candidates(*(old.index_copy(0, rows, new) for old, new in pairs))
 
 
 def shift_reach_px(problem: Problem, settings: Settings, state: State) -> float:

@@ -10,13 +10,15 @@ posterior.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from halfmap.engine.state import Candidates
@@ -51,8 +53,32 @@ from halfmap.projection import FourierReferences, extract_slices
 # kept of every image, however sure: a peak near an edge lies in up to four cells of the directions,
 # and the centre of its own may score less than its neighbours'
 FEWEST_CELLS = 4
+Part = TypeVar("Part")
 # of the finer step, by which children that start a refinement differ: more than one cell apart
 CHILD_SEPARATION = 1.5
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Children of some images scored on a level: their numbers, a at every shift, b, and the log
+    prior of each (-inf in places that an image does not use)."""
+
+    children: Int[Tensor, "b n"]
+    cross: Float[Tensor, "b T n"]
+    power: Float[Tensor, "b n"]
+    prior: Float[Tensor, "b n"]
+    centre_px: Float[Tensor, "b 2"]
+
+
+Table = tuple[Complex[Tensor, "m J"], Float[Tensor, "m J"]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One scoring of the finer grid's cells: the shells, and the shifts."""
+
+    plane: HalfPlane
+    shifts: Float[Tensor, "T 2"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,7 @@ class GlobalSearch:
     grid: Grid
     planes: tuple[HalfPlane, HalfPlane]
     shifts: tuple[Float[Tensor, "T0 2"], Float[Tensor, "T1 2"]]
+    sieve: "Level | None"
     slices: Complex[Tensor, "KM J0"]
     slices_squared: Float[Tensor, "J0 KM"]
     cell_prior: Float[Tensor, " KM"]
@@ -72,16 +99,65 @@ class GlobalSearch:
     coarse_grid_resolves: bool
     fine_grid_resolves: bool
 
+    @property
+    def most_children(self) -> int:
+        """That go on from the level between."""
+        return max(
+            self.settings.fewest_cells,
+            math.ceil(self.settings.largest_child_share * len(self.children[1])),
+        )
+
+    @property
+    def finest(self) -> Level:
+        """The finer grid's own level."""
+        return Level(self.planes[1], self.shifts[1])
+
     @cached_property
-    def fine_table(self) -> tuple[Complex[Tensor, "KMc J1"], Float[Tensor, "KMc J1"]] | None:
-        """Slices of all children, and their squares; None where they would take too much memory."""
-        level, device = self.planes[1], self.references.grid.device
-        n_classes, (n_cells, n_children) = len(self.references), self.grid.children.shape[:2]
-        if 12 * n_classes * n_cells * n_children * len(level) > self.settings.passes.table_bytes:
-            return None
-        rotations = self.grid.children.flatten(0, 1).to(device).repeat(n_classes, 1, 1)
-        classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells * n_children)
-        slices = extract_slices(self.references, rotations, level, classes=classes)
+    def children(self) -> tuple[Float[Tensor, "KMc 3 3"], Int[Tensor, " KMc"]]:
+        """Orientation and class of all children, class by class, those of a cell side by side."""
+        device, n_classes = self.references.grid.device, len(self.references)
+        rotations = self.grid.children.flatten(0, 1).to(device)
+        classes = torch.arange(n_classes, device=device).repeat_interleave(len(rotations))
+        return rotations.repeat(n_classes, 1, 1), classes
+
+    @cached_property
+    def _tables(self) -> dict[int, Table]:
+        return {}
+
+    @cached_property
+    def _cut_so_far(self) -> Counter[int]:
+        return Counter()
+
+    def _table(self, plane: HalfPlane, wanted: int) -> Table | None:
+        """Slices of all children on a plane, and their squares, from when as many have been cut one
+        by one as there are: less than twice the work that knowing all images would take. None
+        before, and where they would take too much memory."""
+        rotations, classes = self.children
+        self._cut_so_far[plane.radius] += wanted
+        small = 12 * len(classes) * len(plane) <= self.settings.passes.table_bytes
+        often = self._cut_so_far[plane.radius] > len(classes)
+        if small and often and plane.radius not in self._tables:
+            self._tables[plane.radius] = self._cut(rotations, classes, plane)
+        return self._tables.get(plane.radius)
+
+    def slices_of(
+        self, children: Int[Tensor, "b n"], plane: HalfPlane
+    ) -> tuple[Complex[Tensor, "b n J"], Float[Tensor, "b n J"]]:
+        """Slices of each image's children, and their squares."""
+        own = children.flatten()
+        table = self._table(plane, len(own))
+        if table is None:
+            rotations, classes = self.children
+            cut = self._cut(rotations[own], classes[own], plane)
+        else:
+            cut = table[0].index_select(0, own), table[1].index_select(0, own)
+        slices, squared = (part.view(*children.shape, len(plane)) for part in cut)
+        return slices, squared
+
+    def _cut(
+        self, rotations: Float[Tensor, "m 3 3"], classes: Int[Tensor, " m"], plane: HalfPlane
+    ) -> Table:
+        slices = extract_slices(self.references, rotations, plane, classes=classes)
         return slices, squared_modulus(slices)
 
 
@@ -104,19 +180,26 @@ def prepare_search(
         global_posterior and sharp <= finest,
         global_posterior and settings.posterior_on_grid and sharp <= finer,
     )
-    planes, shifts = [], []
-    for step in (grid.coarse_step_deg, grid.fine_step_deg):
-        level = level_radius(step, settings, box, radius)
-        planes.append(half_plane(box, level, device))
-        shifts.append(
-            shift_grid(
-                settings.shift_range_px, searched_step_px(settings, box, level), device=device
-            )
-        )
+
+    def level(shells: int) -> Level:
+        step_px = searched_step_px(settings, box, shells)
+        shifts = shift_grid(settings.shift_range_px, step_px, device=device)
+        return Level(half_plane(box, shells, device), shifts)
+
+    few, many = (
+        level_radius(step, settings, box, radius)
+        for step in (grid.coarse_step_deg, grid.fine_step_deg)
+    )
+    between = round(math.sqrt(few * many))
+    sieve = level(between) if few < between < many and not fine_grid_resolves else None
+    levels = level(few), level(many)
     n_classes, n_cells = len(references), len(grid.coarse)
     classes = torch.arange(n_classes, device=device).repeat_interleave(n_cells)
     coarse = extract_slices(
-        references, grid.coarse.to(device).repeat(n_classes, 1, 1), planes[0], classes=classes
+        references,
+        grid.coarse.to(device).repeat(n_classes, 1, 1),
+        levels[0].plane,
+        classes=classes,
     )
     kept = min(
         n_cells * n_classes,
@@ -129,8 +212,9 @@ def prepare_search(
         references,
         settings,
         grid,
-        (planes[0], planes[1]),
-        (shifts[0], shifts[1]),
+        (levels[0].plane, levels[1].plane),
+        (levels[0].shifts, levels[1].shifts),
+        sieve,
         coarse,
         squared_modulus(coarse).T.contiguous(),
         prior,
@@ -244,21 +328,89 @@ def best_children(
     """Subdivide the kept cells, score the children on the finer level's shells and shifts, and keep
     the best distinct ones; or, where the finer grid resolves all, what stands for the posterior.
 
-    Images that kept about as many cells go together, so that each costs what its own posterior asks
-    for.
+    Where there is a level between, children are scored there first, and those go on that hold the
+    settings' share of the posterior.
     """
-    level, found = search.planes[1], []
-    order = torch.argsort(counts, stable=True)
-    for rows in groups_of_similar_count(
-        order,
+    n = search.grid.children.shape[1]
+    own = torch.arange(n, device=cells.device)
+    children, counts = (cells[..., None] * n + own).flatten(1), counts * n
+    if search.sieve is not None:
+        sifted = partial(_sifted, search, search.sieve)
+        children, counts = _by_count(
+            search, search.sieve, terms, centre_px, plane, children, counts, sifted, _side_by_side
+        )
+    return _by_count(
+        search,
+        search.finest,
+        terms,
+        centre_px,
+        plane,
+        children,
         counts,
-        search.settings.passes.samples // (search.grid.children.shape[1] * len(level)),
-    ):
+        partial(_candidates, search),
+        concatenated,
+    )
+
+
+def _by_count(
+    search: GlobalSearch,
+    level: Level,
+    terms: ImageTerms,
+    centre_px: Float[Tensor, "B 2"],
+    plane: HalfPlane,
+    children: Int[Tensor, "B n"],
+    counts: Int[Tensor, " B"],
+    function: Callable[[Scored], Part],
+    joined: Callable[[list[Part], Tensor], Part],
+) -> Part:
+    """What a function makes of each image's own children, scored on a level. Images that kept about
+    as many go together, so that each costs what its own posterior asks for."""
+    order, found = torch.argsort(counts, stable=True), []
+    places = search.settings.passes.samples // len(level.plane)
+    for rows in groups_of_similar_count(order, counts, places):
         kept = int(counts[rows[-1]])
+        own = children[rows, :kept]
+        inside = terms_on_level(terms.select_images(rows), centre_px[rows], plane, level.plane)
+        slices, squared = search.slices_of(own, level.plane)
+        with fast_products():
+            cross = cross_terms_own(
+                inside, shift_phases(level.shifts, level.plane), slices, level.plane
+            )
+            power = slice_power_own(inside, squared, level.plane)
+        cell = own // search.grid.children.shape[1]
         unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
-        inside = terms_on_level(terms.select_images(rows), centre_px[rows], plane, level)
-        found.append(_children_of(search, inside, centre_px[rows], cells[rows, :kept], unused))
-    return concatenated(found, torch.argsort(order))
+        prior = search.cell_prior[cell].masked_fill(unused, -torch.inf)
+        found.append(function(Scored(own, cross, power, prior, centre_px[rows])))
+    return joined(found, torch.argsort(order))
+
+
+def _sifted(
+    search: GlobalSearch, level: Level, scored: Scored
+) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
+    """The children of each image that hold the settings' share of its posterior on this level, best
+    first, and how many they are."""
+    settings = search.settings
+    score = settings.score(scored.cross.amax(1), scored.power)
+    log_weight = settings.score.log_evidence(score) + scored.prior
+    most = min(search.most_children, log_weight.shape[1])
+    best = torch.topk(log_weight, most, dim=1)
+    share = torch.exp(best.values - torch.logsumexp(log_weight, dim=1, keepdim=True))
+    needed = (torch.cumsum(share, dim=1) < settings.significance).sum(1) + 1
+    there = torch.isfinite(best.values).sum(1)
+    fewest = torch.clamp(there, max=FEWEST_CELLS)
+    counts = torch.minimum(torch.maximum(needed, fewest), there.clamp(min=1))
+    return scored.children.gather(1, best.indices), counts
+
+
+def _side_by_side(
+    parts: list[tuple[Tensor, Tensor]], order: Int[Tensor, " B"]
+) -> tuple[Int[Tensor, "B n"], Int[Tensor, " B"]]:
+    """Parts one below the other, rows filled up, their rows put in order."""
+    width = max(children.shape[1] for children, _ in parts)
+    filled = [
+        torch.nn.functional.pad(children, (0, width - children.shape[1])) for children, _ in parts
+    ]
+    return torch.cat(filled)[order], torch.cat([counts for _, counts in parts])[order]
 
 
 def groups_of_similar_count(
@@ -276,45 +428,15 @@ def groups_of_similar_count(
         start += len(rows)
 
 
-def _children_of(
-    search: GlobalSearch,
-    inside: ImageTerms,
-    centre_px: Float[Tensor, "b 2"],
-    cells: Int[Tensor, "b kept"],
-    unused: Bool[Tensor, "b kept"],
-) -> Candidates:
-    level, shifts, settings, grid = search.planes[1], search.shifts[1], search.settings, search.grid
-    n_cells, n_children = grid.children.shape[:2]
-    rotations = grid.children.to(cells.device)[cells % n_cells].flatten(1, 2)
-    classes = (cells // n_cells).repeat_interleave(n_children, dim=1)
-    if search.fine_table is None:
-        slices = extract_slices(
-            search.references, rotations.flatten(0, 1), level, classes=classes.flatten()
-        )
-        squared = squared_modulus(slices)
-    else:  # rows of parents: their children lie side by side
-        slices, squared = (
-            table.view(-1, n_children * len(level)).index_select(0, cells.flatten())
-            for table in search.fine_table
-        )
-    slices, squared = (
-        slices.view(len(cells), -1, len(level)),
-        squared.view(len(cells), -1, len(level)),
-    )
-    with fast_products():
-        cross = cross_terms_own(inside, shift_phases(shifts, level), slices, level)
-        power = slice_power_own(inside, squared, level)
-    prior = (
-        search.cell_prior[cells]
-        .masked_fill(unused, -torch.inf)
-        .repeat_interleave(n_children, dim=1)
-    )
+def _candidates(search: GlobalSearch, scored: Scored) -> Candidates:
+    """The best distinct children as candidates; or, where the finer grid resolves all, what stands
+    for the posterior."""
+    settings, shifts = search.settings, search.shifts[1]
+    rotations, classes = (of[scored.children] for of in search.children)
     if search.fine_grid_resolves:
-        score = settings.score(cross, power[:, None])
-        log_weight = settings.score.log_evidence(score) + prior[:, None]
-        number = (
-            cells[..., None] % n_cells * n_children + torch.arange(n_children, device=cells.device)
-        ).flatten(1)
+        score = settings.score(scored.cross, scored.power[:, None])
+        log_weight = settings.score.log_evidence(score) + scored.prior[:, None]
+        number = scored.children % search.grid.children.shape[:2].numel()
         return _grid_candidates(
             search,
             score,
@@ -322,14 +444,14 @@ def _children_of(
             rotations,
             number,
             classes,
-            centre_px,
+            scored.centre_px,
             shifts,
             search.grid.child_fraction,
         )
-    cross, best_shift = cross.max(1)
-    score = settings.score(cross, power)
-    log_weight = settings.score.log_evidence(score) + prior
-    where = centre_px[:, None] + shifts[best_shift]
+    cross, best_shift = scored.cross.max(1)
+    score = settings.score(cross, scored.power)
+    log_weight = settings.score.log_evidence(score) + scored.prior
+    where = scored.centre_px[:, None] + shifts[best_shift]
     candidates = Candidates(
         rotations,
         where,
@@ -339,7 +461,8 @@ def _children_of(
         torch.full_like(classes, -1),
         torch.full_like(where, torch.nan),
     )
-    return distinct_poses(candidates, settings.n_refined, grid.fine_step_deg * CHILD_SEPARATION)
+    separation_deg = search.grid.fine_step_deg * CHILD_SEPARATION
+    return distinct_poses(candidates, settings.n_refined, separation_deg)
 
 
 def grid_posterior(

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from halfmap.engine.pose_prior import PosePrior
-from halfmap.engine.significant_poses import MOST_POSES
 from halfmap.engine.state import Candidates, Poses
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import CORRELATION, ImageTerms, Score
@@ -38,9 +37,12 @@ _SAME_MODE = (
 # What the adaptive grid may cost. What these caps lose beside exhaustive search, and what they
 # save, is counted by `python benchmarks/run.py branch_and_bound`.
 SEARCH_SIGNIFICANCE = 0.999  # RELION's adaptive fraction
-LARGEST_CELL_SHARE = 1 / 96  # of all coarse cells; `docs/maximum_likelihood.md` has the trial
+LARGEST_CELL_SHARE = 1 / 4  # of all coarse cells
+LARGEST_CHILD_SHARE = 1 / 16  # of all cells of the finer grid
 FEWEST_OF_SMALL_GRIDS = 16  # of a grid that the share would leave less of (high symmetry, 2D)
-REFINED_CANDIDATES = 8
+REFINED_CANDIDATES = 24
+
+FOLLOWED_CANDIDATES = 8  # of an image, to the last shells
 
 # Of a refinement: two steps choose among candidates on few shells, four finish on the last. The
 # better third goes on to twice as many shells, whose area is four times as large: each round costs
@@ -61,7 +63,7 @@ class PassSizes:
     and their squares take no more than `table_bytes`."""
 
     scores: int = 2_000_000
-    samples: int = 16_000_000
+    samples: int = 4_000_000
     cells: int = 4_000_000
     poses: int = 20_000
     table_bytes: int = 1 << 30
@@ -89,6 +91,7 @@ class SearchSettings:
     shift_step_px: float = 1.0
     significance: float = SEARCH_SIGNIFICANCE
     largest_cell_share: float = LARGEST_CELL_SHARE
+    largest_child_share: float = LARGEST_CHILD_SHARE
     fewest_cells: int = FEWEST_OF_SMALL_GRIDS
     n_refined: int = REFINED_CANDIDATES
     score: Score = CORRELATION
@@ -164,7 +167,7 @@ def refine_candidates(
 ) -> Candidates:
     """Refine all candidates on few shells, the better third of those still probable on twice as
     many, and so on: most work is spent on poses that can win, and an image whose posterior is sharp
-    costs one pose. Up to `MOST_POSES` are followed to the last shells."""
+    costs one pose. Up to `FOLLOWED_CANDIDATES` are followed to the last shells."""
     survivors, shells = candidates.score.shape[1], min(radius, first_radius)
     while shells < radius:
         candidates, _ = refine_each(
@@ -178,7 +181,7 @@ def refine_candidates(
             settings=settings,
             anchor=anchor,
         )
-        survivors = max(MOST_POSES, survivors // CANDIDATES_PER_SURVIVOR)
+        survivors = max(FOLLOWED_CANDIDATES, survivors // CANDIDATES_PER_SURVIVOR)
         shells = min(radius, 2 * shells)
         candidates = without_improbable(candidates).best(survivors)
     candidates, equations = refine_each(
