@@ -3,6 +3,7 @@ told: `engine.loop.iterate` on the state that the job would have. One thread, so
 stage are CPU seconds on a quiet machine; the CPU seconds of the whole are the process's own and do
 not mind other work."""
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from common import job_folder
+from halfmap import refine
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._volumes import VolumeOptions, first_state, open_volumes
 from halfmap.engine.checkpoint import state_from_arrays
@@ -36,6 +38,8 @@ from halfmap.workspace.job import Job, load_checkpoint
 from halfmap.workspace.progress import Progress
 
 Result = TypeVar("Result")
+
+FOLDS: int = inspect.signature(refine).parameters["folds"].default
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,18 @@ def open_job(
     with job, Progress("benchmark", quiet=True) as progress:
         matched = "own" if len(maps) == 1 else "other"
         opened = open_volumes(
-            star, maps, options, job, progress, classes=len(maps), matched_to=matched, device=device
+            star,
+            maps,
+            options,
+            job,
+            progress,
+            classes=len(maps),
+            matched_to=matched,
+            device=device,
+            folds=FOLDS if len(maps) == 1 else 1,
         )
     problem, settings = opened.problem, opened.settings
-    references = opened.start[None].repeat(2, 1, 1, 1, 1)
+    references = opened.start[None].repeat(opened.problem.n_parts, 1, 1, 1, 1)
     method = make_method("ml", problem, settings)
     true_poses = _inputs.poses_of(load_particles(star.with_name("truth.star"))).select_images(
         torch.arange(len(problem.particles))
@@ -211,7 +223,9 @@ def on_true_maps(
     opened: OpenedVolumes, state: State, maps: Float[Tensor, "K N N N"], radius: int
 ) -> State:
     """The state with the true maps as references, on the images' grey scale, scored to `radius`."""
-    references = (grey_scale(opened, state, maps[0]) * maps).repeat(2, 1, 1, 1, 1)
+    references = (grey_scale(opened, state, maps[0]) * maps).repeat(
+        opened.problem.n_parts, 1, 1, 1, 1
+    )
     return replace(state, references=references, radius=radius)
 
 

@@ -20,6 +20,7 @@ from halfmap.likelihood import (
     slice_power,
 )
 from halfmap.pose_search.adaptive import (
+    GlobalSearch,
     best_cells,
     best_children,
     coarse_scores,
@@ -216,7 +217,7 @@ def test_coarse_to_fine_ends_in_the_cell_that_exhaustive_search_finds(channel, s
     cross = cross_terms(terms, shift_phases(plan.shifts[1], level), slices, level).amax(1)
     score = correlation_score(cross, slice_power(terms, (slices.abs() ** 2).T.contiguous(), level))
     best = score.argmax(1) // plan.grid.children.shape[1]
-    assert plan.kept < len(plan.grid.coarse) / 20
+    assert counts.float().mean() < len(plan.grid.coarse) / 20
     assert (cells == best[:, None]).any(1).float().mean() > 0.95
     found = best_children(plan, scene.terms, centre, scene.plane, cells, counts).best(1).score[:, 0]
     rounding = 5e-3 * score.amax(
@@ -340,11 +341,43 @@ def test_as_many_cells_are_kept_as_hold_the_share_asked_for(channel, scene_of):
     assert (share.gather(1, counts[:, None] - 2)[:, 0][more] < 0.95 + 1e-4).all()
 
 
+def test_the_level_between_drops_children_and_keeps_the_best(channel, scene_of):
+    """Of images whose coarse posterior is wide, the level between lets few children on; the best of
+    all is nearly always among them."""
+    scene = scene_of(channel, 60, snr=0.02)
+    settings = _settings(score=LOG_LIKELIHOOD, n_refined=4)
+    plan = prepare_search(prepare_references(channel, 15), settings, 15)
+    assert plan.planes[0].radius < plan.sieve.plane.radius < plan.planes[1].radius
+    without = replace(plan, sieve=None)
+    cells, counts = best_cells(plan, scene.terms, torch.zeros(60, 2), scene.plane)
+    assert counts.float().mean() > 40
+    scored: list[int] = []
+
+    def found(search) -> torch.Tensor:
+        arguments = (search, scene.terms, torch.zeros(60, 2), scene.plane, cells, counts)
+        return best_children(*arguments).best(1).score[:, 0]
+
+    slices_of = GlobalSearch.slices_of
+
+    def counting(self, children, plane):
+        if plane.radius == plan.planes[1].radius:
+            scored.append(children.numel())
+        return slices_of(self, children, plane)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GlobalSearch, "slices_of", counting)
+        sifted = found(plan)
+        few, scored[:] = sum(scored), []
+        everything = found(without)
+    assert few < sum(scored) / 3
+    assert (sifted > everything - 1).float().mean() > 0.95
+
+
 def test_children_are_those_of_an_images_own_cells(channel, scene_of):
     """Images that keep one cell go together with one that keeps many."""
     scene, prior = scene_of(channel, 4, snr=0.2), _prior([0.5, 0.5])
     settings = _settings(score=LOG_LIKELIHOOD, prior=prior, n_refined=64)
-    plan = prepare_search(prepare_references(channel, 15), settings, 15)
+    plan = replace(prepare_search(prepare_references(channel, 15), settings, 15), sieve=None)
     cells, _ = best_cells(plan, scene.terms, torch.zeros(4, 2), scene.plane)
     counts = torch.tensor([1, 1, 1, cells.shape[1]])
     found = best_children(plan, scene.terms, torch.zeros(4, 2), scene.plane, cells, counts)

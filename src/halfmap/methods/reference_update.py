@@ -77,7 +77,15 @@ def update_references(
         for k, (x, y) in enumerate(moved.int().tolist()):
             references[:, k] = references[:, k].roll((y, x), (-2, -1))
     references = references * settings.reference_mask
-    shell = max(2.0, max(evident_shell(problem, settings, c) for c in curves))
+    mask = settings.fsc_mask
+    chance = chance_correlation(
+        len(curves[0].correlation),
+        dimensions=problem.dimensions,
+        share=1.0 if mask is None else float(mask.double().mean()),
+        operators=len(problem.symmetry),
+    )
+    evident = [evident_shell(c, chance, settings.resolution_threshold) for c in curves]
+    shell = max(2.0, *evident)
     radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
     full = problem.plane.radius + 1
     return Update(
@@ -141,29 +149,30 @@ def joined_shells(
     return grid_shells(halves[0]) <= halves[0].box * pixel_size_angstrom / limit
 
 
-def evident_shell(problem: Problem, settings: Settings, curve: Curve) -> float:
-    """Up to which shell the halves of a class agree beyond chance: where the curve, averaged over
-    three shells, falls below the threshold by less than its own standard deviation (`chance`)."""
-    n = len(curve.correlation)
-    sigma = chance(problem, settings, n).to(curve.correlation)
+def evident_shell(curve: Curve, chance: Float[Tensor, " S"], threshold: float) -> float:
+    """Up to which shell the halves of a class agree beyond chance: the last before the curve,
+    averaged over three shells, is less than `CHANCE` standard deviations above the threshold.
+
+    The deviation of a correlation c is that of chance times 1 - c^2 (Fisher).
+    """
     mean = torch.nn.functional.avg_pool1d(
         curve.correlation[None, None], 3, stride=1, padding=1, count_include_pad=False
     )[0, 0].clamp(-1, 1)
-    surely = mean - CHANCE * sigma * (1 - mean**2)
-    below = torch.nonzero(surely[1:] < settings.resolution_threshold)[:, 0] + 1
-    return float(below[0]) - 1 if len(below) else n - 1.0
+    surely = mean - CHANCE * chance.to(mean) * (1 - mean**2)
+    below = torch.nonzero(surely[1:] < threshold)[:, 0] + 1
+    return float(below[0]) - 1 if len(below) else len(mean) - 1.0
 
 
-def chance(problem: Problem, settings: Settings, n_shells: int) -> Float[Tensor, " S"]:
-    """Standard deviation of the correlation of noise with noise on three neighbouring shells:
-    `1 / sqrt(3 n)` with n the independent coefficients of a shell, 2 pi s in 2D or 4 pi s^2 in 3D,
-    times the share of the box inside the mask, over the number of symmetry operators. (The samples
-    of a correlation: van Heel & Schatz, J. Struct. Biol. 151, 250 (2005).)"""
+def chance_correlation(
+    n_shells: int, *, dimensions: int, share: float, operators: int
+) -> Float[Tensor, " S"]:
+    """Standard deviation of the correlation of noise with noise, averaged over three shells: `1 /
+    sqrt(3 n)` with n the independent coefficients of a shell, 2 pi s in 2D and 4 pi s^2 in 3D,
+    times the share of the box inside the mask, over the number of symmetry operators. (van Heel &
+    Schatz, J. Struct. Biol. 151, 250 (2005).)"""
     s = torch.arange(n_shells, dtype=torch.float64).clamp(min=1)
-    count = 2 * math.pi * s if problem.dimensions == 2 else 4 * math.pi * s**2
-    share = 1.0 if settings.fsc_mask is None else float(settings.fsc_mask.double().mean())
-    n = 3 * count * share / len(problem.symmetry)
-    return n.rsqrt().clamp(max=1)
+    coefficients = 2 * math.pi * s if dimensions == 2 else 4 * math.pi * s**2
+    return (3 * coefficients * share / operators).rsqrt().clamp(max=1)
 
 
 def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:

@@ -1,0 +1,63 @@
+"""The radius grows on correlation beyond chance."""
+
+import pytest
+import torch
+
+from halfmap.methods.reference_update import chance_correlation, evident_shell
+from halfmap.resolution import Curve, shell_correlations
+from halfmap.symmetry import SymmetryOperators, point_group
+
+BOX = 33  # odd: the operators of C4 and O permute its voxels
+
+
+def _evident(correlation: torch.Tensor, operators: int, share: float = 0.2) -> float:
+    n = len(correlation)
+    curve = Curve(correlation=correlation, box=2 * (n - 1), pixel_size_angstrom=1.0)
+    chance = chance_correlation(n, dimensions=3, share=share, operators=operators)
+    return evident_shell(curve, chance, 0.143)
+
+
+def _symmetrised(volumes: torch.Tensor, group: SymmetryOperators) -> torch.Tensor:
+    """The mean over operators that permute and flip axes."""
+    total = torch.zeros_like(volumes)
+    for matrix in group.rotations.round().long():
+        reversed_axes = matrix.flip(0, 1)  # arrays are z, y, x
+        axes = [int(row.abs().argmax()) for row in reversed_axes]
+        moved = volumes.permute(0, *(1 + a for a in axes))
+        total += moved.flip([1 + i for i, row in enumerate(reversed_axes) if row.sum() < 0])
+    return total / len(group)
+
+
+@pytest.mark.parametrize("name", ["C1", "C4", "O"])
+def test_noise_correlates_with_noise_as_much_as_chance_says(name):
+    """Shells 4 to 12 of pairs of noise volumes with the symmetry, three shells averaged."""
+    group = point_group(name)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(60, BOX, BOX, BOX, generator=generator)
+    halves = _symmetrised(noise, group)
+    curves = shell_correlations(halves[:30], halves[30:]).float()
+    mean = torch.nn.functional.avg_pool1d(curves[:, None], 3, stride=1, padding=1)[:, 0]
+    found = mean[:, 4:13].square().mean().sqrt()
+    chance = chance_correlation(curves.shape[1], dimensions=3, share=1.0, operators=len(group))
+    expected = chance[4:13].square().mean().sqrt()
+    assert float(found / expected) == pytest.approx(1, abs=0.25)
+
+
+def test_a_chance_rise_beyond_the_fall_does_not_count():
+    correlation = torch.ones(17)
+    correlation[8:] = 0.0
+    correlation[12] = 0.5
+    assert 5 <= _evident(correlation, 1) <= 8
+
+
+def test_few_samples_need_more_correlation():
+    """0.4 on shells 4 to 6: many independent coefficients without symmetry, hardly ten with O."""
+    correlation = torch.ones(17)
+    correlation[4:7] = 0.4
+    correlation[7:] = 0
+    assert _evident(correlation, 1) > _evident(correlation, 24) >= 2
+
+
+def test_all_shells_count_where_all_agree_and_none_where_none_does():
+    assert _evident(torch.ones(17), 24) == 16
+    assert _evident(torch.zeros(17), 1) == 0
