@@ -63,6 +63,9 @@ from halfmap.workspace.job import Job, read_job
 from halfmap.workspace.progress import Progress, drawing
 
 ITERATIONS = 60
+# of all coarse cells: poses are drawn from the posterior here, and the next mini-batch looks again;
+# with 1/4 a job costs four times as much
+LARGEST_CELL_SHARE = 1 / 96
 FULL_ITERATIONS = 8
 SHARE_WITHOUT_SYMMETRY = 0.6  # of the mini-batches, that know of no symmetry
 SHELLS_PER_DIAMETER = (
@@ -220,7 +223,10 @@ def abinitio(
             else shift_range_px
         )
         settings = Settings(
-            _setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None),
+            replace(
+                _setup.search_settings(problem, ANGULAR_STEP_DEG, reach, 1.0, local_range_deg=None),
+                largest_cell_share=LARGEST_CELL_SHARE,
+            ),
             THRESHOLD,
             reference_mask=solvent,
             fsc_mask=solvent,
