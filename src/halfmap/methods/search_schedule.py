@@ -33,6 +33,7 @@ SETTLED_STEP = 1 / 4  # of the grid's step: half the way from a cell's centre to
 # a shell counts as gained beyond this factor: at shell 20 a tenth of a shell, which interpolation
 # between shells makes of noise
 GAINED = 1.005
+LOST = 0.97  # of a shell at radius 33: more than one
 FEWEST_ITERATIONS = 4  # two pairs, of which the second is compared with all before
 STILL_FALLING = 0.7  # of the last change: poses that move no less than that have stopped settling
 AT_REST_STEP = 0.02  # of the grid's step: 0.15 degrees of 7.5
@@ -159,12 +160,15 @@ def is_settled(settings: Settings, state: State) -> bool:
 
 
 def converged(settings: Settings, state: State) -> bool:
-    """No shell gained in the last two iterations, classes are kept, and poses have stopped moving,
-    or move no less than before."""
+    """No shell gained in the last two iterations and none is being lost, classes are kept, and poses
+    have stopped moving, or move no less than before."""
     if len(state.history) < FEWEST_ITERATIONS:
         return False
     shells = [1 / min(record.resolutions_angstrom) for record in state.history]
     if max(shells[-2:]) > GAINED * max(shells[:-2]):
+        return False
+    if shells[-1] < LOST * shells[-2]:
+        # what a reference lent to both halves fades: where there is no signal beside it, to nothing
         return False
     if state.references.shape[1] > 1 and state.iteration % GLOBAL_CHECK_EVERY:
         # around known poses few classes compete: only a search of all tells whether they are
