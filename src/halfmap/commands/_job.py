@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from halfmap import distributed
-from halfmap.commands._setup import reproducible_sums, use_device
+from halfmap.commands._setup import use_device
 from halfmap.options import options_of, recorded
 from halfmap.workspace.job import Job, JobStopped, read_job
 from halfmap.workspace.progress import Progress
@@ -56,7 +56,6 @@ def open_job(
         with (
             _open_folder(command, parameters, arguments, where) as job,
             Progress(name, iterations=iterations, quiet=quiet, processes=processes) as progress,
-            reproducible_sums(device),
         ):
             yield OpenJob(job, progress, distributed.start(device), parameters)
     except KeyboardInterrupt as error:

@@ -2,11 +2,7 @@
 engine's problem."""
 
 import math
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -66,29 +62,6 @@ def use_device(name: str, threads: int | None) -> torch.device:
             f"({', '.join(k for k, ok in available.items() if ok)}), or auto"
         )
     return torch.device(name)
-
-
-@contextmanager
-def reproducible_sums(device: torch.device) -> Iterator[None]:
-    """While a job runs on CUDA, sums over many addresses are made in one order, so that a second
-    run gives the same bits; torch is as before afterwards. Elsewhere they always are."""
-    if device.type != "cuda":
-        yield
-        return
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic
-    fills = memory.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        memory.fill_uninitialized_memory = False
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warns)
-            memory.fill_uninitialized_memory = fills
 
 
 def open_problem(

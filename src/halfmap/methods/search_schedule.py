@@ -160,8 +160,8 @@ def is_settled(settings: Settings, state: State) -> bool:
 
 
 def converged(settings: Settings, state: State) -> bool:
-    """No shell gained in the last two iterations and none is being lost, classes are kept, and poses
-    have stopped moving, or move no less than before."""
+    """No shell gained in the last two iterations and none is being lost, classes are kept, and
+    poses have stopped moving, or move no less than before."""
     if len(state.history) < FEWEST_ITERATIONS:
         return False
     shells = [1 / min(record.resolutions_angstrom) for record in state.history]
