@@ -342,6 +342,11 @@ def described(figures: dict) -> str:
     return f"{wall:.1f} s ({', '.join(parts)}); {memory}{reached}"
 
 
+def beside(what: str) -> str:
+    """What stands beside a figure of the table."""
+    return JOBS[what].beside if what in JOBS else ""
+
+
 def device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else device
 
