@@ -251,7 +251,8 @@ def test_poses_are_settled_once_they_move_less_than_a_quarter_step():
             False,
         ),  # no gain yet, but poses are still coming to rest
         ([float("inf")] * 4, [90, 80, 80, 80], True),  # nothing there to be found
-        ([20, 12, 13, 14], [40, 1, 1, 1], True),  # getting worse
+        ([20, 12, 13, 14], [40, 1, 1, 1], False),  # shells are still being lost
+        ([20, 12, 14, 14.1], [40, 1, 1, 1], True),  # they were, and no more are
     ],
 )
 def test_the_method_stops_when_neither_resolution_nor_poses_improve(
