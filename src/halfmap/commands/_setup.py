@@ -33,6 +33,9 @@ CELL_BYTES = 8 + 4  # of the two sums: a complex number and a weight
 SUMS_HELD = 2 * 2  # both halves, and as much again for their total and quotient
 DENSITIES_HELD = 8  # of each class: references of both halves, before and after, and copies
 TRANSFORMS_HELD = 4  # padded, complex: one of a map in the making, its input and what FFTs work on
+# of the machine's memory, that a job with folds may need; what is needed is counted for maps that
+# reach the last shell, and is seldom more than two thirds of it
+MOST_FOR_FOLDS = 0.75
 # the table of a search's slices (`PassSizes.table_bytes`, 1 GiB), the slices of one pass
 # (16 million samples of 12 bytes, and copies), Python with its libraries; in 2D there is no table
 SEARCH_BYTES = {3: 2 << 30, 2: 2 << 27}
@@ -218,10 +221,10 @@ def affordable_folds(
     Raises:
         InputError: not even one image fits without folds.
     """
-    fewer = folds
+    fewer, budget = folds, memory or MOST_FOR_FOLDS * _machine_memory(device)
     while fewer > 1:
         fixed, per_image = memory_needed(box, dimensions, n_classes, folds=fewer)
-        if fixed + per_image <= _budget(memory, device):
+        if fixed + per_image <= budget:
             break
         fewer //= 2
     batch_size(box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
@@ -266,17 +269,15 @@ def batch_size(
         InputError: not even one image fits.
     """
     fixed, per_image = memory_needed(box, dimensions, n_classes, folds=folds)
-    budget = _budget(memory, device)
+    budget = memory if memory is not None else _machine_memory(device) // 2
+    if folds > 1 and memory is None:
+        budget = int(MOST_FOR_FOLDS * _machine_memory(device))
     if fixed + per_image > budget:
         raise InputError(
             f"--memory: a box of {box} with {n_classes} class(es) needs at least "
             f"{_gb(fixed + per_image)}, got {_gb(budget)}"
         )
     return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
-
-
-def _budget(memory: int | None, device: torch.device) -> int:
-    return memory if memory is not None else _machine_memory(device) // 2
 
 
 def _machine_memory(device: torch.device) -> int:
