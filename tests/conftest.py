@@ -8,6 +8,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # before torch: see `halfmap.cli.main`
 import pytest
 import torch
 from jaxtyping import install_import_hook

@@ -82,6 +82,23 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code: str) -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_do_not_spin_for_long(given: dict[str, str], expected: str) -> None:
+    """Set before torch, whose OpenMP reads it, is loaded; and a user's own choice stays."""
+    code = (
+        "import os, sys, halfmap.cli.main;"
+        "assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP", "KMP", "OMP_W"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected
+
+
 def test_every_command_is_a_function_and_has_help_with_an_example() -> None:
     listed = [name for names in PANELS.values() for name in names]
     assert sorted(listed) == sorted(halfmap._COMMANDS)

@@ -11,6 +11,15 @@ from halfmap import __version__
 from halfmap.cli.application import SETTINGS, Commands
 from halfmap.errors import InputError
 
+# Threads that wait for others spin for a few microseconds and then sleep. torch's OpenMP would have
+# them spin for milliseconds: beside a second job of two threads a refinement took 68 s of CPU and
+# of time, and 23 and 26 so. OpenMP (GNU's; LLVM's) reads these when torch is loaded, which is later;
+# what a user has set stays.
+WAITING_THREADS = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+if "OMP_WAIT_POLICY" not in os.environ:
+    for _name, _value in WAITING_THREADS.items():
+        os.environ.setdefault(_name, _value)
+
 app = typer.Typer(name="halfmap", cls=Commands, no_args_is_help=True, **SETTINGS)
 _USAGE_ERROR = typer.BadParameter.__bases__[
     0
