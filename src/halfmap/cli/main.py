@@ -13,7 +13,7 @@ from halfmap.errors import InputError
 
 # Threads that wait for others spin for a few microseconds and then sleep. torch's OpenMP would have
 # them spin for milliseconds: beside a second job of two threads a refinement took 68 s of CPU and
-# of time, and 23 and 26 so. OpenMP (GNU's; LLVM's) reads these when torch is loaded, which is later;
+# of time, and 23 and 26 so. OpenMP (GNU and LLVM) reads these when torch is loaded, which is later;
 # what a user has set stays.
 WAITING_THREADS = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 if "OMP_WAIT_POLICY" not in os.environ:
