@@ -113,8 +113,7 @@ def compared_sums(
     problem: Problem, halves: list[Sums], parts: list[Sums], join: Bool[Tensor, "Z Y X"] | None
 ) -> Iterator[Sums]:
     """The sums of each set of references: both halves together; each half; or each half without one
-    of its folds. On the shells to `join` they are the mean with
-    the other half's."""
+    of its folds. On the shells to `join` they are the mean with the other half's."""
     if problem.matched_to == "shared":
         yield halves[0] + halves[1]
         return

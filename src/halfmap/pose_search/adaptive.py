@@ -83,15 +83,16 @@ class Level:
 
 @dataclass(frozen=True)
 class GlobalSearch:
-    """A search prepared for one set of references: both levels' planes and shifts, the coarse
-    slices, and the fine ones if they fit and are asked for."""
+    """A search prepared for one set of references: both levels' planes and shifts, the level
+    between them on which children are sifted (None: there is none), the coarse slices, and the fine
+    ones if they fit and are asked for."""
 
     references: FourierReferences
     settings: SearchSettings
     grid: Grid
     planes: tuple[HalfPlane, HalfPlane]
     shifts: tuple[Float[Tensor, "T0 2"], Float[Tensor, "T1 2"]]
-    sieve: "Level | None"
+    sieve: Level | None
     slices: Complex[Tensor, "KM J0"]
     slices_squared: Float[Tensor, "J0 KM"]
     cell_prior: Float[Tensor, " KM"]
@@ -335,7 +336,7 @@ def best_children(
     own = torch.arange(n, device=cells.device)
     children, counts = (cells[..., None] * n + own).flatten(1), counts * n
     if search.sieve is not None:
-        sifted = partial(_sifted, search, search.sieve)
+        sifted = partial(_sifted, search)
         children, counts = _by_count(
             search, search.sieve, terms, centre_px, plane, children, counts, sifted, _side_by_side
         )
@@ -384,11 +385,9 @@ def _by_count(
     return joined(found, torch.argsort(order))
 
 
-def _sifted(
-    search: GlobalSearch, level: Level, scored: Scored
-) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
-    """The children of each image that hold the settings' share of its posterior on this level, best
-    first, and how many they are."""
+def _sifted(search: GlobalSearch, scored: Scored) -> tuple[Int[Tensor, "b n"], Int[Tensor, " b"]]:
+    """The children of each image that hold the settings' share of its posterior on the level that
+    they were scored on, best first, and how many they are."""
     settings = search.settings
     score = settings.score(scored.cross.amax(1), scored.power)
     log_weight = settings.score.log_evidence(score) + scored.prior
