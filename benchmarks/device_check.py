@@ -268,7 +268,8 @@ def compare(folder: Path, device: str) -> dict[str, object]:
         poses = [load_particles(data / k / "particles.star") for k in names]
         rotations = (euler_to_matrix(p.rotations_deg) for p in poses)
         angle = angular_distance_deg(*rotations, symmetry=symmetry_matrices("C4"))
-        return float(torch.corrcoef(torch.stack(maps))[0, 1]), float(angle.median())
+        correlation = torch.corrcoef(torch.stack(maps).double())[0, 1]
+        return float(correlation), float(angle.median())
 
     correlation, angle = alike("cpu", "device")
     fast_correlation, fast_angle = alike("device", "fast")

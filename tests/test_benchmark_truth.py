@@ -219,11 +219,25 @@ def test_the_first_page_says_what_the_records_say() -> None:
     assert "2 cores of an P (2026-01-02)" in page
     assert "Rand" not in page
     assert "It has not run on a GPU yet" in page
-    row = {"what": "refine", "halfmap": "77 s", "beside": "507 s"}
-    checked = {**newest, "device_check": {**record, "rows": [row]}}
+    what = "refine 10,000 x 128^2, 6 iterations"
+    figures = {
+        what: {
+            "wall_s": 77.0,
+            "stages_s": {"search": 38.5},
+            "outside_iterations_s": 38.5,
+            "resident_bytes": 2**31,
+            "device_bytes": 2**30,
+            "resolution_angstrom": 3.25,
+        },
+        "tests on cuda": {"failed": "1 failed"},
+    }
+    checked = {**newest, "device_check": {**record, "device": "a GPU", "figures": figures}}
     page = summary.first_page(checked, table.page_of())
-    assert "| refine | 77 s | 507 s |" in page
-    assert "has not run" not in page
+    expected = "77.0 s (search 50 %, outside 50 %); GPU 1.0 GiB, resident 2.0 GiB; 3.25 A"
+    assert f"| {what} | {expected} | RELION 5 refine, 80 GB card: 507 s |" in page
+    assert "| tests on cuda | FAILED: 1 failed |  |" in page
+    assert "a GPU, " in page
+    assert "It has not run on a GPU yet" not in page
 
 
 def test_purity_of_classes() -> None:
