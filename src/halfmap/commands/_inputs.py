@@ -153,23 +153,21 @@ def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -
     """
     if (particles.half_set > 0).all() and not anew:
         return torch.from_numpy(particles.half_set.astype(np.int64)) - 1
-    unit = _physical_particles(particles)
-    order = np.random.default_rng([seed, 1]).permutation(int(unit.max()) + 1)
-    return torch.from_numpy(order[unit] % 2)
+    return _divided(particles, 2, [seed, 1])
 
 
 def divide_into_folds(particles: Particles, n: int, seed: int) -> Int[Tensor, " N"]:
     """0 .. n - 1 per particle, at random; tilts of one physical particle stay together."""
-    unit = _physical_particles(particles)
-    order = np.random.default_rng([seed, 2]).permutation(int(unit.max()) + 1)
+    return _divided(particles, n, [seed, 2])
+
+
+def _divided(particles: Particles, n: int, seeds: Sequence[int]) -> Int[Tensor, " N"]:
+    """0 .. n - 1 per physical particle, at random."""
+    unit = np.arange(len(particles))
+    if "rlnTomoParticleName" in particles.table:
+        unit = np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
+    order = np.random.default_rng(seeds).permutation(int(unit.max()) + 1)
     return torch.from_numpy(order[unit] % n)
-
-
-def _physical_particles(particles: Particles) -> np.ndarray:
-    """The number of the physical particle that each image shows."""
-    if "rlnTomoParticleName" not in particles.table:
-        return np.arange(len(particles))
-    return np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
 
 
 def halves_at_known_poses(particles: Particles, seed: int, progress: Progress) -> Int[Tensor, " N"]:

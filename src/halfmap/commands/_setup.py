@@ -221,10 +221,10 @@ def affordable_folds(
     Raises:
         InputError: not even one image fits without folds.
     """
-    fewer, budget = folds, memory or MOST_FOR_FOLDS * _machine_memory(device)
+    fewer = folds
     while fewer > 1:
         fixed, per_image = memory_needed(box, dimensions, n_classes, folds=fewer)
-        if fixed + per_image <= budget:
+        if fixed + per_image <= _budget(memory, device, fewer):
             break
         fewer //= 2
     batch_size(box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
@@ -269,15 +269,20 @@ def batch_size(
         InputError: not even one image fits.
     """
     fixed, per_image = memory_needed(box, dimensions, n_classes, folds=folds)
-    budget = memory if memory is not None else _machine_memory(device) // 2
-    if folds > 1 and memory is None:
-        budget = int(MOST_FOR_FOLDS * _machine_memory(device))
+    budget = _budget(memory, device, folds)
     if fixed + per_image > budget:
         raise InputError(
             f"--memory: a box of {box} with {n_classes} class(es) needs at least "
             f"{_gb(fixed + per_image)}, got {_gb(budget)}"
         )
     return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+
+
+def _budget(memory: int | None, device: torch.device, folds: int) -> int:
+    """What was asked for; else half of the machine's memory, or with folds `MOST_FOR_FOLDS`."""
+    if memory is not None:
+        return memory
+    return int((MOST_FOR_FOLDS if folds > 1 else 0.5) * _machine_memory(device))
 
 
 def _machine_memory(device: torch.device) -> int:
