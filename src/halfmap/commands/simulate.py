@@ -4,11 +4,12 @@ images, STAR and truth written."""
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.commands._options import (
@@ -30,6 +31,16 @@ from halfmap.options import command, recorded
 from halfmap.plots.orientations import save_orientation_plot
 from halfmap.plots.tiles import save_class_gallery, save_map_picture
 from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
+from halfmap.simulation.dirt import (
+    Dirt,
+    DirtRecipe,
+    add_hot_pixels,
+    add_neighbours,
+    check_dirt,
+    draw_dirt,
+    mixed_noise,
+    ramps,
+)
 from halfmap.simulation.forward_model import (
     GOOD,
     Recipe,
@@ -37,13 +48,13 @@ from halfmap.simulation.forward_model import (
     clean_images,
     draw_truth,
     noise_amplitude,
-    noise_images,
     normalise,
     resample_volume,
     symmetrise_volume,
 )
 from halfmap.simulation.phantom import phantom_atoms
 from halfmap.symmetry import symmetry_matrices
+from halfmap.transfer_function import CTFParameters
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress, drawing
 
@@ -53,6 +64,19 @@ _MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".pdb.gz", ".ent.gz", ".cif
 _BATCH_SAMPLES = 4_000_000  # Fourier samples at a time: about 0.5 GB
 _PILOT = 400  # good particles on which the signal's variance is measured
 _SHOWN = 24
+# What --dirty means: a ramp of a third of the noise, one image in seven junk, one in fifty with a
+# hot pixel, and errors of the CTF as estimates from micrographs have them.
+DIRTY_JUNK = 0.15
+DIRTY = DirtRecipe(
+    neighbour_fraction=0.4,
+    ramp=0.33,
+    hot_pixel_fraction=0.02,
+    defocus_error_angstrom=300.0,
+    astigmatism_error_angstrom=150.0,
+    signal_spread=0.2,
+    bfactor_spread_angstrom2=50.0,
+    ice_noise_fraction=0.3,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +89,17 @@ class Simulated:
     @property
     def summary(self) -> str:
         return f"{self.particles} particles in {self.folder}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is seen, and the truth of each image."""
+
+    volumes: Sequence[Tensor]
+    pixel_size_angstrom: float
+    truth: Truth
+    dirt: Dirt
+    ice_noise_fraction: float
 
 
 @command
@@ -173,15 +208,94 @@ def simulate(
         float,
         Option("Extra noise amplitude a at low frequency s: 1 + a / (1 + (40 A s)^2)", at_least=0),
     ] = 0.0,
+    dirty: Annotated[
+        bool,
+        Option("A little of everything below, as real stacks have; each can be set by itself"),
+    ] = False,
     junk_fraction: Annotated[
-        float,
+        float | None,
         Option(
             "Share of junk: empty images, ice, overlapping pairs",
             at_least=0,
             below=1,
             flag="--junk",
+            unset="0; with --dirty 0.15",
         ),
-    ] = 0.0,
+    ] = None,
+    neighbour_fraction: Annotated[
+        float | None,
+        Option(
+            "Share of images with one or two more particles beside the one in the middle",
+            at_least=0,
+            at_most=1,
+            flag="--neighbours",
+            unset="0; with --dirty 0.4",
+        ),
+    ] = None,
+    ramp: Annotated[
+        float | None,
+        Option(
+            "Ramp across each image: its standard deviation over the noise's, rms",
+            at_least=0,
+            unset="0; with --dirty 0.33",
+        ),
+    ] = None,
+    hot_pixel_fraction: Annotated[
+        float | None,
+        Option(
+            "Share of images with one to three hot or dead pixels",
+            at_least=0,
+            at_most=1,
+            flag="--hot-pixels",
+            unset="0; with --dirty 0.02",
+        ),
+    ] = None,
+    defocus_error_angstrom: Annotated[
+        float | None,
+        Option(
+            "Error of each particle's defocus in the STAR, rms",
+            unit="A",
+            at_least=0,
+            unset="0; with --dirty 300 A",
+        ),
+    ] = None,
+    astigmatism_error_angstrom: Annotated[
+        float | None,
+        Option(
+            "Error of each micrograph's astigmatism (a vector) in the STAR, rms",
+            unit="A",
+            at_least=0,
+            unset="0; with --dirty 150 A",
+        ),
+    ] = None,
+    signal_spread: Annotated[
+        float | None,
+        Option(
+            "Spread of the particles' signal: of its logarithm, rms",
+            at_least=0,
+            at_most=2,
+            unset="0; with --dirty 0.2",
+        ),
+    ] = None,
+    bfactor_spread_angstrom2: Annotated[
+        float | None,
+        Option(
+            "B-factor that each particle has more than the STAR says, rms",
+            unit="A^2",
+            at_least=0,
+            unset="0; with --dirty 50 A^2",
+        ),
+    ] = None,
+    ice_noise_fraction: Annotated[
+        float | None,
+        Option(
+            "Share of the noise's variance that passes the CTF, as ice does",
+            at_least=0,
+            at_most=1,
+            flag="--ice-noise",
+            unset="0; with --dirty 0.3",
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> Simulated:
@@ -205,8 +319,13 @@ def simulate(
     group; the groups take turns and differ in the direction of `beam_tilt_mrad`. junk_fraction:
     share of empty images, ice and overlapping pairs, by turns.
 
+    dirty: what real stacks bring, all at once: junk, neighbours, ramps, hot pixels, a CTF that was
+    estimated wrongly, uneven signal and B-factors, ice noise; each has an option that sets it
+    alone, or otherwise. Poses and shifts are those of the clean set of the same seed.
+
     Writes `particles.mrcs`, `particles.star` (RELION 3.1, no poses), `truth.star` (poses, origins,
-    rlnClassNumber, halfmapTruthJunk: 0 good, 1 empty, 2 ice, 3 overlap), the volumes
+    rlnClassNumber, halfmapTruthJunk: 0 good, 1 empty, 2 ice, 3 overlap; the true CTF, and for a
+    dirty set halfmapTruthNeighbours, ...Signal, ...RampX, ...RampY, ...HotPixels), the volumes
     `truth_1.mrc`..., and pictures. The same arguments and seed give the same bytes.
 
     Example: halfmap simulate phantom --out sim --n 1000 --snr 0.1 --box 96 --pixel-size 2
@@ -240,8 +359,15 @@ def simulate(
         bfactor_angstrom2=bfactor_angstrom2,
         optics_groups=optics_groups,
         beam_tilt_mrad=beam_tilt_mrad,
-        junk_fraction=junk_fraction,
+        junk_fraction=_or_usual(junk_fraction, DIRTY_JUNK, dirty=dirty),
     )
+    soil = DirtRecipe(
+        **{
+            name: _or_usual(parameters[name], usual, dirty=dirty)
+            for name, usual in asdict(DIRTY).items()
+        }
+    )
+    check_dirt(soil, snr)
     with (
         _one_thread(),
         Job.create("simulate", parameters, out, seed=seed, overwrite=overwrite) as job,
@@ -250,7 +376,7 @@ def simulate(
         volumes, pixel = load_volumes(
             sources, box=box, pixel_size_angstrom=pixel_size_angstrom, symmetry=symmetry
         )
-        truth = draw_truth(recipe)
+        truth, dirt = draw_dirt(soil, draw_truth(recipe))
         for k, volume in enumerate(volumes, start=1):
             write_map(job.path(f"truth_{k}.mrc"), volume.numpy(), pixel)
             with drawing(f"truth_{k}.png"):
@@ -258,9 +384,16 @@ def simulate(
                     job.path(f"truth_{k}.png"), volume.numpy(), pixel, title=f"state {k}"
                 )
         shown, variance = _write_images(
-            job, progress, volumes, pixel, truth, snr=snr, noise_colour=noise_colour
+            job,
+            progress,
+            Scene(volumes, pixel, truth, dirt, soil.ice_noise_fraction),
+            snr=snr,
+            noise_colour=noise_colour,
         )
-        particles, known, optics = _tables(truth, volumes[0].shape[0], pixel)
+        particles, known, optics = _tables(truth, dirt.stated, volumes[0].shape[0], pixel)
+        if not soil.is_clean:
+            known |= dirt.columns
+            known |= ctf_columns(truth.ctf, per_group=False)
         write_star(job.path("particles.star"), {"optics": optics, "particles": particles})
         write_star(
             job.path("truth.star"), {"optics": optics, "particles": particles.with_columns(known)}
@@ -356,14 +489,13 @@ def _map(path: Path, pixel_size_angstrom: float | None) -> tuple[Tensor, float]:
 def _write_images(
     job: Job,
     progress: Progress,
-    volumes: Sequence[Tensor],
-    pixel: float,
-    truth: Truth,
+    scene: Scene,
     *,
     snr: float,
     noise_colour: float,
 ) -> tuple[np.ndarray, float]:
     """Write the stack batch by batch; returns the first images and the signal's variance."""
+    volumes, pixel, truth = scene.volumes, scene.pixel_size_angstrom, scene.truth
     box, n = volumes[0].shape[0], len(truth.state)
     batch = max(1, min(1000, int(_BATCH_SAMPLES / (math.pi / 8 * box**2))))
     good = torch.nonzero(truth.junk == GOOD).flatten()
@@ -378,17 +510,39 @@ def _write_images(
     progress.start_stage("images", n)
     with StackWriter(job.path("particles.mrcs"), pixel) as stack:
         for indices in torch.arange(n).split(batch):
-            images = clean_images(volumes, truth, indices, pixel)
-            if math.isfinite(snr):
-                images = normalise(images + noise_images(indices, truth.seed, amplitude))
+            images = _images(scene, indices, amplitude, math.sqrt(variance / snr))
             stack.append(images.numpy())
             shown.extend(images[: max(0, _SHOWN - len(shown))].clone())
             progress.advance(len(indices))
     return torch.stack(shown).numpy(), variance
 
 
-def _tables(truth: Truth, box: int, pixel: float) -> tuple[Table, dict[str, np.ndarray], Table]:
-    """The particles without their poses, the columns of the truth, and the optics table."""
+def _images(
+    scene: Scene, indices: Int[Tensor, " B"], amplitude: Float[Tensor, "N H"], noise_sd: float
+) -> Float[Tensor, "B N N"]:
+    """Images as a program that extracts particles writes them; those without noise on the volume's
+    grey scale."""
+    truth, dirt, pixel = scene.truth, scene.dirt, scene.pixel_size_angstrom
+    images = clean_images(scene.volumes, truth, indices, pixel)
+    images = images * dirt.signal[indices][:, None, None]
+    images = add_neighbours(images, scene.volumes, truth, dirt, indices, pixel)
+    if noise_sd == 0:
+        return images
+    images = images + mixed_noise(indices, truth, amplitude, pixel, scene.ice_noise_fraction)
+    images = images + noise_sd * ramps(dirt, indices, images.shape[-1])
+    return normalise(add_hot_pixels(images, truth, dirt, indices, noise_sd))
+
+
+def _or_usual(asked: float | None, usual: float, *, dirty: bool) -> float:
+    """What was asked for; else what a dirty set has, or 0 in a clean one."""
+    return asked if asked is not None else usual if dirty else 0.0
+
+
+def _tables(
+    truth: Truth, stated: CTFParameters, box: int, pixel: float
+) -> tuple[Table, dict[str, np.ndarray], Table]:
+    """The particles without their poses, with the CTF `stated`; the columns of the truth, and the
+    optics table."""
     n, groups = len(truth.state), int(truth.optics_group.max()) + 1
     first = torch.tensor([int(torch.nonzero(truth.optics_group == g)[0]) for g in range(groups)])
     optics: dict[str, Iterable[object]] = {
@@ -398,13 +552,13 @@ def _tables(truth: Truth, box: int, pixel: float) -> tuple[Table, dict[str, np.n
         "rlnMicrographOriginalPixelSize": np.full(groups, pixel),
         "rlnImageSize": np.full(groups, box),
         "rlnImageDimensionality": np.full(groups, 2),
-        **ctf_columns(truth.ctf.take(first), per_group=True),
+        **ctf_columns(stated.take(first), per_group=True),
     }
     particles: dict[str, Iterable[object]] = {
         "rlnImageName": [f"{i:06d}@particles.mrcs" for i in range(1, n + 1)],
         "rlnMicrographName": [f"mic{m + 1:05d}.mrc" for m in truth.micrograph.tolist()],
         "rlnOpticsGroup": truth.optics_group.numpy() + 1,
-        **ctf_columns(truth.ctf, per_group=False),
+        **ctf_columns(stated, per_group=False),
     }
     known = {
         "rlnAngleRot": truth.angles_deg[:, 0].numpy(),
