@@ -12,7 +12,7 @@ from halfmap.engine.preprocessing import Batch, ImageSettings, load_batch
 from halfmap.fourier import fourier_transform, half_plane
 from halfmap.io.mrc import read_map
 from halfmap.io.star import read_star
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles
 from halfmap.resolution import fourier_shell_correlation
 from halfmap.transfer_function import ctf

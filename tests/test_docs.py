@@ -206,7 +206,7 @@ def opened(tmp_path):
     from halfmap.commands._volumes import first_state
     from halfmap.engine.preprocessing import ImageSettings
     from halfmap.engine.problem import Problem
-    from halfmap.mask import soft_sphere
+    from halfmap.masks import soft_sphere
     from halfmap.methods.projection_matching import projection_matching
     from halfmap.methods.settings import Settings
     from halfmap.particles import load_particles

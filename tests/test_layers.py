@@ -19,7 +19,7 @@ likelihood | reconstruction
 resolution
 projection kernels
 particles
-transfer_function mask so3 symmetry fourier
+transfer_function masks so3 symmetry fourier
 distributed
 io | options
 ctf_parameters

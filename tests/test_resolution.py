@@ -4,7 +4,7 @@ import torch
 
 from halfmap.errors import InputError
 from halfmap.fourier import shell_index
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.resolution import (
     Curve,
     compare_maps,

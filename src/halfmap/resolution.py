@@ -21,7 +21,7 @@ from halfmap.fourier import shell_index
 from halfmap.io.mrc import read_density, same_pixel_size
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.mask import read_mask, soft_sphere
+from halfmap.masks import read_mask, soft_sphere
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, lowpass, shift_phases
 from halfmap.io.mrc import StackWriter, open_stack
 from halfmap.io.star import read_star
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.methods.reference_update import reseed_empty
 from halfmap.particles import load_particles
 from halfmap.projection import Sums

@@ -15,7 +15,7 @@ from halfmap.engine.preprocessing import ImageSettings
 from halfmap.engine.problem import Problem
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_map
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.methods.principal_components import principal_loadings
 from halfmap.methods.settings import Settings
 from halfmap.methods.splitting import cluster

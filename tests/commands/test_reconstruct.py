@@ -20,7 +20,7 @@ from halfmap.fourier import (
 )
 from halfmap.io.mrc import StackWriter, read_map
 from halfmap.io.star import read_star, write_star
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles
 from halfmap.projection import gridding_correction
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at

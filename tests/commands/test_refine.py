@@ -14,7 +14,7 @@ from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, euler_to_matrix

@@ -22,7 +22,7 @@ from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.methods.maximum_likelihood import maximum_likelihood
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles

@@ -25,7 +25,7 @@ from halfmap.engine.state import (
 )
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.methods.projection_matching import projection_matching
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles

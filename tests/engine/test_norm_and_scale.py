@@ -35,7 +35,7 @@ from halfmap.engine.state import (
 from halfmap.fourier import half_plane
 from halfmap.io.mrc import StackWriter, open_stack
 from halfmap.likelihood import image_terms
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
 from halfmap.projection import Sums
 from halfmap.reconstruction import shell_weight, wiener_update

@@ -12,7 +12,7 @@ from halfmap.engine.preprocessing import ImageSettings
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import IterationRecord, Poses, State, identity_poses
 from halfmap.fourier import largest_radius, lowpass
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.methods.projection_matching import projection_matching
 from halfmap.methods.reference_update import reseed_empty, trusted_ssnr, update_references
 from halfmap.methods.search_schedule import is_settled

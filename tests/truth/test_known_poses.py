@@ -10,7 +10,7 @@ from halfmap.engine.accumulation import accumulate, slice_terms
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane, half_plane, largest_radius, shell_index, shift_phases
 from halfmap.likelihood import ImageTerms
-from halfmap.mask import soft_sphere
+from halfmap.masks import soft_sphere
 from halfmap.projection import Sums, empty_sums, extract_slices, hermitian_mates, prepare_references
 from halfmap.reconstruction import shell_weight, unregularised, wiener_update
 from halfmap.simulation.forward_model import exact_slices

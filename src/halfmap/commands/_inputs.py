@@ -16,7 +16,7 @@ from halfmap.engine.state import Poses, known_poses
 from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import open_stack, read_density, same_pixel_size
-from halfmap.mask import read_mask, soft_sphere
+from halfmap.masks import read_mask, soft_sphere
 from halfmap.particles import STACK_SUFFIXES, Particles, load_particles
 from halfmap.so3 import euler_to_matrix
 from halfmap.workspace.job import SET_ASIDE, Job

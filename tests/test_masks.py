@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from halfmap.errors import InputError
-from halfmap.mask import read_mask, soft_sphere
+from halfmap.masks import read_mask, soft_sphere
 
 
 @pytest.mark.parametrize("box", [24, 25])
