@@ -16,7 +16,7 @@ engine
 workspace | plots
 simulation restoration alignment
 likelihood | reconstruction
-resolution
+resolution mask_making
 projection kernels
 particles
 transfer_function masks so3 symmetry fourier

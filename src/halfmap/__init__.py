@@ -16,6 +16,7 @@ _COMMANDS = (
     "demo",
     "fsc",
     "info",
+    "mask",
     "project",
     "reconstruct",
     "refine",

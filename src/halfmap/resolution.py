@@ -340,6 +340,33 @@ def compare_maps(
         InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size,
             a map constant or not finite, both or wrong masks.
     """
+    half1, half2, pixel_size = read_two_maps(map1, map2)
+    box = len(half1)
+    inside = None
+    if mask is not None and diameter_angstrom is not None:
+        raise InputError("--mask and --diameter both given; expected at most one of them")
+    if mask is not None:
+        inside = read_mask(mask, box, pixel_size)
+    elif diameter_angstrom is not None:
+        largest = box * pixel_size
+        if not 0 < diameter_angstrom <= largest:
+            raise InputError(
+                f"--diameter {diameter_angstrom:g}: expected more than 0 and at most the box, "
+                f"{largest:.1f} A"
+            )
+        inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
+    return half_map_curves(half1, half2, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)
+
+
+def read_two_maps(
+    map1: str | Path, map2: str | Path
+) -> tuple[Float[Tensor, "N N N"], Float[Tensor, "N N N"], float]:
+    """Two MRC files on one grid, and its pixel size in Angstrom.
+
+    Raises:
+        InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size,
+            a map constant or not finite.
+    """
     volume1, pixel_size = read_density(map1)
     volume2, other_pixel_size = read_density(map2)
     box = len(volume1)
@@ -354,18 +381,4 @@ def compare_maps(
             f"{map2}: pixel size is {other_pixel_size:.4g} A, that of {map1} is {pixel_size:.4g} "
             "A; correct or rescale one"
         )
-    inside = None
-    if mask is not None and diameter_angstrom is not None:
-        raise InputError("--mask and --diameter both given; expected at most one of them")
-    if mask is not None:
-        inside = read_mask(mask, box, pixel_size)
-    elif diameter_angstrom is not None:
-        largest = box * pixel_size
-        if not 0 < diameter_angstrom <= largest:
-            raise InputError(
-                f"--diameter {diameter_angstrom:g}: expected more than 0 and at most the box, "
-                f"{largest:.1f} A"
-            )
-        inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
-    halves = torch.from_numpy(volume1), torch.from_numpy(volume2)
-    return half_map_curves(*halves, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)
+    return torch.from_numpy(volume1), torch.from_numpy(volume2), pixel_size

@@ -25,6 +25,7 @@ PANELS = {
         "reconstruct",
         "restore",
     ),
+    "From half maps to a finished map": ("mask",),
     "Around them": ("simulate", "project", "fsc", "select", "convert", "resume"),
 }
 SETTINGS: dict[str, Any] = {

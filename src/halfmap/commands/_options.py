@@ -4,6 +4,7 @@ Light on purpose: the command line reads a command's signature with the names of
 without importing what the command computes with.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -48,6 +49,33 @@ def parse_classes(text: str) -> list[int]:
             raise ValueError(f"class numbers from 1 such as 1,4,7 or 1-5, found '{part.strip()}'")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
+
+
+def parse_length(text: str) -> tuple[float, str]:
+    """A length and its unit, of `6px` or `8A`."""
+    trimmed = text.strip()
+    for unit, words in (("px", ("px", "pixels")), ("A", ("A", "Å", "angstrom"))):
+        for word in words:
+            number = trimmed.removesuffix(word).strip()
+            if number != trimmed:
+                try:
+                    value = float(number)
+                except ValueError:
+                    break
+                if math.isfinite(value):
+                    return value, unit
+    raise ValueError("a length in pixels or Angstrom, such as 6px or 8A")
+
+
+def check_length(text: str) -> None:
+    """Refuse what is no length."""
+    parse_length(text)
+
+
+def check_positive_length(text: str) -> None:
+    """Refuse what is no length, or a negative one."""
+    if parse_length(text)[0] < 0:
+        raise ValueError("a length of 0 or more, such as 6px or 8A")
 
 
 def parse_numbers(text: str) -> list[float]:

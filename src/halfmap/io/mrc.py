@@ -186,6 +186,24 @@ def read_map(path, *, cubic=True):
     return volume, voxel[0]
 
 
+def origin_angstrom(path: str | os.PathLike[str]) -> tuple[float, float, float]:
+    """Where the first voxel of a map lies in the frame of its atomic models, A along x, y, z: the
+    header's origin, and its start in voxels.
+
+    Raises:
+        InputError: as `read_map`.
+    """
+    layout = _layout(Path(path))
+    header, voxel = layout.header, layout.voxel_angstrom()
+    axes = [int(header[name]) for name in ("mapc", "mapr", "maps")]
+    starts = [int(header[name]) for name in ("nxstart", "nystart", "nzstart")]
+    places = dict(zip(axes, starts, strict=True)) if sorted(axes) == [1, 2, 3] else {}
+    return tuple(
+        float(header["origin"][name]) + places.get(axis, 0) * voxel[axis - 1]
+        for axis, name in ((1, "x"), (2, "y"), (3, "z"))
+    )  # type: ignore[return-value]
+
+
 def read_density(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
     """As `read_map`, a map with something in it.
 
