@@ -165,6 +165,24 @@ def cage_72() -> Path:
     return path
 
 
+def spike_64() -> Path:
+    """A trimer like a virus's spike, 64^3 at 4 A: of each subunit 60 Gaussian blobs of 4 A in a
+    wide head and 25 along a stem, 160 A long, 120 A wide, C3 about z."""
+    path, pixel = DATA / "maps" / "spike_64_4A.mrc", 4.0
+    if not path.exists():
+        rng = np.random.default_rng(8)
+        head = rng.normal((30, 8, 35), (13, 13, 16), (60, 3))
+        stem = np.stack(
+            [rng.normal(9, 4, 25), rng.normal(0, 4, 25), rng.uniform(-85, 20, 25)], axis=-1
+        )
+        subunit = np.concatenate([head, stem])
+        places = np.einsum("gij,nj->gni", truth.point_group("C3"), subunit).reshape(-1, 3)
+        axis = (np.arange(64) - 32) * pixel
+        x, y, z = np.exp(-((axis - places.T[..., None]) ** 2) / (2 * 4.0**2))
+        save_map(path, np.einsum("nz,ny,nx->zyx", z, y, x), pixel)
+    return path
+
+
 def low_signal_images(name: str, reference: Path, *, n: int, snr: float) -> Path:
     """Folder of n images of a map with a little coloured noise and shifts of 2 pixels (root mean
     square); at every SNR the same poses.

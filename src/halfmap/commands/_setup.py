@@ -6,13 +6,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.commands import _inputs
 from halfmap.distributed import size_on_host
 from halfmap.engine.preprocessing import ImageSettings, background
 from halfmap.engine.problem import Problem
+from halfmap.engine.ramps import have_ramps, remove_planes
 from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.particles import Particles
@@ -162,9 +163,7 @@ def make_problem(
             False  # what their makers weighted by dose and tilt, scales would weight again
         )
         progress.note("CTF-premultiplied images: norm corrections and group scales are not learnt")
-    settings = ImageSettings(
-        radius_px, ctf, needs_normalising(particles, half, radius_px, progress), device
-    )
+    settings = image_settings(particles, half, radius_px, progress, ctf=ctf, device=device)
     return Problem(
         particles,
         settings,
@@ -180,15 +179,40 @@ def make_problem(
     )
 
 
-def needs_normalising(
-    particles: Particles, half: Int[Tensor, " N"], radius_px: float, progress: Progress
-) -> bool:
-    """Whether each image must be divided by its background's standard deviation: not where that is
-    1 already (a few hundred are looked at), and not in CTF-premultiplied stacks, where it depends
-    on the image's own CTF. The user is told."""
+def image_settings(
+    particles: Particles,
+    half: Int[Tensor, " N"],
+    radius_px: float,
+    progress: Progress,
+    *,
+    ctf: bool,
+    device: torch.device,
+) -> ImageSettings:
+    """How images are prepared, by what a few hundred of them look like; the user is told."""
     used = torch.nonzero(half >= 0)[:, 0].numpy()
     sample = used[:: max(1, len(used) // IMAGES_LOOKED_AT)]
-    mean, spread = background(torch.from_numpy(particles.images(sample)), radius_px)
+    images = torch.from_numpy(particles.images(sample))
+    ramps = have_ramps(images, radius_px)
+    if ramps:
+        images = remove_planes(images, radius_px)
+        progress.note(
+            "images have ramps: a plane fitted outside the particle is taken off each of them"
+        )
+    scaled = needs_normalising(particles, used, images, radius_px, progress)
+    return ImageSettings(radius_px, ctf, scaled, device, remove_ramps=ramps)
+
+
+def needs_normalising(
+    particles: Particles,
+    used: np.ndarray,
+    images: Float[Tensor, "B N N"],
+    radius_px: float,
+    progress: Progress,
+) -> bool:
+    """Whether each image must be divided by its background's standard deviation: not where that is
+    1 already in the `images` looked at, and not in CTF-premultiplied stacks, where it depends
+    on the image's own CTF. The user is told."""
+    mean, spread = background(images, radius_px)
     low, high = NORMALISED_SPREAD
     if float(mean.abs().median()) < NORMALISED_MEAN and low < float(spread.median()) < high:
         return False

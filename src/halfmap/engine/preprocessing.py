@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from halfmap.engine.ramps import background_mask, remove_planes
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
@@ -21,12 +22,14 @@ EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION
 class ImageSettings:
     """How images are prepared: the radius of their soft circular mask
     in pixels, whether the CTF is applied, whether
-    each image is brought to background standard deviation 1, and where arrays live."""
+    each image is brought to background standard deviation 1, where arrays live, and whether a plane
+    is taken off each."""
 
     mask_radius_px: float
     use_ctf: bool
     normalise: bool
     device: torch.device
+    remove_ramps: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,29 +68,28 @@ def background(
     Where the background is empty (masked class averages), the standard deviation is the whole
     image's.
     """
-    outside = images.flatten(1).index_select(
-        1, torch.nonzero(_outside(images, radius_px).flatten())[:, 0]
-    )
+    outside = images.flatten(1).index_select(1, torch.nonzero(_outside(images, radius_px))[:, 0])
     spread, whole = outside.std(dim=1), images.std(dim=(1, 2))
     return outside.mean(dim=1), torch.where(spread > 1e-3 * whole, spread, whole).clamp(min=1e-30)
 
 
-def _outside(images: Float[Tensor, "B N N"], radius_px: float) -> Bool[Tensor, "N N"]:
-    box = images.shape[-1]
-    return _distance(box, images.new_zeros(1, 2))[0] > min(radius_px, 0.48 * box)
+def _outside(images: Float[Tensor, "B N N"], radius_px: float) -> Bool[Tensor, " P"]:
+    return background_mask(images.shape[-1], radius_px, images.device).flatten()
 
 
 def normalise(
-    images: Float[Tensor, "B N N"], radius_px: float, *, spread: bool
+    images: Float[Tensor, "B N N"], radius_px: float, *, spread: bool, ramps: bool = False
 ) -> Float[Tensor, "B N N"]:
-    """Background mean 0 and, with `spread`, background standard deviation 1 (RELION's
-    convention)."""
+    """Background mean 0, with `ramps` background slope 0 and, with `spread`, background standard
+    deviation 1 (RELION's convention)."""
+    if ramps:
+        images = remove_planes(images, radius_px)
     if spread:
         mean, deviation = background(images, radius_px)
         return (images - mean[:, None, None]).div_(deviation[:, None, None])
-    outside = (
-        _outside(images, radius_px).flatten().to(images.dtype)
-    )  # the mean alone is a matrix product
+    if ramps:
+        return images
+    outside = _outside(images, radius_px).to(images.dtype)  # the mean alone is a matrix product
     return images - (images.flatten(1) @ (outside / outside.sum()))[:, None, None]
 
 
@@ -144,7 +146,12 @@ def load_batch(
         else half_plane(plane.box, min(scored_radius, plane.radius), device)
     )
     images = aligned(torch.from_numpy(particles.images(rows))).to(device)
-    images = normalise(images, settings.mask_radius_px, spread=settings.normalise)
+    images = normalise(
+        images,
+        settings.mask_radius_px,
+        spread=settings.normalise,
+        ramps=settings.remove_ramps,
+    )
     transforms = fourier_transform(images, plane)
     masked = fourier_transform(
         mask_particles(images, settings.mask_radius_px, -shift_px.round()), inner
