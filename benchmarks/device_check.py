@@ -237,7 +237,7 @@ def compare(folder: Path, device: str) -> dict[str, object]:
     from halfmap.particles import load_particles
     from halfmap.pose_search import adaptive
     from halfmap.so3 import angular_distance_deg, euler_to_matrix
-    from halfmap.symmetry import symmetry_matrices
+    from halfmap.symmetries import symmetry_matrices
 
     data = folder / "compared"
     simulate(COMPARED, data, torch.device("cpu"))

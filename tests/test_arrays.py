@@ -16,7 +16,7 @@ from halfmap.projection import empty_sums, prepare_references
 from halfmap.reconstruction import wiener_update
 from halfmap.resolution import fourier_shell_correlation, ssnr_from_fsc
 from halfmap.so3 import angular_distance_deg, euler_to_matrix, matrix_to_euler, rotation_2d
-from halfmap.symmetry import expand, symmetry_matrices
+from halfmap.symmetries import expand, symmetry_matrices
 
 
 @takes_arrays

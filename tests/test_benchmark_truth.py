@@ -69,7 +69,7 @@ def test_known_errors_come_back_whatever_the_frame(symmetry, turn_deg, offset) -
 def test_point_groups_are_groups(symmetry, order) -> None:
     """Every product of two elements is one of them, and no two are alike; the engine's own
     operators are the same."""
-    from halfmap.symmetry import symmetry_matrices
+    from halfmap.symmetries import symmetry_matrices
 
     group = truth.point_group(symmetry)
     assert np.linalg.det(group) == pytest.approx(1)

@@ -15,7 +15,7 @@ import yaml
 
 import halfmap
 from halfmap.cli.main import app
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "halfmap"

@@ -19,7 +19,7 @@ likelihood | reconstruction
 resolution mask_making
 projection kernels
 particles
-transfer_function masks so3 symmetry fourier
+transfer_function masks so3 symmetries fourier
 distributed
 io | options
 ctf_parameters

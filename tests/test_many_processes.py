@@ -18,7 +18,7 @@ import halfmap
 from halfmap.io.mrc import read_map
 from halfmap.particles import load_particles
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.workspace.earlier_job import CHECKPOINT
 from halfmap.workspace.job import read_events, read_job
 

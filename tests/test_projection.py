@@ -23,7 +23,7 @@ from halfmap.projection import (
 )
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.so3 import compose, random_rotations, rotation_2d
-from halfmap.symmetry import SymmetryOperators, rotations_alone
+from halfmap.symmetries import SymmetryOperators, rotations_alone
 
 
 def _rotations(n: int, dimensions: int, seed: int = 3) -> torch.Tensor:

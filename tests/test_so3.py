@@ -26,7 +26,7 @@ from halfmap.so3 import (
     rotation_vector_to_matrix,
     rotations_of,
 )
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 
 DTYPES = [(torch.float32, 2e-6), (torch.float64, 1e-12)]
 

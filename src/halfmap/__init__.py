@@ -38,7 +38,7 @@ _PUBLIC = {name: f"halfmap.commands.{name}" for name in _COMMANDS} | {
     "options_of": "halfmap.options",
     "read_map": "halfmap.io.mrc",
     "resolution_at": "halfmap.resolution",
-    "symmetry_matrices": "halfmap.symmetry",
+    "symmetry_matrices": "halfmap.symmetries",
     "write_map": "halfmap.io.mrc",
 }
 

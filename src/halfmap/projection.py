@@ -18,7 +18,7 @@ from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, shift_phases
 from halfmap.so3 import compose
-from halfmap.symmetry import SymmetryOperators
+from halfmap.symmetries import SymmetryOperators
 
 PADDING = 2
 _OUT_OF_PLANE = 1e-4  # that a view may lean out of a class image's plane by rounding

@@ -2,7 +2,7 @@
 
 A rotation matrix A (3, 3) takes object to view coordinates (RELION): A = Z(psi) Y(tilt) Z(rot) as
 changes of axes. Its third row is the viewing direction in object coordinates. The symmetry mates of
-A are A S (`symmetry.py`). Vectors are x, y, z.
+A are A S (`symmetries.py`). Vectors are x, y, z.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
-from halfmap.symmetry import asymmetric_unit
+from halfmap.symmetries import asymmetric_unit
 
 # Crowther's rule for the resolution d that a step of angles allows, d = D step, is for the rim of a
 # particle of diameter D. The mass of a ball lies sqrt(2/5) of its radius from an axis (root mean

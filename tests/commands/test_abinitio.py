@@ -16,7 +16,7 @@ from halfmap.io.star import read_star
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, compose, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.workspace.job import read_events, read_job
 from killed import kill_after_checkpoint
 

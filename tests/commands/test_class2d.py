@@ -19,7 +19,7 @@ from halfmap.projection import Sums
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import compose, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.workspace.job import read_events, read_job
 from killed import kill_after_checkpoint
 

@@ -22,7 +22,7 @@ from halfmap.methods.splitting import cluster
 from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.resolution import fourier_shell_correlation
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.job import read_events, read_job
 from killed import kill_after_checkpoint
 

@@ -12,7 +12,7 @@ import halfmap
 from halfmap.io.mrc import open_stack, read_map
 from halfmap.particles import load_particles
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 
 SEARCH = {"symmetry": "C4", "angular_step_deg": 15.0, "initial_lowpass_angstrom": 40.0}
 SAME_ANGLE_DEG, SAME_SHIFT_ANGSTROM = 0.1, 0.1

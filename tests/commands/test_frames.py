@@ -12,7 +12,7 @@ from halfmap.fourier import half_plane, lowpass, shift_phases
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import random_rotations
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 
 BOX, PIXEL, RADIUS, N = 40, 5.0, 10, 12
 

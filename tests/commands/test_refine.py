@@ -18,7 +18,7 @@ from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.workspace import job as jobs
 from halfmap.workspace.job import JobStopped, read_events, read_job
 from halfmap.workspace.progress import Progress

@@ -27,7 +27,7 @@ from halfmap.methods.maximum_likelihood import maximum_likelihood
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.job import Job
 
 ITERATIONS, RADIUS_PX = 4, 13.0

@@ -16,7 +16,7 @@ from halfmap.so3 import (
     random_rotations,
     rotation_vector_to_matrix,
 )
-from halfmap.symmetry import rotations_alone, symmetry_matrices
+from halfmap.symmetries import rotations_alone, symmetry_matrices
 
 PLANE = half_plane(16, 6)
 

@@ -26,7 +26,7 @@ from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import euler_to_matrix, random_rotations
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.progress import Progress
 
 N, BOX, PIXEL, RADIUS = 200, 24, 8.0, 8

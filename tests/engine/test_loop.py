@@ -32,7 +32,7 @@ from halfmap.particles import load_particles
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import FourierReferences
 from halfmap.so3 import angular_distance_deg, euler_to_matrix
-from halfmap.symmetry import Specimen, point_group, symmetry_matrices
+from halfmap.symmetries import Specimen, point_group, symmetry_matrices
 
 N, BOX, PIXEL, SNR = 160, 32, 6.0, 0.3
 C4 = symmetry_matrices("C4").float()

@@ -40,7 +40,7 @@ from halfmap.particles import load_particles
 from halfmap.projection import Sums
 from halfmap.reconstruction import shell_weight, wiener_update
 from halfmap.so3 import euler_to_matrix
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 
 N, BOX, PIXEL, PER_MICROGRAPH, RADIUS = 160, 32, 6.0, 20, 12
 ALL = torch.ones(N, dtype=torch.bool)

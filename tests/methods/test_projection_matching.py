@@ -22,7 +22,7 @@ from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import Sums, prepare_references
 from halfmap.reconstruction import ssnr_regulariser, wiener_update
 from halfmap.simulation.phantom import phantom
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 
 BOX, PIXEL, N = 32, 6.0, 12
 PARTICLE = Specimen(point_group("C1"), 13.0)

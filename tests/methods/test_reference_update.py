@@ -5,7 +5,7 @@ import torch
 
 from halfmap.methods.reference_update import chance_correlation, evident_shell
 from halfmap.resolution import Curve, shell_correlations
-from halfmap.symmetry import SymmetryOperators, point_group
+from halfmap.symmetries import SymmetryOperators, point_group
 
 BOX = 33  # odd: the operators of C4 and O permute its voxels
 

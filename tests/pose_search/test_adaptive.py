@@ -36,7 +36,7 @@ from halfmap.so3 import (
     random_rotations,
     rotation_vector_to_matrix,
 )
-from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
+from halfmap.symmetries import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
 RADIUS_PX = 12.5  # the phantom is 148 A across

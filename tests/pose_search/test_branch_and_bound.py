@@ -29,7 +29,7 @@ from halfmap.pose_search.refinement import (
 from halfmap.pose_search.sampling import fine_order, search_grid, shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, cell_of, children, compose
-from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
+from halfmap.symmetries import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1").float(), symmetry_matrices("C4").float()
 RADIUS, RADIUS_PX, RANGE_PX = 15, 12.5, 3.0

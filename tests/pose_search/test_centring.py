@@ -11,7 +11,7 @@ from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import prepare_references
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import angular_distance_deg
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 from scenes import BOX, PIXEL, make_scene
 
 REACH = 2.0

@@ -12,7 +12,7 @@ from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.pose_search.direction_posterior import direction_posterior, effective_number
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import orientation_grid, rotations_of
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
 BOX = 32

@@ -22,7 +22,7 @@ from halfmap.pose_search.refinement import (
 )
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import compose, direction_pixels, random_rotations, rotation_vector_to_matrix
-from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
+from halfmap.symmetries import Specimen, rotations_alone, symmetry_matrices
 
 C1, C4 = symmetry_matrices("C1"), symmetry_matrices("C4")
 

@@ -31,7 +31,7 @@ from halfmap.simulation.forward_model import (
     symmetrise_volume,
 )
 from halfmap.so3 import euler_to_matrix, random_rotations
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.transfer_function import CTFParameters, ctf
 
 # centre x, y, z and width, as shares of the box; weight

@@ -60,7 +60,7 @@ from halfmap.reconstruction import grid_shells, wiener_update
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.simulation.phantom import phantom
 from halfmap.so3 import orientation_grid, random_rotations, rotation_2d
-from halfmap.symmetry import Specimen, rotations_alone, symmetry_matrices
+from halfmap.symmetries import Specimen, rotations_alone, symmetry_matrices
 from halfmap.transfer_function import CTFParameters, ctf
 
 BOX, PIXEL = 16, 12.0

@@ -15,7 +15,7 @@ from halfmap.projection import Sums, empty_sums, extract_slices, hermitian_mates
 from halfmap.reconstruction import shell_weight, unregularised, wiener_update
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.so3 import random_rotations, rotation_2d
-from halfmap.symmetry import point_group
+from halfmap.symmetries import point_group
 
 
 def some_rotations(n: int, dimensions: int, generator: torch.Generator) -> torch.Tensor:

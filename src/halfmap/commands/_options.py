@@ -92,7 +92,7 @@ def check_symmetry(name: str) -> None:
     Raises:
         InputError: which ones there are.
     """
-    from halfmap.symmetry import symmetry_matrices
+    from halfmap.symmetries import symmetry_matrices
 
     symmetry_matrices(name)
 

@@ -20,7 +20,7 @@ from halfmap.particles import Particles
 from halfmap.pose_search.gauss_newton import Restraint
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import PADDING, grid_shape
-from halfmap.symmetry import Specimen, point_group
+from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.job import Job
 from halfmap.workspace.machine import physical_memory_bytes, use_threads
 from halfmap.workspace.progress import Progress

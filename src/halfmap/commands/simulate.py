@@ -53,7 +53,7 @@ from halfmap.simulation.forward_model import (
     symmetrise_volume,
 )
 from halfmap.simulation.phantom import phantom_atoms
-from halfmap.symmetry import symmetry_matrices
+from halfmap.symmetries import symmetry_matrices
 from halfmap.transfer_function import CTFParameters
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress, drawing

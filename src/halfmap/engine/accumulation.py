@@ -9,7 +9,7 @@ from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, insert_slices
-from halfmap.symmetry import SymmetryOperators
+from halfmap.symmetries import SymmetryOperators
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:

@@ -13,7 +13,7 @@ from torch import Tensor
 from halfmap.engine.preprocessing import ImageSettings
 from halfmap.fourier import HalfPlane, half_plane, largest_radius
 from halfmap.particles import Particles
-from halfmap.symmetry import Specimen, SymmetryOperators
+from halfmap.symmetries import Specimen, SymmetryOperators
 
 LEAST_PER_MICROGRAPH = 5  # images; below, in the median, a scale per micrograph tells nothing
 # RELION's current image size is the same thought: the sums reach beyond what is scored, so that

@@ -26,7 +26,7 @@ from halfmap.pose_search.gauss_newton import (
 )
 from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector
-from halfmap.symmetry import Specimen
+from halfmap.symmetries import Specimen
 
 # candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
 NEGLIGIBLE_LOG_WEIGHT = 12.0

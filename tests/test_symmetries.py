@@ -10,7 +10,7 @@ import torch
 
 from halfmap.errors import InputError
 from halfmap.so3 import angular_distance_deg, orientation_grid, random_rotations
-from halfmap.symmetry import asymmetric_unit, expand, symmetry_matrices
+from halfmap.symmetries import asymmetric_unit, expand, symmetry_matrices
 
 ORDERS = {
     "C1": 1,
