@@ -1,13 +1,16 @@
 """MRC: every mode and byte order against bytes by hand and against mrcfile; permuted axes;
 truncation."""
 
+import importlib
 import io
+import os
 import struct
 
 import mrcfile
 import numpy as np
 import pytest
 
+from halfmap.commands.info import describe
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, open_stack, read_map, write_map, write_stack
 
@@ -167,3 +170,103 @@ def test_maps_of_the_databank(shared_data):
         assert sizes == pytest.approx(
             (float(file.voxel_size.x), float(file.voxel_size.y), float(file.voxel_size.z))
         )
+
+
+def with_imod_bytes(path, values, *, flags, stamp=1146047817, order="<"):
+    """Values 0 to 255 in mode 0 as IMOD writes them: from 0, or with its flag 1 from -128."""
+    by_hand(path, np.zeros(values.shape), mode=0, order=order)
+    raw = bytearray(path.read_bytes()[:1024])
+    raw[152:160] = struct.pack(f"{order}2i", stamp, flags)
+    raw[76:88] = struct.pack(f"{order}3f", values.min(), values.max(), values.mean())
+    stored = values.astype(np.int16) - 128 * (flags & 1)
+    path.write_bytes(bytes(raw) + stored.astype(np.int8 if flags & 1 else np.uint8).tobytes())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("flags", [0, 1, 5, 4])
+def test_bytes_of_imod_are_0_to_255(tmp_path, order, flags):
+    """Unsigned without the flag; with it, 128 less is stored."""
+    values = np.random.default_rng(1).integers(0, 256, (4, 4, 4))
+    with_imod_bytes(tmp_path / "a.mrc", values, flags=flags, order=order)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.mrc")[0], values)
+    np.testing.assert_array_equal(open_stack(tmp_path / "a.mrc").read(np.arange(4)), values)
+
+
+def test_bytes_of_a_header_that_signed_bytes_do_not_have_are_unsigned(tmp_path):
+    values = np.random.default_rng(1).integers(0, 256, (4, 4, 4))
+    with_imod_bytes(tmp_path / "a.mrc", values, flags=0, stamp=0)
+    np.testing.assert_array_equal(read_map(tmp_path / "a.mrc")[0], values)
+    by_hand(tmp_path / "b.mrc", values // 2 - 64, mode=0, order="<")  # MRC2014: signed
+    np.testing.assert_array_equal(read_map(tmp_path / "b.mrc")[0], values // 2 - 64)
+
+
+@pytest.mark.parametrize("pack", ["gzip", "bz2", "lzma"])
+def test_compressed_maps_are_read_whatever_their_name(tmp_path, pack):
+    data = np.random.default_rng(0).normal(size=(4, 4, 4)).astype(np.float32)
+    write_map(tmp_path / "a.mrc", data, 1.5)
+    packed = importlib.import_module(pack).compress((tmp_path / "a.mrc").read_bytes())
+    for name in ("a.map.gz", "b.mrc"):
+        (tmp_path / name).write_bytes(packed)
+        volume, size = read_map(tmp_path / name)
+        np.testing.assert_array_equal(volume, data)
+        assert size == 1.5
+        assert describe(tmp_path / name)["pixel_size_angstrom"] == 1.5
+    with pytest.raises(InputError, match=r"b.mrc: is compressed .*decompress"):
+        open_stack(tmp_path / "b.mrc")
+    (tmp_path / "c.map.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(InputError, match=r"c.map.gz: "):
+        read_map(tmp_path / "c.map.gz")
+
+
+def edited(path, data, pixel, edits):
+    write_map(path, data, pixel)
+    raw = bytearray(path.read_bytes())
+    for at, value in edits.items():
+        raw[at : at + len(value)] = value
+    path.write_bytes(bytes(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {36: struct.pack("<i", 1), 88: bytes(4)},  # a volume with the header of a stack
+        {36: struct.pack("<i", 1), 48: struct.pack("<f", 2.5)},  # cell of one section
+        {28: struct.pack("<3i", 1, 1, 1), 40: struct.pack("<3f", 2.5, 2.5, 2.5)},
+        {48: bytes(4)},  # no cell along z
+        {44: struct.pack("<2f", np.nan, np.nan)},
+        {208: b"|\x94\xf2\xc4\x90\x42\x4d\xc3"},  # junk where the stamps are
+    ],
+)
+def test_odd_headers_have_the_voxel_size_that_is_meant(tmp_path, edits):
+    data = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    volume, size = read_map(edited(tmp_path / "a.mrc", data, 2.5, edits))
+    np.testing.assert_array_equal(volume, data)
+    assert size == pytest.approx(2.5)
+
+
+def test_a_header_without_a_size_says_so(tmp_path):
+    data = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    for cell in (0.0, np.nan, -15.0):
+        path = edited(tmp_path / "a.mrc", data, 2.5, {40: struct.pack("<3f", cell, cell, cell)})
+        assert read_map(path)[1] == 0
+        assert open_stack(path).pixel_size_angstrom == 0
+
+
+def test_stack_with_columns_along_y_is_turned(tmp_path):
+    data = np.random.default_rng(0).integers(0, 9, (3, 4, 4))
+    by_hand(tmp_path / "a.mrcs", data, mode=1, order=">", axes=(2, 1, 3))
+    np.testing.assert_array_equal(
+        open_stack(tmp_path / "a.mrcs").read(np.array([2, 1])), data[[2, 1]].swapaxes(1, 2)
+    )
+
+
+def test_a_stack_cut_short_while_it_is_open_is_an_error(tmp_path):
+    """A mapped file would end the process with a bus error."""
+    path = tmp_path / "a.mrcs"
+    write_stack(path, np.arange(4 * 64 * 64, dtype=np.float32).reshape(4, 64, 64), 1.0)
+    stack = open_stack(path)
+    os.truncate(path, 1024 + 2 * 64 * 64 * 4)
+    assert stack.read(np.array([1]))[0, 0, 0] == 64 * 64
+    with pytest.raises(InputError, match=r"a.mrcs: ends before image 4 of 4.*copy the stack again"):
+        stack.read(np.array([0, 3]))

@@ -17,6 +17,7 @@ from halfmap.particles import Particles, load_particles
 from halfmap.workspace.job import JOB, read_events, read_job
 
 _BATCH_BYTES = 1 << 26
+_COMPRESSED = (".gz", ".bz2", ".xz")
 _STACKS, _MAPS = (".mrcs", ".st"), (".mrc", ".map", ".ccp4", ".rec")
 
 
@@ -81,6 +82,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if suffix in _COMPRESSED:
+        suffix = Path(path.stem).suffix.lower()
     if path.is_dir():
         facts = _describe_job(path)
     elif not path.exists():
@@ -197,7 +200,7 @@ def _describe_particles(particles: Particles) -> dict[str, Any]:
 
 def _describe_stack(path: Path) -> dict[str, Any]:
     stack = open_stack(path)
-    images, rows, columns = stack.data.shape
+    images, rows, columns = stack.shape
     step = max(1, _BATCH_BYTES // (rows * columns * 4))
     low, high, total, bad = np.inf, -np.inf, 0.0, 0
     for first in range(0, images, step):
@@ -213,7 +216,7 @@ def _describe_stack(path: Path) -> dict[str, Any]:
         "images": images,
         "box": rows if rows == columns else [columns, rows],
     }
-    facts |= {"pixel_size_angstrom": stack.pixel_size_angstrom, "type": str(stack.data.dtype)}
+    facts |= {"pixel_size_angstrom": stack.pixel_size_angstrom, "type": str(stack.layout.dtype)}
     facts |= {"min": low, "max": high, "mean": total / pixels} if pixels else {}
     return facts | ({"not_finite_pixels": bad} if bad else {})
 

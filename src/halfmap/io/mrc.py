@@ -1,7 +1,10 @@
-"""MRC stacks and maps: read by memory map, every real mode and byte order, permuted axes; written
+"""MRC stacks and maps: read where asked for, every real mode and byte order, permuted axes; written
 atomically."""
 
+import io
+import lzma
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,100 +16,47 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from halfmap.errors import InputError
 from halfmap.io.files import replacing
+from halfmap.io.mrc_layout import (
+    HEADER_BYTES,
+    Layout,
+    compression,
+    layout_of,
+    layout_of_file,
+    open_decompressed,
+)
 
 PIXEL_SIZE_TOLERANCE = (
     0.01  # maps, masks and images whose pixel sizes differ by more are not on one grid
 )
-_HEADER_BYTES = 1024
-_MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where and how the voxels of a file lie."""
-
-    header: np.void  # structured, in the file's byte order
-    dtype: np.dtype
-    shape: tuple[int, int, int]  # sections, rows, columns
-    offset: int
-
-    def voxel_angstrom(self) -> tuple[float, float, float]:
-        """x, y, z voxel size; 0 where the header has none."""
-        cell, grid = self.header["cella"], (self.header["mx"], self.header["my"], self.header["mz"])
-        return tuple(
-            float(np.float32(cell[axis]) / n) if n > 0 else 0.0
-            for axis, n in zip("xyz", grid, strict=True)
-        )  # type: ignore[return-value]
-
-
-def _layout(path: Path) -> _Layout:
-    """Read and check the header.
-
-    Files without the `MAP ` stamp (written by many programs) are accepted: the byte order is the
-    one under which the mode and the sizes make sense.
-    """
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            raw = file.read(_HEADER_BYTES)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    if len(raw) < _HEADER_BYTES:
-        raise InputError(
-            f"{path}: expected an MRC header of {_HEADER_BYTES} bytes, the file has {size}; it is "
-            "truncated or not MRC"
-        )
-    order: Literal["<", ">"]
-    for order in ("<", ">"):
-        header = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
-        shape = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
-        if (
-            0 <= header["mode"] < 1000
-            and all(0 < n < 2**24 for n in shape)
-            and header["nsymbt"] >= 0
-        ):
-            break
-    else:
-        raise InputError(
-            f"{path}: is not an MRC file (no mode and sizes that make sense in its header)"
-        )
-    mode = int(header["mode"])
-    if mode not in _MODES:
-        raise InputError(
-            f"{path}: MRC mode {mode} is not supported; expected one of {sorted(_MODES)}, convert "
-            "the file"
-        )
-    dtype = np.dtype(_MODES[mode]).newbyteorder(order)
-    offset = _HEADER_BYTES + int(header["nsymbt"])
-    expected = offset + dtype.itemsize * shape[0] * shape[1] * shape[2]
-    if size < expected:
-        raise InputError(
-            f"{path}: is truncated: its header asks for {expected} bytes, the file has {size}; "
-            "copy it again"
-        )
-    return _Layout(header, dtype, shape, offset)
 
 
 @dataclass(frozen=True)
 class MrcStack:
-    """A stack of images `(n, ny, nx)` on disk; `data` is a memory map in the file's own type."""
+    """A stack of images `(n, ny, nx)` on disk, read where it is asked for.
+
+    Read, not mapped: a stack that is cut short while a job is at work is an error then, where a
+    mapped one would end the process.
+    """
 
     path: str
-    data: np.ndarray
+    layout: Layout
     pixel_size_angstrom: float  # 0 when the header has none
+    transposed: bool  # stored columns along y
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.data.shape
+        n, rows, columns = self.layout.shape
+        return (n, columns, rows) if self.transposed else (n, rows, columns)
 
     def __len__(self) -> int:
-        return self.data.shape[0]
+        return self.layout.shape[0]
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Images `(b, ny, nx)` as float32, in the order of `indices`.
 
         Raises:
-            InputError: an index is outside the stack.
+            InputError: an index is outside the stack, or the file is not there any more, or not as
+                long as it was.
         """
         indices = np.asarray(indices, np.int64)
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
@@ -114,26 +64,58 @@ class MrcStack:
                 f"{self.path}: image {int(indices.max()) + 1} was asked for; the stack holds "
                 f"{len(self)}"
             )
-        return np.asarray(self.data[indices], np.float32)
+        stored = np.empty((len(indices), *self.layout.shape[1:]), np.float32)
+        first = np.flatnonzero(np.diff(indices, prepend=-2) != 1)  # of each run of images
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                for start, stop in zip(first, [*first[1:], len(indices)], strict=True):
+                    stored[start:stop] = self._run(file, int(indices[start]), int(stop - start))
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: the stack, which was there, cannot be read any more "
+                f"({error.strerror or error}); bring it back to its place"
+            ) from error
+        if self.layout.added:
+            stored += self.layout.added
+        return np.ascontiguousarray(stored.swapaxes(1, 2)) if self.transposed else stored
+
+    def _run(self, file: io.RawIOBase, first: int, n: int) -> np.ndarray:
+        """Images `first` to `first + n` as they are stored."""
+        raw = np.empty((n, *self.layout.shape[1:]), self.layout.dtype)
+        view, done = raw.reshape(-1).view(np.uint8).data, 0
+        file.seek(self.layout.offset + first * (raw.nbytes // n))
+        while done < len(view) and (got := file.readinto(view[done:])):
+            done += got
+        if done < len(view):
+            raise InputError(
+                f"{self.path}: ends before image {first + n} of {len(self)}, which it had at the "
+                "start; copy the stack again"
+            )
+        return raw
 
 
 def open_stack(path: str | os.PathLike[str]) -> MrcStack:
-    """Open an image stack by memory map; a single image is a stack of one.
+    """Open an image stack, of which nothing is read but the header; a single image is a stack of
+    one.
 
     Raises:
-        InputError: missing, truncated (expected and actual bytes are named), not MRC, unsupported
-            mode, or permuted axes.
+        InputError: missing, truncated (expected and actual bytes are named), compressed, not MRC,
+            unsupported mode, or axes other than images along z.
     """
     path = Path(path)
-    layout = _layout(path)
-    axes = tuple(int(layout.header[name]) for name in ("mapc", "mapr"))
-    if axes not in ((1, 2), (0, 0)):
+    if (how := compression(path)) is not None:
         raise InputError(
-            f"{path}: an image stack needs columns along x and rows along y; its header says axes "
+            f"{path}: is compressed ({how}), and of a stack images are read one by one; decompress "
+            "it first"
+        )
+    layout = layout_of_file(path)
+    axes = tuple(int(layout.header[name]) for name in ("mapc", "mapr"))
+    if axes not in ((1, 2), (2, 1), (0, 0)):
+        raise InputError(
+            f"{path}: an image stack needs columns and rows along x and y; its header says axes "
             f"{axes}"
         )
-    data = np.memmap(path, layout.dtype, "r", layout.offset, layout.shape)
-    return MrcStack(str(path), data, layout.voxel_angstrom()[0])
+    return MrcStack(str(path), layout, layout.voxel_angstrom()[0], axes == (2, 1))
 
 
 @overload
@@ -156,7 +138,7 @@ def read_map(path, *, cubic=True):
             voxels.
     """
     path = Path(path)
-    layout = _layout(path)
+    layout, data = _voxels(path)
     stored = tuple(
         int(layout.header[name]) for name in ("maps", "mapr", "mapc")
     )  # axis of sections, rows, columns; 1 is x
@@ -166,10 +148,10 @@ def read_map(path, *, cubic=True):
             f"{path}: the header's mapc, mapr, maps are {stored[::-1]}; expected a permutation of "
             "1, 2, 3"
         )
-    data = np.memmap(path, layout.dtype, "r", layout.offset, layout.shape)
     volume = np.array(
         data.transpose([stored.index(axis) for axis in (3, 2, 1)]), np.float32, order="C"
     )
+    volume += np.float32(layout.added)
     voxel = layout.voxel_angstrom()
     if not cubic:
         return volume, voxel
@@ -193,7 +175,7 @@ def origin_angstrom(path: str | os.PathLike[str]) -> tuple[float, float, float]:
     Raises:
         InputError: as `read_map`.
     """
-    layout = _layout(Path(path))
+    layout, _ = _voxels(Path(path))
     header, voxel = layout.header, layout.voxel_angstrom()
     axes = [int(header[name]) for name in ("mapc", "mapr", "maps")]
     starts = [int(header[name]) for name in ("nxstart", "nystart", "nzstart")]
@@ -202,6 +184,27 @@ def origin_angstrom(path: str | os.PathLike[str]) -> tuple[float, float, float]:
         float(header["origin"][name]) + places.get(axis, 0) * voxel[axis - 1]
         for axis, name in ((1, "x"), (2, "y"), (3, "z"))
     )  # type: ignore[return-value]
+
+
+def _voxels(path: Path) -> tuple[Layout, np.ndarray]:
+    """Layout and voxels of a map, which may be compressed as the databank has them."""
+    how = compression(path)
+    try:
+        with open(path, "rb") if how is None else open_decompressed(path, how) as file:
+            raw = file.read() if how else file.read(HEADER_BYTES)
+            size = len(raw) if how else path.stat().st_size
+            layout = layout_of(path, raw[:HEADER_BYTES], size)
+            wanted = layout.offset + layout.count * layout.dtype.itemsize
+            raw += b"" if how else file.read(wanted - HEADER_BYTES)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); check the path "
+            "or copy the file again"
+        ) from error
+    if len(raw) < wanted:
+        raise InputError(f"{path}: is truncated; copy it again")
+    data = np.frombuffer(raw, layout.dtype, layout.count, layout.offset)
+    return layout, data.reshape(layout.shape)
 
 
 def read_density(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
@@ -302,11 +305,11 @@ class StackWriter:
         going_on = self._saved is not None
         self._file = self._open.enter_context(open(temporary, "r+b" if going_on else "wb"))
         if self._saved is None:
-            self._file.write(bytes(_HEADER_BYTES))
+            self._file.write(bytes(HEADER_BYTES))
         else:
             count, ny, nx, self._sum, self._sum2, self._min, self._max = self._saved.tolist()
             self._count, self._shape = int(count), (int(ny), int(nx))
-            self._file.truncate(_HEADER_BYTES + 4 * self._count * self._shape[0] * self._shape[1])
+            self._file.truncate(HEADER_BYTES + 4 * self._count * self._shape[0] * self._shape[1])
             self._file.seek(0, os.SEEK_END)
         return self
 
