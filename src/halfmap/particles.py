@@ -14,6 +14,7 @@ from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
 from halfmap.io.cryosparc import cs_to_star, read_cs
 from halfmap.io.dialects import relion31_blocks
+from halfmap.io.image_faults import Examined, examine, mend
 from halfmap.io.mrc import open_stack
 from halfmap.io.paths import ImageNames, not_found, rename_images, resolve, split_image_names
 from halfmap.io.relion import (
@@ -72,6 +73,8 @@ class Particles:
     files: tuple[str, ...]  # stack names as the table has them
     stack_paths: tuple[Path | None, ...]  # where they were found
     new_columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # results to be written
+    # those to be mended, by number of the file and place of the image in it
+    hot_pixels: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
     _stacks: OpenStacks = field(default_factory=OpenStacks, repr=False)
 
     def __len__(self) -> int:
@@ -121,6 +124,9 @@ class Particles:
             if path is None:
                 raise not_found(self.files[number], int(indices[rows[0]]), self.path)
             out[rows] = self._stacks.get(path).read(self.image_index[indices[rows]])
+        for row in np.flatnonzero(self.is_mended(indices)):
+            index = indices[row]
+            mend(out[row], self.hot_pixels[self.image_file[index], self.image_index[index]])
         if (self.image_sign[indices] < 0).any():
             out *= self.image_sign[indices].astype(np.float32)[:, None, None]
         return out
@@ -296,48 +302,40 @@ class Particles:
             ),
         )
 
-    def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
-        """Particles whose image is unusable, with the reason.
-
-        - NaN or infinite pixels;
-        - a constant image (zero variance);
-        - hot pixels: a pixel farther from the median than 10 times the 99.5th percentile of that
-          distance in its own image. In Gaussian noise that is 28 standard deviations; a particle
-          covers more than 0.5 % of its box, so it never is an outlier of itself.
-        """
-        bad: dict[int, str] = {}
+    def examine_images(self, indices: np.ndarray) -> Examined:
+        """Faults of the images at `indices`, by row: those beyond repair, and hot pixels that can
+        be mended (`halfmap.io.image_faults.examine`)."""
+        found = Examined()
         indices = np.asarray(indices, np.int64)
         for first in range(0, len(indices), _CHECK_BATCH):
             rows = indices[first : first + _CHECK_BATCH]
             for row, image in zip(rows.tolist(), self.images(rows), strict=True):
-                reason = _fault(image)
+                reason, hot = examine(image)
                 if reason:
-                    bad[row] = reason
-        return bad
+                    found.bad[row] = reason
+                elif len(hot):
+                    found.hot[row] = hot
+        return found
 
+    def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
+        """Particles whose image is beyond repair, with the reason: NaN or infinite pixels, a
+        constant image, more hot pixels than can be mended."""
+        return self.examine_images(indices).bad
 
-def _fault(image: np.ndarray) -> str:
-    if not np.isfinite(image).all():
-        return f"{np.count_nonzero(~np.isfinite(image))} NaN or infinite pixels"
-    low, high, mean, deviation = (
-        float(image.min()),
-        float(image.max()),
-        float(image.mean(dtype=np.float64)),
-        float(image.std(dtype=np.float64)),
-    )
-    if low == high:
-        return f"constant image (every pixel is {low:g})"
-    if max(high - mean, mean - low) < 7 * deviation:  # cheap: nearly every image stops here
-        return ""
-    distance = np.abs(image - np.median(image))
-    typical = float(np.percentile(distance, 99.5))
-    hot = int(np.count_nonzero(distance > 10 * typical)) if typical > 0 else 0
-    return (
-        f"{hot} hot pixels (up to {distance.max() / typical:.0f} times the image's 99.5th "
-        "percentile)"
-        if hot
-        else ""
-    )
+    def mended(self, hot: Mapping[int, np.ndarray]) -> "Particles":
+        """Data set whose `images` have these hot pixels, by row, mended as they are read."""
+        key = zip(self.image_file.tolist(), self.image_index.tolist(), strict=True)
+        names = list(key) if hot else []
+        return replace(
+            self, hot_pixels={**self.hot_pixels, **{names[row]: hot[row] for row in hot}}
+        )
+
+    def is_mended(self, indices: np.ndarray) -> np.ndarray:
+        """Whether hot pixels of each image at `indices` are mended, bool `(b,)`."""
+        if not self.hot_pixels:
+            return np.zeros(len(indices), bool)
+        names = zip(self.image_file[indices].tolist(), self.image_index[indices], strict=True)
+        return np.array([name in self.hot_pixels for name in names])
 
 
 def load_particles(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.commands._summaries import counted
 from halfmap.distributed import gather_objects, my_share
 from halfmap.engine.preprocessing import EDGE_PX
 from halfmap.engine.state import Poses, known_poses
@@ -67,15 +68,16 @@ def read_particles(
     return particles
 
 
-def find_bad_images(
+def examine_images(
     particles: Particles,
     half: Int[Tensor, " N"],
     progress: Progress,
     *,
     both_halves: bool = True,
-) -> tuple[Int[Tensor, " N"], dict[int, str]]:
-    """Halves with -1 for images that hold NaN, are constant or have wild pixels, and the reason by
-    row; the job goes on without them. Those that are -1 already are not looked at.
+) -> tuple[Particles, Int[Tensor, " N"], dict[int, str]]:
+    """The data set with hot pixels mended as images are read; halves with -1 for images beyond
+    repair, and the reason by row; the job goes on without them. Those that are -1 already are not
+    looked at.
 
     Raises:
         InputError: no image is left in one of the halves, or there never was one; without
@@ -84,10 +86,21 @@ def find_bad_images(
     if both_halves and not (bool((half == 0).any()) and bool((half == 1).any())):
         raise _one_half_only(particles, half)
     bad: dict[int, str] = {}
+    hot: dict[int, np.ndarray] = {}
     looked_at = torch.nonzero(half >= 0)[:, 0]
     for rows in my_share(looked_at).split(_IMAGES_CHECKED_AT_ONCE):
-        bad |= particles.find_bad_images(rows.numpy())
-    bad = {row: why for found in gather_objects(bad) for row, why in found.items()}
+        examined = particles.examine_images(rows.numpy())
+        bad |= examined.bad
+        hot |= examined.hot
+    for bad_there, hot_there in gather_objects((bad, hot)):
+        bad |= bad_there
+        hot |= hot_there
+    if hot:
+        progress.note(
+            f"{counted(len(hot), 'image')} of {len(looked_at)} with hot pixels "
+            f"({sum(len(pixels) for pixels in hot.values())}, for example row {min(hot) + 1}): "
+            "mended from their neighbourhood"
+        )
     half = half.clone()
     if bad:
         rows = sorted(bad)
@@ -108,7 +121,7 @@ def find_bad_images(
                 f"{particles.path}: no usable image in half {value + 1} among {len(particles)}; "
                 f"{first}"
             )
-    return half, bad
+    return particles.mended(hot), half, bad
 
 
 def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
@@ -132,17 +145,17 @@ def set_aside_bad_images(
     progress: Progress,
     *,
     both_halves: bool = True,
-) -> Int[Tensor, " N"]:
-    """As `find_bad_images`, and those set aside are listed with the reason in the job's
+) -> tuple[Particles, Int[Tensor, " N"]]:
+    """As `examine_images`, and those set aside are listed with the reason in the job's
     `set_aside.star`."""
-    half, bad = find_bad_images(particles, half, progress, both_halves=both_halves)
+    particles, half, bad = examine_images(particles, half, progress, both_halves=both_halves)
     if bad:
         rows = np.array(sorted(bad))
         reasons = np.array([bad[r].replace(" ", "_") for r in rows])
         particles.take(rows).with_results(extra={"halfmapSetAside": reasons}).write_star(
             job.path(SET_ASIDE)
         )
-    return half
+    return particles, half
 
 
 def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -> Int[Tensor, " N"]:

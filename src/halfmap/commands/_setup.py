@@ -97,7 +97,7 @@ def open_problem(
     folds = affordable_folds(
         folds, particles.box, dimensions, n_classes, memory=memory, device=device, progress=progress
     )
-    half = _inputs.set_aside_bad_images(
+    particles, half = _inputs.set_aside_bad_images(
         particles, _inputs.divide_into_halves(particles, seed), job, progress
     )
     if n_classes > 1:

@@ -107,7 +107,7 @@ def reconstruct(
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
         solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
-        half = _inputs.set_aside_bad_images(
+        data, half = _inputs.set_aside_bad_images(
             data, _inputs.halves_at_known_poses(data, seed, progress), job, progress
         )
         problem = _setup.make_problem(

@@ -132,7 +132,7 @@ def restore(
         half[torch.from_numpy(chosen)] = _inputs.halves_at_known_poses(
             data.take(chosen), seed, progress
         )
-        half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)
+        data, half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)
         task = Task(data, method, constant, view, half.numpy())
         progress.start_stage(method, len(task.rows))
         work = restore_stack if method in PER_STACK else restore_each

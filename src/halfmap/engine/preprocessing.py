@@ -93,6 +93,17 @@ def normalise(
     return images - (images.flatten(1) @ (outside / outside.sum()))[:, None, None]
 
 
+def _rescale_mended(
+    images: Float[Tensor, "B N N"], particles: Particles, rows: np.ndarray, radius_px: float
+) -> None:
+    """Bring the background of images with mended pixels to standard deviation 1, in place: whoever
+    normalised them divided them by what the hot pixels were."""
+    mended = particles.is_mended(rows) & ~np.asarray(particles.transfer.premultiplied[rows], bool)
+    if mended.any():
+        chosen = torch.from_numpy(np.flatnonzero(mended)).to(images.device)
+        images[chosen] = normalise(images[chosen], radius_px, spread=True)
+
+
 def mask_particles(
     images: Float[Tensor, "B N N"], radius_px: float, centre_px: Float[Tensor, "B 2"]
 ) -> Float[Tensor, "B N N"]:
@@ -152,6 +163,8 @@ def load_batch(
         spread=settings.normalise,
         ramps=settings.remove_ramps,
     )
+    if not settings.normalise:
+        _rescale_mended(images, particles, rows, settings.mask_radius_px)
     transforms = fourier_transform(images, plane)
     masked = fourier_transform(
         mask_particles(images, settings.mask_radius_px, -shift_px.round()), inner
