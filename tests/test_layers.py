@@ -8,11 +8,12 @@ import halfmap
 
 # the order of docs/architecture.md, top to bottom; a folder stands for all files in it
 LAYERS = """
-cli | web
+cli | pages
 commands
 methods
 pose_search
 engine
+reports
 workspace | plots
 simulation restoration alignment
 likelihood | reconstruction
@@ -27,7 +28,7 @@ arrays
 errors
 """
 # what computes never knows of folders, pictures and jobs
-PURE, NEVER = ("engine", "pose_search", "methods"), ("workspace", "plots", "commands")
+PURE, NEVER = ("engine", "pose_search", "methods"), ("workspace", "plots", "reports", "commands")
 PACKAGE = Path(halfmap.__file__).parent
 RANK = {
     room: (depth, part)

@@ -24,6 +24,7 @@ _COMMANDS = (
     "resume",
     "select",
     "simulate",
+    "web",
 )
 # public name -> module that defines it; resolved lazily so that `import halfmap` stays light
 _PUBLIC = {name: f"halfmap.commands.{name}" for name in _COMMANDS} | {

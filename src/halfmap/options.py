@@ -210,6 +210,56 @@ def recorded(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
     return {one.name: arguments[one.name] for one in options_of(function) if one.option.recorded}
 
 
+def command_line(
+    function: Callable[..., Any], values: Mapping[str, Any], *, all_values: bool = False
+) -> list[str]:
+    """The words after `halfmap` that call a function of the command line with these values:
+    `["refine", "--particles=p.star", ...]`, the inverse of reading them.
+
+    Values that are defaults are left out, unless `all_values`. A flag and its value are one word,
+    and a positional value follows `--`, so that a value is never read as another option.
+    """
+    words, positional = [function.__name__], []
+    for one in options_of(function):
+        if one.name not in values or one.option.python_only:
+            continue
+        value = values[one.name]
+        if value is None or (value == one.default and not one.required and not all_values):
+            continue
+        if one.kind is bool and not one.option.parse:
+            yes, _, no = one.flag.partition("/")
+            words += [yes] if value else [no] if no else []
+            continue
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        if several and (one.option.parse is not None and one.repeated):
+            value, several = ",".join(map(_typed, value)), False
+        each = list(value) if several else [value]
+        if one.option.positional:
+            positional += [_exactly(v) for v in each]
+        elif one.count > 1:
+            words += [one.flag, *(_exactly(v) for v in each)]
+        else:
+            words += [f"{one.flag}={_exactly(v)}" for v in each]
+    return [*words, *(["--", *positional] if positional else [])]
+
+
+def _exactly(value: Any) -> str:
+    """A value as text that reads back as the same."""
+    if isinstance(value, float):
+        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+
+
+def python_call(function: Callable[..., Any], values: Mapping[str, Any]) -> str:
+    """The call in Python with these values, one to a line; what is a default is left out."""
+    given = [
+        f"    {one.name}={values[one.name]!r},"
+        for one in options_of(function)
+        if one.name in values and (one.required or values[one.name] != one.default)
+    ]
+    return "\n".join([f"halfmap.{function.__name__}(", *given, ")"])
+
+
 def _named(parameter: inspect.Parameter) -> NamedOption:
     hint, option = parameter.annotation, Option()
     if get_origin(hint) is Annotated:

@@ -16,7 +16,7 @@ from halfmap.commands._signatures import command_signature
 from halfmap.options import NamedOption, options_of
 
 PANELS = {
-    "Start here": ("demo", "info"),
+    "Start here": ("demo", "info", "web"),
     "From particles to maps": (
         "class2d",
         "abinitio",

@@ -16,9 +16,11 @@ import torch
 
 from halfmap import distributed
 from halfmap.commands._setup import use_device
+from halfmap.commands._signatures import command_signature
 from halfmap.options import options_of, recorded
+from halfmap.reports.report import REPORT, write_report
 from halfmap.workspace.job import Job, JobStopped, read_job
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import PROGRESS, Progress, drawing
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,13 @@ def open_job(
     try:
         with (
             _open_folder(command, parameters, arguments, where) as job,
-            Progress(name, iterations=iterations, quiet=quiet, processes=processes) as progress,
+            Progress(
+                name,
+                iterations=iterations,
+                quiet=quiet,
+                processes=processes,
+                file=job.folder / PROGRESS,
+            ) as progress,
         ):
             yield OpenJob(job, progress, distributed.start(device), parameters)
     except KeyboardInterrupt as error:
@@ -65,6 +73,14 @@ def open_job(
             "stopped: a process of the job was lost, or all were told to stop; go on with: "
             f"torchrun ... --no-python halfmap resume {where.absolute()}"
         ) from error
+    leave_report(where)
+
+
+def leave_report(folder: Path) -> None:
+    """`report.html` of a job that has finished; what goes wrong there is a word, and no more."""
+    if distributed.is_first():
+        with drawing(REPORT):
+            write_report(folder.absolute(), command_signature)
 
 
 def _open_folder(

@@ -10,7 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.commands._snapshots import plot_direction_snapshots, save_direction_snapshot
+from halfmap.commands._snapshots import (
+    plot_direction_snapshots,
+    save_direction_snapshot,
+    save_map_snapshot,
+    told_curves,
+)
 from halfmap.commands._summaries import (
     OPTIMISTIC,
     angstrom,
@@ -148,7 +153,14 @@ def run_iterations(
         strength = _strength(problem, state)
         shared = {"reduced_bytes": reduced_bytes() - reduced} if size() > 1 else {}
         reduced = reduced_bytes()
-        job.event(**record.event(), **strength, **shared, seconds=seconds, ms_per_image=cost_ms)
+        job.event(
+            **record.event(),
+            **strength,
+            **shared,
+            **told_curves(problem, state),
+            seconds=seconds,
+            ms_per_image=cost_ms,
+        )
         if is_first():
             job.save_checkpoint(*state_to_arrays(state))
         draw(state)
@@ -177,6 +189,7 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
             problem.particles.pixel_size_angstrom,
             title=title,
         )
+    save_map_snapshot(job, problem, state)
     if state.find(SignificantPoses) is not None:
         save_direction_snapshot(job, problem, settings, state)
 

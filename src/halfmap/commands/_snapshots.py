@@ -45,6 +45,10 @@ PARTICLES = 4
 FINE_FROM = 25_000
 _SCALE_ORDER = 1  # of the grid on which the grey scale is found, 30 degrees
 _TILE = 128  # pixels of a class image that is kept
+# of a map that is kept to be turned on a page: 64^3 in half precision are 0.5 MB
+_SIDE, _MAPS_KEPT = 64, 8
+MAPS_SHOWN_AFTER = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 24)
+_CURVES_TOLD = 8  # of more classes the curves of an iteration would fill the events
 
 
 def chosen_particles(problem: Problem) -> Int[Tensor, " n"]:
@@ -170,6 +174,30 @@ def _stage(iteration: int, resolution_angstrom: float) -> str:
     return (
         "at the start" if iteration == 0 else f"after iteration {iteration}"
     ) + f", to {resolution_angstrom:.0f} Å"
+
+
+def told_curves(problem: Problem, state: State) -> dict[str, list[list[float]]]:
+    """The correlation of the half maps by class and shell, to be told with an iteration in 3D."""
+    if problem.dimensions != 3 or len(state.curves) > _CURVES_TOLD:
+        return {}
+    return {"correlation": [[round(c, 4) for c in curve] for curve in state.curves.tolist()]}
+
+
+def save_map_snapshot(job: Job, problem: Problem, state: State) -> None:
+    """The references as they are, in a coarse grid, after some iterations:
+    `shown/maps_004.npz` with `maps` (K, n, n, n) and the pixel size of that grid."""
+    if state.iteration not in MAPS_SHOWN_AFTER:
+        return
+    maps = state.references[:, :_MAPS_KEPT].mean(0)
+    box = maps.shape[-1]
+    side = min(_SIDE, box)
+    coarse = torch.nn.functional.interpolate(maps[None], size=(side,) * 3, mode="area")[0]
+    largest = coarse.abs().amax().clamp(min=1e-30)  # half precision ends at 65504
+    np.savez(
+        job.path(f"shown/maps_{state.iteration:03d}.npz"),
+        maps=(coarse / largest).cpu().numpy().astype(np.float16),
+        pixel_size_angstrom=problem.particles.pixel_size_angstrom * box / side,
+    )
 
 
 def save_class_snapshot(job: Job, state: State) -> None:

@@ -1,5 +1,7 @@
 """Keep the particles of some classes."""
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from halfmap.errors import InputError
 from halfmap.io.star import read_star
 from halfmap.options import command
 from halfmap.particles import load_particles
+from halfmap.workspace.machine import versions
+from halfmap.workspace.records import now
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,23 @@ def select_classes(
         )
     kept = np.isin(particles.class_number, classes)
     particles.take(kept).write_star(out)
+    _keep_record(source, classes, out, int(kept.sum()), len(particles))
     return int(kept.sum()), len(particles)
+
+
+def _keep_record(source: Path, classes: list[int], out: Path, kept: int, of: int) -> None:
+    """`OUT.json` beside the STAR: what was chosen from what, for whoever asks later where these
+    particles come from."""
+    record = {
+        "command": "select",
+        "parameters": {"source": str(source), "classes": classes},
+        "working_directory": os.getcwd(),
+        "started": now(),
+        "results": {"kept": kept, "of": of},
+        "versions": versions(),
+    }
+    beside = out.with_name(f"{out.name}.json")
+    beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def best_resolved_classes(folder: str | Path, *, within: float = 1.5) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.commands._job import leave_report
 from halfmap.commands._options import (
     Annotated,
     Option,
@@ -56,7 +57,7 @@ from halfmap.simulation.phantom import phantom_atoms
 from halfmap.symmetries import symmetry_matrices
 from halfmap.transfer_function import CTFParameters
 from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress, drawing
+from halfmap.workspace.progress import PROGRESS, Progress, drawing
 
 PHANTOM = "phantom"
 DEFAULT_PIXEL_ANGSTROM = 2.0
@@ -371,7 +372,7 @@ def simulate(
     with (
         _one_thread(),
         Job.create("simulate", parameters, out, seed=seed, overwrite=overwrite) as job,
-        Progress("simulate", quiet=quiet) as progress,
+        Progress("simulate", quiet=quiet, file=job.folder / PROGRESS) as progress,
     ):
         volumes, pixel = load_volumes(
             sources, box=box, pixel_size_angstrom=pixel_size_angstrom, symmetry=symmetry
@@ -420,6 +421,7 @@ def simulate(
             f"{n} particles of {len(volumes)} volume{'s' * (len(volumes) > 1)}, box "
             f"{volumes[0].shape[0]}, {pixel:g} A"
         )
+    leave_report(Path(out))
     return Simulated(Path(out), n)
 
 

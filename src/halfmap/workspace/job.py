@@ -158,6 +158,7 @@ class Job:
             "command_line": sys.argv,
             "versions": versions(),
             "machine": machine(),
+            "process": os.getpid(),
             "started": now(),
             "runs": 1,
         }

@@ -1,6 +1,9 @@
 """One live line per job on the terminal, or one plain line per iteration where there is no
-terminal; and `drawing`, around every picture. Neither ever ends a job."""
+terminal; the same in a small file for readers elsewhere; and `drawing`, around every picture. None
+of them ever ends a job."""
 
+import contextlib
+import json
 import os
 import sys
 import time
@@ -19,6 +22,8 @@ from rich.text import Text
 from halfmap.workspace.machine import peak_memory_bytes
 
 STRICT_PICTURES = "HALFMAP_STRICT_PICTURES"  # environment: a picture that fails raises (tests)
+PROGRESS = "progress.json"  # in the job's folder, while it runs
+_SAVED_SECONDS = 1.0  # that file is written anew no more often than this
 _PLAIN_SECONDS = 60.0  # without a terminal, a word this often inside a long iteration
 
 
@@ -32,6 +37,9 @@ class Progress:
     Each of `processes` has about as much done as this one.
 
     A line that cannot be drawn (a bug, a terminal that is gone) is given up, with one note.
+
+    With `file` the same numbers are kept there as JSON while the job runs, for whoever follows it
+    by its folder alone, `quiet` or not.
     """
 
     def __init__(
@@ -42,7 +50,9 @@ class Progress:
         quiet: bool = False,
         processes: int = 1,
         console: Console | None = None,
+        file: Path | None = None,
     ) -> None:
+        self._file, self._saved = file, 0.0
         self._title, self._iterations, self._quiet = title, iterations, quiet
         self._processes = processes
         self._console = console or Console(file=sys.stderr)
@@ -74,6 +84,9 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self._end_live()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
         _OPEN.set(self._outer)
         for progress in self._outer[-1:]:
             progress._begin_live()
@@ -92,12 +105,14 @@ class Progress:
         self._draw(
             lambda live: live.reset(self._task, total=total or None, description=self._where())
         )
+        self._save(at_once=True)
 
     def advance(self, particles: int) -> None:
         """Tell that this process has done `particles` more."""
         self._done += particles
         if self._processes > 1:
             self._done = min(self._done + (self._processes - 1) * particles, self._total)
+        self._save()
         if self._live is not None:
             self._draw(lambda live: live.update(self._task, completed=self._done))
         elif not self._quiet and time.monotonic() - self._last_word > _PLAIN_SECONDS:
@@ -181,20 +196,52 @@ class Progress:
         return " · ".join(parts)
 
     def _left(self) -> str:
-        """Time to the end of the iteration or stage at its own pace, and at most to the end of the
-        iterations at their mean pace: they end before where the job converges."""
-        if not self._done or not self._total:
+        """Time to the end of the iteration or stage, and at most to the end of the iterations."""
+        this, most = self._seconds_left()
+        if this is None:
             return ""
+        if most is None or most <= this:
+            return f"{_duration(this)} left"
+        return f"{_duration(this)} of this iteration, at most {_duration(most)} left"
+
+    def _seconds_left(self) -> tuple[float | None, float | None]:
+        """Seconds to the end of the iteration or stage at its own pace, and at most to the end of
+        the iterations at their mean pace: they end before where the job converges. None where it
+        is not known."""
+        if not self._done or not self._total:
+            return None, None
         share = min(1.0, self._done / self._total)
         spent = time.monotonic() - self._stage_start
         this = spent * (1 - share) / share
         if self._iteration is None or not self._iterations:
-            return f"{_duration(this)} left"
+            return this, None
         pace = (self._passed_seconds + spent) / (self._passed + share)
-        most = this + pace * max(0, self._iterations - self._iteration)
-        if most <= this:
-            return f"{_duration(this)} left"
-        return f"{_duration(this)} of this iteration, at most {_duration(most)} left"
+        return this, this + pace * max(0, self._iterations - self._iteration)
+
+    def _save(self, *, at_once: bool = False) -> None:
+        """Write the file, if there is one and it is time; a reader sees the whole of it or the one
+        before. A disk that is full or gone ends nothing."""
+        now = time.monotonic()
+        if self._file is None or not (at_once or now - self._saved > _SAVED_SECONDS):
+            return
+        self._saved = now
+        this, most = self._seconds_left()
+        told = {
+            "iteration": self._iteration,
+            "iterations": self._iterations,
+            "stage": self._label,
+            "done": self._done,
+            "total": self._total,
+            "elapsed_seconds": now - self._start,
+            "stage_seconds_left": this,
+            "most_seconds_left": most,
+            "memory_bytes": peak_memory_bytes(),
+            "written": time.time(),
+        }
+        temporary = self._file.with_name(f"{self._file.name}.new")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps(told), encoding="utf-8")
+            os.replace(temporary, self._file)
 
 
 # the progress lines that are open in this thread, the innermost last

@@ -1,0 +1,81 @@
+"""Processes beside the server for what takes long or much memory: surfaces, pictures, posteriors.
+
+The server itself stays small and answers at once; a process ends when nobody has asked for a
+while, and a new one takes its place when it dies.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from halfmap.errors import InputError
+
+T = TypeVar("T")
+IDLE_SECONDS = 120.0
+LONGEST_SECONDS = 120.0  # of one task
+_AT_ONCE = 16  # tasks that wait; more are refused, so that a queue never grows without end
+
+
+class Workers:
+    """One process, started when first needed."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+        self._last = 0.0
+        self._waiting = 0
+
+    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The function's value, from the other process.
+
+        Raises:
+            InputError: what the function raises; it took too long; too many wait.
+        """
+        if self._waiting >= _AT_ONCE:
+            raise InputError("too many pictures are being made; try again in a moment")
+        self._waiting += 1
+        try:
+            for attempt in range(2):
+                try:
+                    future = self._started().submit(function, *arguments)
+                    return await asyncio.wait_for(asyncio.wrap_future(future), LONGEST_SECONDS)
+                except BrokenProcessPool:
+                    self.close()
+                    if attempt:
+                        raise InputError("the picture could not be made: out of memory?") from None
+                except TimeoutError:
+                    self.close()
+                    raise InputError("the picture took too long to make") from None
+            raise AssertionError
+        finally:
+            self._waiting -= 1
+            self._last = time.monotonic()
+
+    def rest(self) -> None:
+        """End the process if nobody has asked for a while."""
+        if self._pool and not self._waiting and time.monotonic() - self._last > IDLE_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            for process in list((pool._processes or {}).values()):
+                process.terminate()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
+        return self._pool
+
+
+def _begin() -> None:
+    """In the new process: it is not to slow the jobs that run beside it."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "nice"):
+        os.nice(5)

@@ -1,0 +1,184 @@
+"""The jobs of a folder: where each stands, in one row, and what came from what."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from halfmap.errors import InputError
+from halfmap.workspace.earlier_job import JOB
+from halfmap.workspace.progress import PROGRESS
+from halfmap.workspace.records import EVENTS, load_record, read_events, read_job
+
+DEPTH = 5  # folders below the one that is served in which jobs are looked for
+MOST_JOBS = 2000  # a folder with more is no folder of jobs of one project
+# a job of another machine holds no lock that is seen here: it is at work while it writes
+SILENT_SECONDS = 900.0
+SELECTION = ".json"  # beside the STAR that `halfmap select` wrote, after its whole name
+_SKIPPED = ("pictures", "shown", "node_modules", "__pycache__")
+
+
+def find_jobs(root: Path) -> list[str]:
+    """Paths, below `root`, of all job folders and selections, sorted; links are not followed."""
+    found: list[str] = []
+    for folder, names, files in _walk(root, DEPTH):
+        relative = folder.relative_to(root).as_posix()
+        if JOB in files:
+            found.append(relative)
+        found += [
+            f"{relative}/{name.removesuffix(SELECTION)}".removeprefix("./")
+            for name in files
+            if name.endswith(f".star{SELECTION}") and name.removesuffix(SELECTION) in files
+        ]
+        if len(found) >= MOST_JOBS:
+            break
+        names[:] = [name for name in names if name not in _SKIPPED and name[0] != "."]
+    return sorted(found)
+
+
+def _walk(folder: Path, depth: int) -> Iterator[tuple[Path, list[str], list[str]]]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
+            folders = [one.name for one in listed if one.is_dir(follow_symlinks=False)]
+            files = [one.name for one in listed if one.is_file(follow_symlinks=False)]
+    except OSError:  # removed under our eyes, or not ours to read
+        return
+    yield folder, folders, files
+    if depth:
+        for name in folders:
+            yield from _walk(folder / name, depth - 1)
+
+
+def stamp(root: Path, job: str) -> tuple[float, ...]:
+    """Changes whenever a job has something new to say: times and sizes of the files that it writes
+    as it goes, and of its folder."""
+    place = root / job
+    if place.suffix == ".star":
+        return _stamp_of(place) + _stamp_of(place.with_name(place.name + SELECTION))
+    told = (JOB, EVENTS, PROGRESS, "pictures")
+    return _stamp_of(place) + tuple(n for name in told for n in _stamp_of(place / name))
+
+
+def _stamp_of(path: Path) -> tuple[float, float]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0.0, 0.0)
+    return (found.st_mtime, float(found.st_size))
+
+
+def job_record(root: Path, job: str) -> dict[str, Any]:
+    """`job.json` of a job, or what `select` kept beside its STAR; the status told as it is.
+
+    Raises:
+        InputError: no such job.
+    """
+    place = root / job
+    if place.suffix != ".star":
+        record = read_job(place)
+        if record["status"] == "killed" and _is_elsewhere(record):
+            silent = time.time() - max(_stamp_of(place / name)[0] for name in (JOB, PROGRESS))
+            if silent < SILENT_SECONDS:
+                return record | {"status": "running", "message": None}
+            host = record.get("machine", {}).get("host")
+            note = f"no word from {host} for {silent / 60:.0f} minutes; {record['message']}"
+            record["message"] = note
+        return record
+    try:
+        told = place.with_name(place.name + SELECTION).read_text(encoding="utf-8")
+        record = json.loads(told)
+        return record | {"status": "finished", "command": str(record["command"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{place}: no record of a selection was found beside it") from None
+
+
+def _is_elsewhere(record: Mapping[str, Any]) -> bool:
+    host = record.get("machine", {}).get("host")
+    return bool(host) and host != platform.node()
+
+
+def job_row(root: Path, job: str) -> dict[str, Any]:
+    """Where a job stands, as one row of a table: JSON-able.
+
+    Raises:
+        InputError: no such job.
+    """
+    record = job_record(root, job)
+    place = root / job
+    events = read_events(place) if place.is_dir() else []
+    last: dict[str, Any] = next((one for one in reversed(events) if "iteration" in one), {})
+    results, parameters = record.get("results", {}), record["parameters"]
+    progress = _progress(place) if record["status"] == "running" else {}
+    sizes = last.get("class_sizes") or []
+    resolution = last.get("resolution_angstrom")
+    limit = progress.get("iterations") or parameters.get("iterations")
+    return {
+        "id": job,
+        "name": place.name if job != "." else root.name,
+        "command": record["command"],
+        "status": record["status"],
+        "message": record.get("message"),
+        "started": record.get("started"),
+        "ended": record.get("ended"),
+        "wall_seconds": record.get("wall_seconds"),
+        "cpu_seconds": record.get("cpu_seconds"),
+        "memory_bytes": progress.get("memory_bytes") or record.get("peak_memory_bytes"),
+        "host": record.get("machine", {}).get("host"),
+        "iteration": progress.get("iteration") or last.get("iteration"),
+        "iterations": limit,
+        "stage": progress.get("stage"),
+        "done": progress.get("done"),
+        "total": progress.get("total"),
+        "left_seconds": progress.get("stage_seconds_left"),
+        "most_left_seconds": progress.get("most_seconds_left"),
+        "resolution_angstrom": results.get("resolution_angstrom", resolution),
+        "particles": _particles(results, sizes),
+        "classes": results.get("classes") or parameters.get("classes") or len(sizes) or None,
+        "memory_free": None,
+    }
+
+
+def _particles(results: Mapping[str, Any], sizes: list[int]) -> int | None:
+    told = [results.get(name) for name in ("particles", "images", "kept")]
+    return next((int(n) for n in told if isinstance(n, int | float)), sum(sizes) or None)
+
+
+def _progress(place: Path) -> dict[str, Any]:
+    try:
+        told = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def parents(root: Path, job: str, known: set[str]) -> list[str]:
+    """The jobs, of those known, in whose folders the files lie that this one was given."""
+    try:
+        record = load_record(root / job) if (root / job).is_dir() else job_record(root, job)
+    except InputError:
+        return []
+    found = []
+    for value in record["parameters"].values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and (above := owner(root, record, one, known)):
+                found.append(above)
+    return [one for one in dict.fromkeys(found) if one != job]
+
+
+def owner(root: Path, record: Mapping[str, Any], value: str, known: set[str]) -> str | None:
+    """The job in whose folder a file lies, given as the job of `record` was given it."""
+    if "/" not in value and "." not in value and value not in known:
+        return None
+    path = Path(os.path.normpath(Path(record.get("working_directory", ".")) / value))
+    try:
+        inside = path.relative_to(root)
+    except ValueError:
+        return None
+    for one in (inside, *inside.parents):
+        if one.as_posix() in known:
+            return one.as_posix()
+    return None

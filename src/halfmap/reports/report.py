@@ -1,0 +1,169 @@
+"""`report.html`: one file that shows a finished job, or a chain of jobs, without a network.
+
+The page's own scripts, its style and the libraries are written into it, beside the numbers, a light
+mesh of each map and a few pictures. Its policy names its scripts by their digests: nothing else
+runs, whatever a file or micrograph is called.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from halfmap.errors import InputError
+from halfmap.reports.job_data import Signature, directions, job_data
+from halfmap.reports.jobs import find_jobs, job_record, parents
+from halfmap.reports.surface import read_density_of, surface_of
+from halfmap.workspace.machine import rename_durably
+from halfmap.workspace.records import as_json
+
+STATIC = Path(__file__).parent / "static"
+REPORT = "report.html"
+MESH_BOXES = (112, 80, 56)  # voxels along a side of a mesh in a report: the first that is light
+HEAVIEST_MESH = 1_200_000  # bytes; four of them, and a report stays below 10 MB
+MOST_MAPS = 4  # meshes of one job
+_PICTURES = ("classes.png", "class_history.png", "gamma.png", "particles.png", "map.png")
+_MOST_PICTURES, _WIDEST = 3, 1000
+_SCRIPTS = ("dom.js", "plots.js", "surface.js", "figures.js", "report.js")
+
+
+def write_report(folder: Path, signature: Signature) -> None:
+    """Write `report.html` into a finished job's folder, whole or not at all."""
+    text = report_page(folder.parent, folder.name, signature, False)
+    temporary = folder / f"{REPORT}.new"
+    temporary.write_text(text, encoding="utf-8")
+    rename_durably(temporary, folder / REPORT)
+
+
+def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:
+    """The report of a job, or of it and all it came from, those first.
+
+    Raises:
+        InputError: no such job.
+    """
+    told = [_told(root, one, signature) for one in (_chain(root, job) if chain else [job])]
+    name = told[-1]["name"] or job
+    data = json.dumps(as_json({"jobs": told}), allow_nan=False)
+    # nothing in the data can end the element that it lies in
+    safe = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    policy = html.escape(report_policy(False))
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(name)} · halfmap report</title>",
+        f"<style>{_style()}</style></head><body>",
+        '<main id="main"></main><noscript>This report needs JavaScript.</noscript>',
+        f'<script type="application/json" id="data">{safe}</script>',
+        *(f"<script>{one}</script>" for one in _scripts()),
+        "</body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def report_policy(served: bool = True) -> str:
+    """What a report may do: run its own scripts, known by digest, and show what is in it."""
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in _scripts()]
+    scripts = " ".join(f"'sha256-{one}'" for one in digests)
+    policy = (
+        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        f"{policy}; frame-ancestors 'none'; sandbox allow-scripts allow-downloads"
+        if served
+        else policy
+    )
+
+
+@cache
+def _scripts() -> tuple[str, ...]:
+    """The libraries, and the page's own modules as one: imports go, and with them `export`."""
+    vendor = [(STATIC / "vendor" / name).read_text("utf-8") for name in ("uplot.js", "three.js")]
+    own = []
+    for name in _SCRIPTS:
+        text = (STATIC / "js" / name).read_text(encoding="utf-8")
+        text = re.sub(r"^import\s[^;]*;\n", "", text, flags=re.MULTILINE)
+        own.append(re.sub(r"^export ", "", text, flags=re.MULTILINE))
+    joined = '(() => {\n"use strict";\n' + "\n".join(own) + "\n})();"
+    return tuple(one.replace("</script", "<\\/script") for one in (*vendor, joined))
+
+
+@cache
+def _style() -> str:
+    own = (STATIC / "style.css").read_text(encoding="utf-8")
+    return (STATIC / "vendor" / "uplot.css").read_text(encoding="utf-8") + own
+
+
+def _chain(root: Path, job: str) -> list[str]:
+    """A job and all those that it came from, the first of them first."""
+    known = set(find_jobs(root))
+    order: list[str] = []
+
+    def add(one: str, above: tuple[str, ...]) -> None:
+        for parent in parents(root, one, known):
+            if parent not in above and parent not in order:
+                add(parent, (*above, one))
+        order.append(one)
+
+    add(job, (job,))
+    return list(dict.fromkeys(order))
+
+
+def _told(root: Path, job: str, signature: Signature) -> dict[str, Any]:
+    data, place = job_data(root, job, signature), root / job
+    data["meshes"] = list(_meshes(place, data["maps"]))
+    data["shown"] = _pictures(place, bool(data["meshes"]))
+    data["sphere"] = None
+    if data["meshes"] and data["command"] != "simulate":
+        symmetry = job_record(root, job)["parameters"].get("symmetry") or "C1"
+        data["sphere"] = directions(place, symmetry)
+    return data
+
+
+def _meshes(place: Path, maps: list[dict[str, Any]]) -> Any:
+    shown = [m for m in maps if "iteration" not in m and "half" not in m["label"]][:MOST_MAPS]
+    for one in shown:
+        try:
+            packed = _light_mesh(place / one["file"])
+        except (InputError, OSError, ValueError):
+            continue  # a map that has no surface
+        yield {"label": one["label"], "packed": base64.b64encode(packed).decode()}
+
+
+def _light_mesh(path: Path) -> bytes:
+    """The surface of a map in the finest box in which it is light enough."""
+    volume, pixel = read_density_of(path)
+    for box in MESH_BOXES:
+        packed = surface_of(volume, pixel, size=box).packed()
+        if len(packed) < HEAVIEST_MESH:
+            break
+    return packed
+
+
+def _pictures(place: Path, has_mesh: bool) -> list[dict[str, str]]:
+    found = []
+    for name in _PICTURES:
+        path = next((p for p in (place / "pictures" / name, place / name) if p.is_file()), None)
+        if path is None or (name == "map.png" and not has_mesh):
+            continue
+        try:
+            with Image.open(path) as picture:
+                small = picture.convert("RGB")
+                small.thumbnail((_WIDEST, 10 * _WIDEST))
+                few = small.quantize(128)
+        except (OSError, ValueError):
+            continue
+        out = io.BytesIO()
+        few.save(out, "PNG", optimize=True)
+        encoded = base64.b64encode(out.getvalue()).decode()
+        found.append({"name": name, "address": f"data:image/png;base64,{encoded}"})
+    return found[:_MOST_PICTURES]

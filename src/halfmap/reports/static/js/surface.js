@@ -1,0 +1,279 @@
+// A map as a surface that turns: triangles from the server, or from the report itself.
+import { digits, h, onTheme, save, setText, variable } from "./dom.js";
+
+const MAGIC = 0x48464d31;
+
+export function unpackSurface(buffer) {
+  const head = new DataView(buffer);
+  if (buffer.byteLength < 28 || head.getUint32(0, true) !== MAGIC) throw new Error("no surface");
+  const n = head.getUint32(4, true);
+  const m = head.getUint32(8, true);
+  const [level, lowest, highest, side] = [12, 16, 20, 24].map((at) => head.getFloat32(at, true));
+  return {
+    positions: new Int16Array(buffer, 28, 4 * n),
+    normals: new Int8Array(buffer, 28 + 8 * n, 4 * n),
+    triangles: new Uint32Array(buffer, 28 + 12 * n, 3 * m),
+    level,
+    lowest,
+    highest,
+    side,
+  };
+}
+
+// how far from the centre the surface reaches, 1 at the middle of a side of the box
+function extent(positions) {
+  let most = 0;
+  for (let k = 0; k < positions.length; k += 4) {
+    most = Math.max(most, positions[k] ** 2 + positions[k + 1] ** 2 + positions[k + 2] ** 2);
+  }
+  return Math.sqrt(most) / 32767 || 1;
+}
+
+// `fetchSurface(level, size)` gives a buffer; without it the first surface is all there is
+export function surfaceViewer(label, { fetchSurface = null, colourName = "--surface", size = 128 } = {}) {
+  const canvas = h("canvas", { tabindex: "0", role: "img" });
+  canvas.setAttribute("aria-label", `Surface of ${label}; arrow keys turn it, + and - zoom`);
+  const name = h("div", { class: "label" }, label);
+  const scale = h("div", { class: "scale" });
+  const slider = h("input", { type: "range", min: "0", max: "1000", value: "300" });
+  slider.setAttribute("aria-label", `Threshold of ${label}`);
+  const told = h("output", {});
+  const controls = h(
+    "div",
+    { class: "controls" },
+    fetchSurface ? "Threshold" : "",
+    fetchSurface ? slider : h("span", { class: "grow" }),
+    told,
+    h("button", { class: "plain", onclick: () => reset(), title: "Front view (R)" }, "Reset"),
+    h("button", { class: "plain", onclick: () => savePicture() }, "PNG"),
+  );
+  const stage = h("div", { class: "stage" }, canvas, name, scale);
+  const root = h("figure", { class: "viewer" }, stage, controls);
+  root.style.margin = "0";
+
+  let renderer;
+  try {
+    renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
+  } catch {
+    stage.replaceChildren(h("p", { class: "quiet" }, "This browser has no WebGL; see the slices."));
+    return { root, load: async () => {}, link() {}, dispose() {}, frames: async () => 0 };
+  }
+  renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
+  const scene = new THREE.Scene();
+  const camera = new THREE.PerspectiveCamera(28, 1, 0.1, 50);
+  camera.up.set(0, 1, 0);
+  camera.position.set(0, 0, 4.4);
+  const lights = new THREE.Group();
+  lights.add(new THREE.HemisphereLight(0xffffff, 0x777788, 1.6));
+  const sun = new THREE.DirectionalLight(0xffffff, 1.9);
+  sun.position.set(2, 3, 5);
+  lights.add(sun);
+  camera.add(lights);
+  scene.add(camera);
+  const material = new THREE.MeshStandardMaterial({ roughness: 0.62, metalness: 0, side: THREE.DoubleSide });
+  const mesh = new THREE.Mesh(new THREE.BufferGeometry(), material);
+  scene.add(mesh);
+  const turning = new THREE.TrackballControls(camera, canvas);
+  turning.rotateSpeed = 2.6;
+  turning.zoomSpeed = 0.8;
+  turning.panSpeed = 0.4;
+  turning.staticMoving = true;
+  turning.minDistance = 0.8;
+  turning.maxDistance = 20;
+
+  let home = 4.4; // from where the whole surface is seen
+  let placed = false;
+  let range = { level: 0, lowest: 0, highest: 1 };
+  let drawn = 0;
+  let wanted = false;
+  let dead = false;
+  const followers = new Set();
+
+  function paint() {
+    if (dead) return;
+    const { clientWidth: width, clientHeight: height } = stage;
+    if (!width || !height) return;
+    const factor = renderer.getPixelRatio();
+    if (canvas.width !== Math.floor(width * factor) || canvas.height !== Math.floor(height * factor)) {
+      renderer.setSize(width, height, false);
+      camera.aspect = width / height;
+      camera.updateProjectionMatrix();
+      turning.handleResize();
+    }
+    renderer.render(scene, camera);
+    drawn += 1;
+  }
+
+  function ask() {
+    if (wanted) return;
+    wanted = true;
+    requestAnimationFrame(() => {
+      wanted = false;
+      paint();
+    });
+  }
+
+  function moved() {
+    for (const other of followers) other.follow(camera);
+    ask();
+  }
+
+  turning.addEventListener("change", moved);
+  const step = () => requestAnimationFrame(() => {
+    turning.update();
+  });
+  for (const kind of ["pointermove", "pointerdown", "pointerup", "wheel"]) {
+    canvas.addEventListener(kind, step, { passive: true });
+  }
+
+  function turn(x, y) {
+    const eye = camera.position.clone().sub(turning.target);
+    const right = new THREE.Vector3(1, 0, 0).applyQuaternion(camera.quaternion);
+    const up = new THREE.Vector3(0, 1, 0).applyQuaternion(camera.quaternion);
+    const q = new THREE.Quaternion().setFromAxisAngle(up, x);
+    q.premultiply(new THREE.Quaternion().setFromAxisAngle(right, y));
+    camera.position.copy(eye.applyQuaternion(q).add(turning.target));
+    camera.up.applyQuaternion(q);
+    camera.lookAt(turning.target);
+    moved();
+  }
+
+  function reset() {
+    turning.target.set(0, 0, 0);
+    camera.up.set(0, 1, 0);
+    camera.position.set(0, 0, home);
+    camera.lookAt(turning.target);
+    moved();
+  }
+
+  canvas.addEventListener("keydown", (event) => {
+    const angle = Math.PI / 24;
+    const turns = { ArrowLeft: [-angle, 0], ArrowRight: [angle, 0], ArrowUp: [0, -angle], ArrowDown: [0, angle] };
+    if (turns[event.key]) turn(...turns[event.key]);
+    else if (event.key === "+" || event.key === "=") (camera.position.multiplyScalar(0.9), moved());
+    else if (event.key === "-") (camera.position.multiplyScalar(1.1), moved());
+    else if (event.key === "r") reset();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  function recolour() {
+    material.color.set(variable(colourName) || "#7f9fbc");
+    ask();
+  }
+
+  function show(buffer) {
+    const surface = unpackSurface(buffer);
+    const geometry = new THREE.BufferGeometry();
+    const interleaved = (array) => new THREE.InterleavedBuffer(array, 4);
+    geometry.setAttribute(
+      "position",
+      new THREE.InterleavedBufferAttribute(interleaved(surface.positions), 3, 0, true),
+    );
+    geometry.setAttribute(
+      "normal",
+      new THREE.InterleavedBufferAttribute(interleaved(surface.normals), 3, 0, true),
+    );
+    geometry.setIndex(new THREE.BufferAttribute(surface.triangles, 1));
+    geometry.boundingSphere = new THREE.Sphere(new THREE.Vector3(), 1.75);
+    mesh.geometry.dispose();
+    mesh.geometry = geometry;
+    range = surface;
+    if (!placed) {
+      placed = true;
+      home = Math.min(6.5, Math.max(2, 4.6 * extent(surface.positions)));
+      reset();
+    }
+    const share = (surface.level - Math.max(0, surface.lowest)) / (surface.highest - Math.max(0, surface.lowest));
+    if (document.activeElement !== slider) slider.value = String(Math.round(1000 * share));
+    setText(told, `at ${digits(surface.level)}`);
+    setText(scale, `box ${digits(surface.side)} Å · ${(surface.triangles.length / 3).toLocaleString("en-US")} triangles`);
+    ask();
+  }
+
+  // one request at a time, the last asked for wins
+  let busy = false;
+  let next = null;
+  async function load(level = null, wantedSize = size) {
+    if (busy) {
+      next = [level, wantedSize];
+      return;
+    }
+    busy = true;
+    try {
+      const buffer = await fetchSurface(level, wantedSize);
+      if (buffer && !dead) show(buffer);
+    } finally {
+      busy = false;
+      if (next && !dead) {
+        const [l, s] = next;
+        next = null;
+        await load(l, s);
+      }
+    }
+  }
+
+  const levelOf = () => {
+    const low = Math.max(0, range.lowest);
+    return low + (Number(slider.value) / 1000) * (range.highest - low);
+  };
+  slider.addEventListener("input", () => load(levelOf(), Math.min(64, size)));
+  slider.addEventListener("change", () => load(levelOf(), size));
+
+  function savePicture() {
+    paint();
+    canvas.toBlob((blob) => save(`${label}.png`, blob));
+  }
+
+  // frames a second while it turns: for measuring
+  async function frames(milliseconds = 2000) {
+    const start = performance.now();
+    let n = 0;
+    const gl = renderer.getContext();
+    const pixel = new Uint8Array(4);
+    while (performance.now() - start < milliseconds) {
+      turn(0.03, 0);
+      paint();
+      gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+      n += 1;
+      await new Promise((done) => setTimeout(done, 0));
+    }
+    return (1000 * n) / (performance.now() - start);
+  }
+
+  const watcher = new ResizeObserver(ask);
+  watcher.observe(stage);
+  onTheme(recolour);
+  recolour();
+  const viewer = {
+    root,
+    show,
+    load,
+    frames,
+    drawnFrames: () => drawn,
+    follow(other) {
+      camera.position.copy(other.position);
+      camera.up.copy(other.up);
+      camera.quaternion.copy(other.quaternion);
+      ask();
+    },
+    link(other) {
+      followers.add(other);
+    },
+    dispose() {
+      dead = true;
+      watcher.disconnect();
+      turning.dispose();
+      mesh.geometry.dispose();
+      renderer.dispose();
+      renderer.forceContextLoss();
+    },
+  };
+  root.viewer = viewer; // tests and measurements find it here
+  return viewer;
+}
+
+export function linkAll(viewers) {
+  for (const a of viewers) for (const b of viewers) if (a !== b) a.link(b);
+}
