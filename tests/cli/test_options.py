@@ -60,6 +60,7 @@ FLAGS = {
     "select": "--out --classes --resolved-within --overwrite",
     "convert": "--passthrough --relion --data-dir --overwrite",
     "resume": "--device --threads --memory --quiet",
+    "web": "--port --host --token --root-path --host-name --read-only",
 }
 POSITIONAL = {
     "info": ["files"],
@@ -69,6 +70,7 @@ POSITIONAL = {
     "select": ["source"],
     "convert": ["source", "out"],
     "resume": ["folder"],
+    "web": ["folder"],
 }
 COMMANDS = sorted(halfmap._COMMANDS)
 

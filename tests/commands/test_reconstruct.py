@@ -137,7 +137,11 @@ def test_half_maps_and_their_curve(made):
         "map_half2.mrc",
         "map_job",
     ]
-    assert sorted(p.name for p in (folder / "map_job").iterdir()) == ["events.jsonl", "job.json"]
+    assert sorted(p.name for p in (folder / "map_job").iterdir()) == [
+        "events.jsonl",
+        "job.json",
+        "report.html",
+    ]
     assert not torch.equal(*halves)
     written = read_star(folder / "map_fsc.star").blocks["fsc"]
     ours = fourier_shell_correlation(*halves, pixel_size_angstrom=PIXEL).correlation.numpy()
