@@ -115,7 +115,10 @@ def test_raw_paths_do_not_leave_the_static_files(server) -> None:
 
 
 CHANGES = {
-    "/api/start": {"command": "simulate", "values": {"source": "phantom", "out": "new", "n": "4", "snr": "1"}},
+    "/api/start": {
+        "command": "simulate",
+        "values": {"source": "phantom", "out": "new", "n": "4", "snr": "1"},
+    },
     "/api/stop": {"id": "refined"},
     "/api/resume": {"id": "refined"},
     "/api/select": {"id": "classes", "classes": [1], "out": "chosen.star"},
@@ -257,7 +260,7 @@ def test_a_form_cannot_make_an_option_of_a_value_or_write_outside(server, jobs) 
     )
     words = told["shell"]
     assert "--out=--help" in words
-    assert words.endswith("-- '--overwrite; touch x'")
+    assert words.endswith("-- '--overwrite;' touch x")
 
 
 def test_read_only_starts_nothing(jobs, serve) -> None:

@@ -6,6 +6,7 @@ functions in `commands/`, and a form starts what the same words in a shell would
 
 import functools
 import inspect
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read(one: NamedOption, value: Any) -> Any:
         here.checked(str(value))
         return str(value)
     if isinstance(value, str) and (one.repeated or one.count > 1):
-        value = value.replace(",", " ").split()
+        value = _several(value)
     if isinstance(value, list):
         read: Any = [_number(one, v) for v in value]
         if one.count > 1:
@@ -105,6 +106,14 @@ def _read(one: NamedOption, value: Any) -> Any:
     else:
         read = _number(one, value)
     return here.checked(read)
+
+
+def _several(text: str) -> list[str]:
+    """Values with commas or spaces between; one with spaces in it stands in quotation marks."""
+    try:
+        return shlex.split(text.replace(",", " "))
+    except ValueError:  # a quotation mark without its fellow
+        return [text]
 
 
 def _number(one: NamedOption, value: Any) -> Any:
