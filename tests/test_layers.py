@@ -15,12 +15,12 @@ pose_search
 engine
 reports
 workspace | plots
-simulation restoration alignment
+simulation restoration alignment symmetry_search grey_scale
 likelihood | reconstruction
 resolution mask_making
 projection kernels
 particles
-transfer_function masks so3 symmetries fourier
+transfer_function masks so3 symmetries fourier resizing
 distributed
 io | options
 ctf_parameters

@@ -24,6 +24,8 @@ _COMMANDS = (
     "resume",
     "select",
     "simulate",
+    "symmetry",
+    "volume",
     "web",
 )
 # public name -> module that defines it; resolved lazily so that `import halfmap` stays light

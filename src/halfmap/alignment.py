@@ -29,7 +29,7 @@ from halfmap.so3 import (
     rotation_vector_to_matrix,
 )
 
-_PLANES = 16  # directions of slices on which maps are compared
+PLANES = 16  # directions of slices on which maps are compared
 _GRID_ORDER = 2  # rotations 15 degrees apart
 _FEWEST_SHELLS = 3  # on which the grid is compared, however small the box
 _STARTS = 24  # best of the grid that are climbed
@@ -115,7 +115,7 @@ def align(
 
 
 def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> Alignment:
-    fixed, directions = prepare_references(onto[None], radius), _directions()
+    fixed, directions = prepare_references(onto[None], radius), slice_directions()
     moving = prepare_references(volume[None], radius)
     middle, target = centre_of_mass_px(volume), centre_of_mass_px(onto)
 
@@ -123,7 +123,9 @@ def _aligned(volume: Tensor, onto: Tensor, radius: int, diameter_px: float) -> A
         wanted = extract_slices(fixed, directions, plane)
 
         def score(q: Tensor, t: Tensor) -> Tensor:
-            return _correlation(_slices(moving, q, t, directions, plane), wanted[None], plane)
+            return slice_correlation(
+                moved_slices(moving, q, t, directions, plane), wanted[None], plane
+            )
 
         return score
 
@@ -143,7 +145,7 @@ def find_axes(
 ) -> Alignment:
     """How a map must be laid to have its symmetry axes where the group has them; `correlation` is
     that with its symmetry mates, on shells up to `radius`."""
-    moving, directions = prepare_references(volume.cpu()[None], radius), _directions()
+    moving, directions = prepare_references(volume.cpu()[None], radius), slice_directions()
     mates = matrices[1:].float().cpu()
     if len(mates) > _MATES:
         mates = mates[
@@ -153,10 +155,12 @@ def find_axes(
 
     def score_on(plane: HalfPlane) -> Score:
         def score(q: Tensor, t: Tensor) -> Tensor:
-            own = _slices(moving, q, t, directions, plane)
+            own = moved_slices(moving, q, t, directions, plane)
             return torch.stack(
                 [
-                    _correlation(_slices(moving, q, t, compose(directions, m), plane), own, plane)
+                    slice_correlation(
+                        moved_slices(moving, q, t, compose(directions, m), plane), own, plane
+                    )
                     for m in mates
                 ]
             ).mean(0)
@@ -199,11 +203,12 @@ def centre_of_mass_px(volume: Float[Tensor, "N N N"]) -> Float[Tensor, " 3"]:
 # --- the search -----------------------------------------------------------------------------------
 
 
-def _directions() -> Float[Tensor, "m 3 3"]:
-    return random_rotations(_PLANES, torch.Generator().manual_seed(0))
+def slice_directions(planes: int = PLANES) -> Float[Tensor, "m 3 3"]:
+    """Directions B of the slices on which maps are compared, the same at every call."""
+    return random_rotations(planes, torch.Generator().manual_seed(0))
 
 
-def _slices(
+def moved_slices(
     moving: FourierReferences,
     q: Float[Tensor, "g 3 3"],
     t: Float[Tensor, "g 3"],
@@ -220,10 +225,10 @@ def _slices(
     return slices * shift_phases(-away.to(device), plane)
 
 
-def _correlation(
+def slice_correlation(
     a: Complex[Tensor, "g m J"], b: Complex[Tensor, "#g m J"], plane: HalfPlane
 ) -> Float[Tensor, " g"]:
-    """Mean FSC over shells 1.., weighted by the shells' sizes."""
+    """Mean FSC of sets of m slices over shells 1.., weighted by the shells' sizes."""
     n = plane.radius + 1
 
     def by_shell(values: Tensor) -> Tensor:
@@ -255,7 +260,7 @@ def _best(
     )
     coarse, score = half_plane(box, few), score_on(half_plane(box, few))
     grid = orientation_grid(_GRID_ORDER).rotations
-    size = max(1, _SLICES_AT_ONCE // _PLANES)
+    size = max(1, _SLICES_AT_ONCE // PLANES)
     values = torch.cat([score(q, shift_for(q)) for q in grid.split(size)])
     if by_axis:  # in-plane angles of one direction lie side by side in the grid
         psi = 6 * 2**_GRID_ORDER
@@ -265,30 +270,31 @@ def _best(
             best.values,
         )
     starts = grid[torch.topk(values, _STARTS).indices]
-    q, t, value = _climb(
+    q, t, value = climb(
         score, starts, shift_for(starts), step_deg=7.5, step_px=box / (8 * coarse.radius)
     )
     last = score_on(half_plane(box, radius))
     top = torch.topk(value, 4).indices
-    q, t, value = _climb(last, q[top], t[top], step_deg=3.75, step_px=box / (16 * coarse.radius))
+    q, t, value = climb(last, q[top], t[top], step_deg=3.75, step_px=box / (16 * coarse.radius))
     winner = int(value.argmax())
     return Alignment(q[winner], t[winner], False, float(value[winner]))
 
 
-def _climb(
+def climb(
     score: Score,
     q: Float[Tensor, "n 3 3"],
     t: Float[Tensor, "n 3"],
     *,
     step_deg: float,
     step_px: float,
+    least_step_deg: float = _LEAST_STEP_DEG,
 ) -> tuple[Float[Tensor, "n 3 3"], Float[Tensor, "n 3"], Float[Tensor, " n"]]:
     """Compass search: each start moves to the best of its 12 neighbours, a step along or against
-    each of six axes, and halves its steps where none is better."""
+    each of six axes, and halves its steps where none is better, down to the least."""
     sides = torch.cat([torch.eye(6), -torch.eye(6)])
     q, t = q.clone(), t.clone()
     value, scale = score(q, t), torch.ones(len(q))
-    while bool((active := torch.nonzero(scale * step_deg > _LEAST_STEP_DEG)[:, 0]).numel()):
+    while bool((active := torch.nonzero(scale * step_deg > least_step_deg)[:, 0]).numel()):
         move = sides * scale[active, None, None]
         turned = compose(
             rotation_vector_to_matrix(move[..., :3] * math.radians(step_deg)), q[active, None]
