@@ -1,5 +1,5 @@
-"""Conditions on the columns of a particle table, as text: `rlnDefocusU < 20000 and not (rlnClassNumber
-= 3)`. The text is read by a grammar of its own; nothing of it is ever run.
+"""Conditions on the columns of a particle table, as text: `rlnDefocusU < 20000 and not (a = 3)`.
+The text is read by a grammar of its own; nothing of it is ever run.
 
     condition   := conjunction ("or" conjunction)*
     conjunction := negation ("and" negation)*
@@ -11,6 +11,7 @@ import difflib
 import operator
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _TOKEN = re.compile(
     r"""\s*(?:(?P<operator><=|>=|==|!=|<|>|=)|(?P<bracket>[()])|"(?P<double>[^"]*)"|"""
     r"""'(?P<single>[^']*)'|(?P<word>[^\s()<>=!"']+))"""
 )
-_COMPARE: dict[str, Callable[[np.ndarray, object], np.ndarray]] = {
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
