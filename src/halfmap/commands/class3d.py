@@ -56,11 +56,19 @@ from halfmap.commands._summaries import (
     mask_in_words,
     where,
 )
-from halfmap.commands._volumes import first_state, open_volumes, volume_options
+from halfmap.commands._volumes import (
+    OpenedVolumes,
+    VolumeOptions,
+    first_state,
+    open_volumes,
+    volume_options,
+)
 from halfmap.engine.state import State
 from halfmap.errors import InputError
+from halfmap.masks import read_mask
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import make_method
+from halfmap.methods.settings import Settings
 from halfmap.methods.splitting import split_start
 from halfmap.options import command
 
@@ -126,6 +134,13 @@ def class3d(
     angular_step_deg: AngularStep = None,
     shift_range_px: ShiftRange = 5.0,
     shift_step_px: ShiftStep = 1.0,
+    alignment: Annotated[
+        bool, Option("Find poses too, or keep those of the particle file and find classes only")
+    ] = True,
+    focus_mask: Annotated[
+        str | Path | None,
+        Option("Mask (MRC, values 0 to 1) inside which alone classes differ", metavar="MAP"),
+    ] = None,
     local: Local = False,
     local_range_deg: LocalRange = None,
     tau_fudge: TauFudge = None,
@@ -149,6 +164,9 @@ def class3d(
     The halves of a class are matched to each other's references, so that the resolutions told are
     optimistic; `refine` a class's particles for an honest one.
 
+    With `--no-alignment` and a `--focus-mask`, particles whose poses are known are sorted by a
+    small part: outside the focus mask all classes are the same.
+
     Example: halfmap class3d --particles p.star --reference a.mrc --reference b.mrc --classes 2
     --out states
 
@@ -158,6 +176,8 @@ def class3d(
     arguments = locals()
     maps = [reference] if isinstance(reference, str | Path) else list(reference)
     options = volume_options(arguments)
+    if not alignment:
+        _refuse_searches(options)
     if len(maps) not in (1, classes):
         raise InputError(
             f"--reference: expected 1 map, or one for each of the {classes} classes, got "
@@ -176,7 +196,8 @@ def class3d(
             matched_to="other",
             device=run.device,
         )
-        problem, settings = opened.problem, opened.settings
+        problem = opened.problem
+        settings = _focused(opened, particles, focus_mask, alignment=alignment)
         chosen = make_method(method, problem, settings)
 
         def first() -> State:
@@ -244,3 +265,40 @@ def class3d(
         state.iteration,
         converged=chosen.converged(state),
     )
+
+
+def _refuse_searches(options: VolumeOptions) -> None:
+    """Options that say how poses are found have nothing to say where they are kept."""
+    searches = {
+        "--local": options.local,
+        "--local-range": options.local_range_deg is not None,
+        "--angular-step": options.angular_step_deg is not None,
+        "--search": options.search != "adaptive",
+    }
+    for flag, given in searches.items():
+        if given:
+            raise InputError(f"{flag}: says how poses are found, and --no-alignment keeps them")
+
+
+def _focused(
+    opened: OpenedVolumes,
+    particles: str | Path,
+    focus_mask: str | Path | None,
+    *,
+    alignment: bool,
+) -> Settings:
+    """The settings with the focus mask, and poses known without an alignment.
+
+    Raises:
+        InputError: poses are to be kept and the file has none, or the mask does not fit.
+    """
+    data = opened.problem.particles
+    if not (alignment or data.has_poses):
+        raise InputError(
+            f"{particles}: --no-alignment keeps given poses, but the file has no rlnAngleRot, "
+            "rlnAngleTilt, rlnAnglePsi"
+        )
+    if focus_mask is None:
+        return replace(opened.settings, poses_known=not alignment)
+    focus = read_mask(focus_mask, data.box, data.pixel_size_angstrom).to(opened.problem.device)
+    return replace(opened.settings, poses_known=not alignment, focus_mask=focus)

@@ -238,6 +238,8 @@ def _update(settings: Settings, iteration: Iteration, poses: Poses, halves: list
     that the loadings were found with is kept."""
     total = halves[0] + halves[1]
     volume = wiener_update(total, _WIENER * shell_weight(total)) * settings.reference_mask
+    if settings.focus_mask is not None:
+        volume = volume * settings.focus_mask.to(volume)
     return Update(
         references=volume[None],
         curves=iteration.state.curves,

@@ -77,6 +77,8 @@ def update_references(
         for k, (x, y) in enumerate(moved.int().tolist()):
             references[:, k] = references[:, k].roll((y, x), (-2, -1))
     references = references * settings.reference_mask
+    if settings.focus_mask is not None and problem.n_classes > 1:
+        references = focused(references, settings.focus_mask, class_sizes(problem, poses))
     mask = settings.fsc_mask
     chance = chance_correlation(
         len(curves[0].correlation),
@@ -96,6 +98,16 @@ def update_references(
         empty_classes=n_empty,
         recentring_px=moved,
     )
+
+
+def focused(
+    references: Float[Tensor, "H K *box"], focus: Float[Tensor, "*box"], sizes: Int[Tensor, " K"]
+) -> Float[Tensor, "H K *box"]:
+    """Classes that differ inside the focus mask alone: outside each is the mean of all, weighted by
+    their sizes, so that what varies there does not part the images."""
+    weight = (sizes.double() / sizes.sum().clamp(min=1)).to(references)
+    mean = torch.tensordot(weight, references, dims=([0], [1]))[:, None]
+    return mean + focus.to(references) * (references - mean)
 
 
 def halves_of(problem: Problem, parts: list[Sums]) -> list[Sums]:

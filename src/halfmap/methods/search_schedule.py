@@ -11,13 +11,13 @@ from halfmap.engine.method import Search
 from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.significant_poses import significant_poses
-from halfmap.engine.state import Candidates, Poses, State, in_every_class
+from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
 from halfmap.likelihood import ImageTerms
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
 from halfmap.pose_search.centring import particles_outside
-from halfmap.pose_search.refinement import refine_candidates
+from halfmap.pose_search.refinement import refine_candidates, score_classes
 from halfmap.projection import FourierReferences
 
 SETTLED_CLASSES = 0.01  # share of images that may still change class
@@ -78,6 +78,15 @@ def prepare(
             anchor=anchor,
         )
 
+    if settings.poses_known:
+
+        def where_they_are(batch: Batch, poses: Poses) -> Candidates:
+            start = in_every_class(as_candidates(poses), problem.n_classes)
+            return score_classes(
+                references, batch.scored, plane, start, radius=radius, settings=settings.search
+            )
+
+        return where_they_are
     if settings.anchor is not None or (
         is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY
     ):

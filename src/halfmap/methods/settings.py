@@ -18,9 +18,10 @@ class Settings:
     halves; 0.5 where both halves were aligned to one reference, whose noise they then share.
     `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share
     what lies below `join_halves_angstrom`, once they agree beyond it. Orientations are searched by
-    branch and bound, or on the adaptive grid. References are multiplied by `reference_mask`; the
-    correlation of halves is taken inside `fsc_mask`; images have a mask of their own
-    (`ImageSettings`).
+    branch and bound, or on the adaptive grid; with `poses_known` they are not searched at all, and
+    only classes are. References are multiplied by `reference_mask`; the
+    correlation of halves is taken inside `fsc_mask`; classes differ inside `focus_mask` only;
+    images have a mask of their own (`ImageSettings`).
     """
 
     search: SearchSettings
@@ -32,3 +33,5 @@ class Settings:
     tau_fudge: float = 1.0
     join_halves_angstrom: float | None = None
     branch_and_bound: bool = False
+    poses_known: bool = False
+    focus_mask: Float[Tensor, "*box"] | None = None

@@ -206,6 +206,33 @@ def refine_candidates(
     return without_improbable(candidates)
 
 
+def score_classes(
+    references: FourierReferences,
+    terms: ImageTerms,
+    plane: HalfPlane,
+    candidates: Candidates,
+    *,
+    radius: int,
+    settings: SearchSettings,
+) -> Candidates:
+    """Candidates weighed where they are, by their score and, with a prior, by how frequent their
+    class is; no pose moves, so that none takes a share of the posterior for what lies around it."""
+    scored, _ = refine_each(
+        references,
+        terms,
+        plane,
+        candidates,
+        radius=radius,
+        steps=0,
+        step_deg=settings.angular_step_deg,
+        settings=settings,
+    )
+    if settings.prior is None:
+        return scored
+    weight = scored.log_weight + settings.prior.classes[scored.classes]
+    return replace(scored, log_weight=weight)
+
+
 def refine_each(
     references: FourierReferences,
     terms: ImageTerms,
