@@ -235,7 +235,7 @@ def files(place: Path) -> list[dict[str, Any]]:
 def directions(place: Path, symmetry: str) -> dict[str, Any] | None:
     """Counts over the sphere and the numbers of evenness, of the particles of a 3D job."""
     from halfmap.particles import load_particles
-    from halfmap.symmetry import symmetry_matrices
+    from halfmap.symmetries import symmetry_matrices
 
     path = place / "particles.star"
     if not path.exists():
