@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,12 @@ from numpy.typing import ArrayLike
 
 from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
-from halfmap.io.cryosparc import cs_to_star, read_cs
+from halfmap.io.cryosparc import cs_to_star
+from halfmap.io.cs_files import Passthrough, read_cs
 from halfmap.io.dialects import relion31_blocks
 from halfmap.io.image_faults import Examined, examine, mend
 from halfmap.io.mrc import open_stack
-from halfmap.io.paths import ImageNames, not_found, rename_images, resolve, split_image_names
+from halfmap.io.paths import ImageNames, not_found, rename_images, resolve_all, split_image_names
 from halfmap.io.relion import (
     ANGLES,
     OLD_ORIGINS,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _CHECK_BATCH = 256
 
 
+Contrast = Literal["dark", "white"]
+CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")  # what `load_particles` takes for a bare stack
 
 
@@ -194,6 +197,19 @@ class Particles:
                 )
         return replace(self, new_columns={**self.new_columns, **columns}, **changed)  # type: ignore[arg-type]
 
+    def with_contrast(self, contrast: Contrast | None) -> "Particles":
+        """Data set whose images are stored with white particles, or dark ones, which `images` gives
+        white; None: as the file says. Files written from now on say so (csBlobSign)."""
+        if contrast is None:
+            return self
+        sign = np.full(len(self), -1 if contrast == "dark" else 1)
+        said = self.table if self.optics is None or CONTRAST not in self.optics else self.optics
+        if (self.image_sign == sign).all() and (contrast == "white" or CONTRAST in said):
+            return self
+        optics = None if self.optics is None else self.optics.without(CONTRAST)
+        columns = {**self.new_columns, CONTRAST: sign}
+        return replace(self, image_sign=sign, optics=optics, new_columns=columns)
+
     def with_transfer(self, transfer: CTFParameters | None) -> "Particles":
         """Data set with other CTF parameters, which `write_star` will write; None: images without
         a CTF, and no defocus columns.
@@ -344,7 +360,8 @@ def load_particles(
     data_dir: str | os.PathLike[str] | None = None,
     check_images: bool = True,
     use_ctf: bool = True,
-    passthrough: str | os.PathLike[str] | None = None,
+    passthrough: Passthrough | None = None,
+    contrast: Contrast | None = None,
 ) -> Particles:
     """Read a RELION STAR of any version, a cryoSPARC `.cs` (with its `passthrough` file, see
     `read_cs`), or a bare MRC stack.
@@ -352,7 +369,8 @@ def load_particles(
     `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no
     stack (one, if it is there and the STAR has no image size or pixel size; `box` is 0 if neither
     tells): a missing stack is then found out when its images are read. `use_ctf=False` (--no-ctf)
-    leaves the CTF columns alone, complete or not.
+    leaves the CTF columns alone, complete or not. `contrast`: particles are stored white or dark,
+    whatever the file says (see `Particles.with_contrast`).
 
     Raises:
         InputError: anything wrong in the table or the stacks, in one line with file, row and
@@ -360,12 +378,16 @@ def load_particles(
     """
     path = Path(path)
     if path.suffix.lower() in STACK_SUFFIXES:
-        return Particles.from_stack(path)
+        return Particles.from_stack(path).with_contrast(contrast)
     if path.suffix.lower() == ".cs":
-        star, notes = cs_to_star(read_cs(path, passthrough=passthrough), str(path))
-        particles = _from_star(star, data_dir, check_images, use_ctf)
-        return replace(particles, notes=particles.notes + notes)
-    return _from_star(read_star(path), data_dir, check_images, use_ctf)
+        data, notes = read_cs(path, passthrough=passthrough)
+        particles = _from_star(cs_to_star(data, str(path))[0], data_dir, check_images, use_ctf)
+        return replace(particles, notes=particles.notes + notes).with_contrast(contrast)
+    if passthrough is not None:
+        raise InputError(
+            f"--passthrough {passthrough}: only a .cs file has passthrough files; {path} is none"
+        )
+    return _from_star(read_star(path), data_dir, check_images, use_ctf).with_contrast(contrast)
 
 
 def _from_star(
@@ -374,7 +396,7 @@ def _from_star(
     tables = particle_tables(star)
     particles = tables.particles
     names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
-    found = tuple(resolve(name, star.path, data_dir) for name in names.files)
+    found = resolve_all(names.files, star.path, data_dir)
     size, notes = pixel_size(tables), []
     need_header = (size is None or not tables.has("rlnImageSize")) and found[0] is not None
     box, header_size = 0, 0.0
@@ -443,7 +465,7 @@ def _from_star(
         optics_group=tables.optics_group,
         micrograph=micrograph.astype(np.int64),
         transfer=transfer,
-        image_sign=np.where(tables.floats("csBlobSign", 1.0) < 0, -1, 1),
+        image_sign=np.where(tables.floats(CONTRAST, 1.0) < 0, -1, 1),
         image_file=names.file,
         image_index=names.index,
         files=names.files,

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from halfmap.ctf_parameters import CTFParameters
+from halfmap.ctf_parameters import CTFParameters, electron_wavelength_angstrom
 from halfmap.errors import InputError
 
 __all__ = [
@@ -36,21 +36,7 @@ __all__ = [
     "turned_ctf",
 ]
 
-# h / sqrt(2 m e) in Angstrom sqrt(V) and e / (2 m c^2) in 1/V, from the CODATA 2018 constants.
-_DE_BROGLIE = 12.264259660
-_RELATIVISTIC = 9.78475598e-7
 _ANGSTROM_PER_MM = 1e7
-
-
-def electron_wavelength_angstrom(voltage_kv: Tensor) -> Tensor:
-    """Relativistic wavelength of an electron: lambda = h / sqrt(2 m e V (1 + e V / (2 m c^2))), V =
-    1000 `voltage_kv`.
-
-    Any shape; Angstrom. Constants are CODATA 2018's; RELION's own are rounded and give a wavelength
-    5e-6 longer, which is as much as 0.1 A in 20,000 A of defocus.
-    """
-    volt = voltage_kv * 1000
-    return _DE_BROGLIE / torch.sqrt(volt * (1 + volt * _RELATIVISTIC))
 
 
 # J spatial frequencies (1/A): a tensor, an array, or a number

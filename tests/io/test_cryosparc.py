@@ -6,14 +6,9 @@ import pytest
 
 from halfmap.errors import InputError
 from halfmap.io.convert import convert
-from halfmap.io.cryosparc import (
-    cs_to_star,
-    euler_deg_to_rotation_vector,
-    read_cs,
-    rotation_vector_to_euler_deg,
-    star_to_cs,
-    write_cs,
-)
+from halfmap.io.cryosparc import cs_to_star, star_to_cs
+from halfmap.io.cs_files import read_cs, write_cs
+from halfmap.io.cs_poses import euler_deg_to_rotation_vector, rotation_vector_to_euler_deg
 from halfmap.io.mrc import write_stack
 from halfmap.io.relion import ctf_parameters, particle_tables, pixel_size, poses
 from halfmap.io.star import read_star, write_star
@@ -149,7 +144,7 @@ def test_cs_to_star_file_and_back(tmp_path, poses_3d):
     write_cs(tmp_path / "a.cs", data)
     convert(tmp_path / "a.cs", tmp_path / "b.star")
     convert(tmp_path / "b.star", tmp_path / "c.cs")
-    again = read_cs(tmp_path / "c.cs")
+    again = read_cs(tmp_path / "c.cs")[0]
     for name in data.dtype.names:
         if name == "alignments3D/pose":  # the same rotation
             for v, w in zip(data[name], again[name], strict=True):
@@ -221,7 +216,7 @@ def test_star_to_cs_and_back(shared_data, tmp_path, name):
 
 @pytest.mark.shared
 def test_cs_files_of_cryosparc(shared_data, tmp_path):
-    data = read_cs(shared_data / "cs" / "cryosparc_J2_particles_exported.cs")
+    data, _ = read_cs(shared_data / "cs" / "cryosparc_J2_particles_exported.cs")
     particles = load_particles(
         shared_data / "cs" / "cryosparc_J2_particles_exported.cs", check_images=False
     )
@@ -272,8 +267,10 @@ def test_passthrough_is_joined_by_uid(tmp_path):
         read_cs(tmp_path / "J5_particles.cs")
     write_cs(tmp_path / "J5_passthrough_particles.cs", data[blob][::-1])
     for merged in (
-        read_cs(tmp_path / "J5_particles.cs"),
-        read_cs(tmp_path / "J5_particles.cs", passthrough=tmp_path / "J5_passthrough_particles.cs"),
+        read_cs(tmp_path / "J5_particles.cs")[0],
+        read_cs(tmp_path / "J5_particles.cs", passthrough=tmp_path / "J5_passthrough_particles.cs")[
+            0
+        ],
     ):
         for name in data.dtype.names:
             np.testing.assert_array_equal(merged[name], data[name])
@@ -321,7 +318,7 @@ def test_uids_are_made_from_names_and_repeat(tmp_path):
     )
     write_star(tmp_path / "a.star", {"": table})
     tables = particle_tables(read_star(tmp_path / "a.star"))
-    first, again = (star_to_cs(tables, box=8, pixel_size_angstrom=1.0)["uid"] for _ in range(2))
+    first, again = (star_to_cs(tables, box=8, pixel_size_angstrom=1.0)[0]["uid"] for _ in range(2))
     assert first.tolist() == again.tolist()
     assert first[0] != first[1]
 

@@ -1,14 +1,16 @@
 """Between the STAR dialects of RELION and cryoSPARC's `.cs`."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Literal
 
 from halfmap.errors import InputError
-from halfmap.io.cryosparc import cs_to_star, read_cs, star_to_cs, write_cs
+from halfmap.io.cryosparc import cs_to_star, star_to_cs
+from halfmap.io.cs_files import Passthrough, read_cs, write_cs
 from halfmap.io.dialects import relion30_blocks, relion31_blocks
 from halfmap.io.mrc import open_stack
-from halfmap.io.paths import rename_images, resolve, split_image_names
+from halfmap.io.paths import rename_images, resolve, resolve_all, split_image_names
 from halfmap.io.relion import ParticleTables, particle_tables, pixel_size, poses
 from halfmap.io.star import read_star, write_star
 
@@ -16,7 +18,7 @@ from halfmap.io.star import read_star, write_star
 def convert(
     input: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    passthrough: str | os.PathLike[str] | None = None,
+    passthrough: Passthrough | None = None,
     *,
     relion: Literal["3.1", "3.0"] = "3.1",
     data_dir: str | os.PathLike[str] | None = None,
@@ -43,12 +45,14 @@ def convert(
         )
     notes: tuple[str, ...] = ()
     if source.suffix.lower() == ".cs":
-        star, notes = cs_to_star(read_cs(source, passthrough=passthrough), str(source))
+        data, found_notes = read_cs(source, passthrough=passthrough)
+        star, notes = cs_to_star(data, str(source))
+        notes = found_notes + notes
     else:
         star = read_star(source)
     tables = particle_tables(star)
     names = split_image_names(tables.particles.strings("rlnImageName").tolist(), star.path)
-    found = tuple(resolve(name, star.path, data_dir) for name in names.files)
+    found = resolve_all(names.files, star.path, data_dir)
     header = next((open_stack(path) for path in found if path is not None), None)
     size = pixel_size(tables) or (header.pixel_size_angstrom if header else 0.0)
     if size <= 0:
@@ -71,8 +75,14 @@ def convert(
                 f"{source}: no image size: no column _rlnImageSize, and {names.files[0]} was not "
                 "found; add the column"
             )
-        write_cs(target, star_to_cs(tables, box=box, pixel_size_angstrom=size))
-        return notes
+        cs, lost = star_to_cs(
+            tables,
+            box=box,
+            pixel_size_angstrom=size,
+            micrograph_sizes=_micrograph_sizes(tables, data_dir),
+        )
+        write_cs(target, cs)
+        return notes + lost
     shift = poses(tables, size)[1]
     if relion == "3.0":
         write_star(target, relion30_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size))
@@ -81,3 +91,18 @@ def convert(
             target, relion31_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size, box=box)
         )
     return notes
+
+
+def _micrograph_sizes(
+    tables: ParticleTables, data_dir: str | os.PathLike[str] | None
+) -> dict[str, tuple[int, int]]:
+    """Pixels along x and y of the micrographs that are there as MRC, by name."""
+    sizes = {}
+    if "rlnMicrographName" in tables.particles:
+        for name in set(tables.particles.strings("rlnMicrographName").tolist()):
+            place = resolve(name, tables.path, data_dir)
+            with contextlib.suppress(InputError):  # of another format
+                if place is not None:
+                    _, rows, columns = open_stack(place).shape
+                    sizes[name] = (columns, rows)
+    return sizes

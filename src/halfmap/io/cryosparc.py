@@ -1,354 +1,327 @@
-"""cryoSPARC's `.cs` files to and from RELION's tables.
+"""cryoSPARC's `.cs` arrays to and from RELION's tables.
 
-Facts of the format (structured numpy arrays), with RELION's conventions on the right:
+Facts of the format, with RELION's conventions on the right:
 
-| `.cs` field | meaning | RELION | |---|---|---| | `alignments3D/pose` | rotation vector v in
-radians; exp([v]x) is the transpose of RELION's matrix A | rlnAngleRot, Tilt, Psi | |
-`alignments2D/pose` | in-plane angle in radians, which is the rotation vector (0, 0, angle) |
-rlnAnglePsi | | `alignments*/shift` | pixels of `alignments*/psize_A`; same sign | rlnOriginXAngst,
-YAngst | | `alignments*/split`, `class` | from 0 | rlnRandomSubset, rlnClassNumber, from 1 | |
-`ctf/df1_A`, `df2_A`, `df_angle_rad`, `phase_shift_rad` | underfocus positive, radians |
-rlnDefocusU, V, Angle, rlnPhaseShift | | `ctf/tilt_A` | Cs sin(tilt), Angstrom | rlnBeamTiltX, Y
-(mrad) | | `blob/idx` | from 0 | index of rlnImageName, from 1 | | `blob/sign` | -1: stored dark on
-light, to be multiplied by -1 | csBlobSign (a column of our own, as is csUid) |
+| `.cs` field | meaning | RELION |
+|---|---|---|
+| `alignments3D/pose` | rotation vector v (radians): exp([v]x) = A^T | rlnAngleRot, Tilt, Psi |
+| `alignments2D/pose` | in-plane angle in radians | rlnAnglePsi |
+| `alignments*/shift` | pixels of `alignments*/psize_A`; same sign | rlnOriginXAngst, YAngst |
+| `alignments*/split`, `class` | from 0 | rlnRandomSubset, rlnClassNumber, from 1 |
+| `ctf/df1_A`, `df2_A`, ... | underfocus positive, radians | rlnDefocusU, V, Angle |
+| `ctf/tilt_A`, higher aberrations | lengths in Angstrom | `halfmap.io.cs_aberrations` |
+| `ctf/exp_group_id` | from 0 | rlnOpticsGroup, from 1 |
+| `blob/idx` | from 0 | index of rlnImageName, from 1 |
+| `blob/sign` | -1: stored dark on light | csBlobSign (of our own, as is csUid) |
+| `location/center_x_frac`, `y` | share of the micrograph | rlnCoordinateX, Y, in pixels |
 
 The pose and shift conventions are those on which the converters csparc2star (pyem) and cryoDRGN
 agree.
 """
 
 import hashlib
-import os
-import warnings
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from halfmap.ctf_parameters import CTFParameters, Quantity, quantities
 from halfmap.errors import InputError
-from halfmap.io.files import replacing
-from halfmap.io.paths import split_image_names
-from halfmap.io.relion import ANGLES, ParticleTables, ctf_parameters, poses
+from halfmap.io import cs_aberrations
+from halfmap.io.cs_files import fields, text
+from halfmap.io.cs_poses import NUMBER_COLUMNS, POSE_COLUMNS, alignment_columns, alignment_fields
+from halfmap.io.paths import as_stack_name, split_image_names
+from halfmap.io.relion import ParticleTables, ctf_parameters, poses
 from halfmap.io.star import StarFile
 from halfmap.io.table import Table
 
 _ANGSTROM_PER_MM = 1e7
 _TILT = "ctf/tilt_A"  # Cs sin(tilt), a vector
-_IGNORED = ("ctf/trefoil_A", "ctf/tetra_A", "ctf/anisomag", "ctf/shift_A")
-
-
-def read_cs(
-    path: str | os.PathLike[str], *, passthrough: str | os.PathLike[str] | None = None
-) -> np.ndarray:
-    """Read a `.cs` file, with the fields of its passthrough file added by uid.
-
-    A refinement job's `.cs` has poses only; where the images (`blob/path`) are missing and no
-    `passthrough` is given, the one file `*passthrough*particles*.cs` in the same folder is taken.
-
-    Raises:
-        InputError: unreadable, not a particle `.cs`, or the passthrough file is missing, ambiguous
-            or lacks particles.
-    """
-    path = Path(path)
-    data = _load(path)
-    if passthrough is None and "blob/path" not in _fields(data):
-        near = sorted(path.parent.glob("*passthrough*particles*.cs"))
-        if len(near) != 1:
-            raise InputError(
-                f"{path}: no field blob/path (where the images are), and {len(near)} files "
-                "*passthrough*particles*.cs beside it; "
-                "give the passthrough file"
-            )
-        passthrough = near[0]
-    if passthrough is not None:
-        data = _merge(path, data, Path(passthrough), _load(Path(passthrough)))
-    if not len(data):
-        raise InputError(f"{path}: has no particles; nothing to process")
-    missing = [
-        name
-        for name in ("uid", "blob/path", "blob/idx", "blob/psize_A", "blob/shape")
-        if name not in _fields(data)
-    ]
-    if missing:
-        raise InputError(
-            f"{path}: the field {missing[0]} is missing; this is not a particle .cs file with its "
-            "passthrough file"
-        )
-    return data
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        data = np.load(path, allow_pickle=False)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path"
-        ) from error
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"{path}: is not a cryoSPARC .cs file (a structured numpy array): {error}"
-        ) from error
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype.names is None
-        or "uid" not in data.dtype.names
-        or data.ndim != 1
-    ):
-        raise InputError(f"{path}: is not a cryoSPARC .cs file (no table with a field uid)")
-    return data
-
-
-def _fields(data: np.ndarray) -> tuple[str, ...]:
-    return data.dtype.names or ()
-
-
-def _merge(path: Path, data: np.ndarray, other_path: Path, other: np.ndarray) -> np.ndarray:
-    order = np.argsort(other["uid"], kind="stable")
-    at = np.searchsorted(other["uid"][order], data["uid"]).clip(max=max(0, len(other) - 1))
-    lost = (
-        np.flatnonzero(other["uid"][order][at] != data["uid"])
-        if len(other)
-        else np.arange(len(data))
-    )
-    if len(lost):
-        raise InputError(
-            f"{other_path}: {len(lost)} of {len(data)} particles of {path.name} are not in it "
-            f"(first: row {lost[0] + 1}, "
-            f"uid {data['uid'][lost[0]]}); give the passthrough file of the same job"
-        )
-    rows = order[at]
-    new = [name for name in _fields(other) if name not in _fields(data)]
-    merged = np.empty(
-        len(data), data.dtype.descr + [item for item in other.dtype.descr if item[0] in new]
-    )
-    for name in _fields(data):
-        merged[name] = data[name]
-    for name in new:
-        merged[name] = other[name][rows]
-    return merged
-
-
-def write_cs(path: str | os.PathLike[str], data: np.ndarray) -> None:
-    """Write a structured array as a `.cs` file, atomically."""
-    with replacing(path) as temporary, open(temporary, "wb") as out:
-        np.save(out, data, allow_pickle=False)
-
-
-def rotation_vector_to_euler_deg(vectors: np.ndarray) -> np.ndarray:
-    """RELION angles (rot, tilt, psi) `(n, 3)` of cryoSPARC rotation vectors `(n, 3)`: exp([v]x) =
-    A^T = Rz(rot) Ry(tilt) Rz(psi)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # at tilt 0 or 180 only rot +- psi is defined; scipy sets psi = 0 and says so
-        return Rotation.from_rotvec(np.asarray(vectors, np.float64)).as_euler("ZYZ", degrees=True)
-
-
-def euler_deg_to_rotation_vector(angles: np.ndarray) -> np.ndarray:
-    """cryoSPARC rotation vectors `(n, 3)` of RELION angles (rot, tilt, psi) `(n, 3)`; the inverse
-    of `rotation_vector_to_euler_deg`."""
-    return Rotation.from_euler("ZYZ", np.asarray(angles, np.float64), degrees=True).as_rotvec()
+# plain numbers that mean the same on both sides
+_SAME = {
+    "rlnCtfMaxResolution": "ctf/ctf_fit_to_A",
+    "rlnCtfFigureOfMerit": "ctf/cross_corr_ctffind4",
+    "rlnAutopickFigureOfMerit": "pick_stats/ncc_score",
+    "rlnHelicalTrackLengthAngst": "filament/position_A",
+    "rlnMicrographOriginalPixelSize": "location/micrograph_psize_A",
+}
+_COORDINATES = ("rlnCoordinateX", "rlnCoordinateY")
+_FRACTIONS = ("location/center_x_frac", "location/center_y_frac")
+# of our own, so that coordinates and names of optics groups find their way back
+_MICROGRAPH_SIZE = ("csMicrographSizeX", "csMicrographSizeY")
+_GROUP_NAME = "halfmap/optics_group_name"
+# what the other side has by itself, or is a number without meaning there
+_IMPLIED = ("rlnOpticsGroup", "rlnOpticsGroupName", "rlnImageDimensionality", "rlnPixelSize")
+_OF_IMAGES = ("rlnImageName", "rlnImagePixelSize", "rlnImageSize", "csUid", "csBlobSign")
+_OLD_SIZE = ("rlnMagnification", "rlnDetectorPixelSize")
+_IMPLIED_FIELDS = (
+    "uid",
+    "blob/import_sig",
+    "ctf/type",
+    "ctf/scale_const",
+    "location/exp_group_id",
+    "location/micrograph_uid",
+    "mscope_params/exp_group_id",
+)
+_LARGEST_GROUP = 1 << 20  # RELION keeps a list up to the largest number
 
 
 def cs_to_star(data: np.ndarray, path: str) -> tuple[StarFile, tuple[str, ...]]:
-    """RELION 3.1 tables of a `.cs` array, and notes on what RELION's tables here do not carry over.
+    """RELION 3.1 tables of a `.cs` array, and notes on what they do not carry over: fields that are
+    not zero, with the number of rows.
 
     Raises:
         InputError: images that are not square.
     """
-    have, n = set(_fields(data)), len(data)
-    shape = data["blob/shape"].reshape(n, -1)
+    have, n, used = set(fields(data)), len(data), set(_IMPLIED_FIELDS)
+    optics: dict[str, np.ndarray] = {"rlnImagePixelSize": data["blob/psize_A"]}
+    if "blob/shape" in have:
+        optics["rlnImageSize"] = _side(data["blob/shape"].reshape(n, -1), path)
+    particles: dict[str, Iterable[object]] = {}
+    names = text(data["blob/path"])
+    particles["rlnImageName"] = [
+        f"{i + 1:06d}@{name}" for i, name in zip(data["blob/idx"].tolist(), names, strict=True)
+    ]
+    particles |= _location_columns(data)
+    if "ctf/df1_A" in have:
+        for one in quantities():
+            if (values := _from_cs(one, data)) is not None:
+                (optics if one.per_group else particles)[one.relion] = values
+        aberrations = cs_aberrations.aberrations_from_cs(data)
+        optics |= aberrations
+        used |= {one.cs for one in quantities() if one.cs} | set(cs_aberrations.CS_FIELDS)
+    for name, field in _SAME.items():
+        if field in have and data[field].any():
+            (optics if name == "rlnMicrographOriginalPixelSize" else particles)[name] = data[field]
+    poses_found, read = alignment_columns(data)
+    particles |= poses_found
+    if "blob/sign" in have and (data["blob/sign"] < 0).any():
+        particles["csBlobSign"] = np.where(data["blob/sign"] < 0, -1, 1)
+    particles["csUid"] = data["uid"]
+    used |= read | set(_SAME.values()) | {name for name in have if name.startswith("blob/")}
+    used |= {*_FRACTIONS, "location/micrograph_path", "location/micrograph_shape", _GROUP_NAME}
+    blocks = _blocks(data, optics, particles, path)
+    return StarFile(path, blocks), _dropped_fields(data, used | {"ctf/exp_group_id"}, path)
+
+
+def _side(shape: np.ndarray, path: str) -> np.ndarray:
     if (shape[:, 0] != shape[:, -1]).any():
         row = int(np.argmax(shape[:, 0] != shape[:, -1]))
         raise InputError(
             f"{path}: row {row + 1}, field blob/shape: {shape[row].tolist()}; square images are "
             "needed"
         )
+    return shape[:, 0]
 
-    optics: dict[str, np.ndarray] = {
-        "rlnImagePixelSize": data["blob/psize_A"],
-        "rlnImageSize": shape[:, 0],
-    }
-    particles: dict[str, Iterable[object]] = {}
-    names = [
-        item.decode("utf-8", "surrogateescape").removeprefix(">")
-        for item in data["blob/path"].astype(bytes).tolist()
-    ]
-    particles["rlnImageName"] = [
-        f"{i + 1:06d}@{name}" for i, name in zip(data["blob/idx"].tolist(), names, strict=True)
-    ]
-    if "location/micrograph_path" in have:
-        found = data["location/micrograph_path"].astype(bytes).tolist()
-        particles["rlnMicrographName"] = [
-            item.decode("utf-8", "surrogateescape").removeprefix(">") for item in found
-        ]
-    if "ctf/df1_A" in have:
-        for one in quantities():
-            if (values := _from_cs(one, data)) is not None:
-                (optics if one.per_group else particles)[one.relion] = values
-    particles |= _alignment_columns(data)
-    if "blob/sign" in have and (data["blob/sign"] < 0).any():
-        particles["csBlobSign"] = np.where(data["blob/sign"] < 0, -1, 1)
-    particles["csUid"] = data["uid"]
 
-    label = (
-        data["ctf/exp_group_id"].astype(np.int64) + 1
-        if "ctf/exp_group_id" in have
-        else np.ones(n, np.int64)
-    )
-    keys = np.stack([label, *optics.values()], axis=1)
+def _blocks(
+    data: np.ndarray,
+    optics: dict[str, np.ndarray],
+    particles: dict[str, Iterable[object]],
+    path: str,
+) -> dict[str, Table]:
+    """Both tables: an optics group for each set of values, numbered as in cryoSPARC where that is
+    one of values too."""
+    have, n = set(fields(data)), len(data)
+    label = np.ones(n, np.int64)
+    if "ctf/exp_group_id" in have:
+        label = data["ctf/exp_group_id"].astype(np.int64) + 1
+    named = text(data[_GROUP_NAME]) if _GROUP_NAME in have else None
+    codes = [np.unique(values, return_inverse=True)[1].ravel() for values in optics.values()]
+    codes += [] if named is None else [np.unique(named, return_inverse=True)[1].ravel()]
+    keys = np.stack([label, *codes], axis=1)
     groups, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     labels = groups[:, 0].astype(np.int64)
-    labels = labels if len(set(labels.tolist())) == len(labels) else np.arange(1, len(groups) + 1)
+    if len(set(labels.tolist())) < len(labels) or labels.max() > _LARGEST_GROUP:
+        labels = np.arange(1, len(groups) + 1)
     particles["rlnOpticsGroup"] = labels[inverse.ravel()]
     columns: dict[str, Iterable[object]] = {
         "rlnOpticsGroup": labels,
-        "rlnOpticsGroupName": [f"opticsGroup{i}" for i in labels],
+        "rlnOpticsGroupName": [f"opticsGroup{i}" for i in labels]
+        if named is None
+        else [named[i] for i in first],
     }
     columns |= {name: values[first] for name, values in optics.items()}
     columns["rlnImageDimensionality"] = [2] * len(labels)
-    blocks = {
+    return {
         "optics": Table.from_columns(columns, path=path),
         "particles": Table.from_columns(particles, path=path),
     }
-    lost = [name for name in _IGNORED if name in have and (data[name] != 0).any()]
-    return StarFile(path, blocks), (
-        (f"{path}: {', '.join(lost)} are not zero and are not used",) if lost else ()
-    )
 
 
-def _alignment_columns(data: np.ndarray) -> dict[str, np.ndarray]:
-    """Poses of the best class: one alignment (3D, else 2D), several (`alignments_class_k`), or an
-    array of them (`alignments3D_multi`)."""
-    have, n = set(_fields(data)), len(data)
-    several = sorted(
-        name.split("/")[0]
-        for name in have
-        if name.startswith("alignments_class") and name.endswith("/pose")
-    )
-    out: dict[str, np.ndarray] = {}
-
-    def pick(field: str) -> np.ndarray | None:
-        if "alignments3D/pose" in have or (
-            "alignments2D/pose" in have and not several and "alignments3D_multi/pose" not in have
-        ):
-            name = f"alignments{'3D' if 'alignments3D/pose' in have else '2D'}/{field}"
-            return data[name] if name in have else None
-        rows = np.arange(n)
-        if several and all(f"{group}/{field}" in have for group in several):
-            best = np.argmax([data[f"{group}/class_posterior"] for group in several], axis=0)
-            return np.stack([data[f"{group}/{field}"] for group in several])[best, rows]
-        if f"alignments3D_multi/{field}" in have:
-            values = data[f"alignments3D_multi/{field}"]
-            best = np.argmax(data["alignments3D_multi/class_posterior"], axis=1)
-            return values[rows, best] if values.ndim > 1 else values
-        return None
-
-    pose, shift, split, group = (pick(field) for field in ("pose", "shift", "split", "class"))
-    if pose is not None and pose.ndim == 2:
-        out |= dict(zip(ANGLES, rotation_vector_to_euler_deg(pose).T, strict=True))
-    elif pose is not None:
-        out["rlnAnglePsi"] = np.degrees(pose.astype(np.float64))
-    if shift is not None:
-        size = pick("psize_A")
-        size = (
-            data["blob/psize_A"] if size is None else np.where(size > 0, size, data["blob/psize_A"])
-        )
-        out["rlnOriginXAngst"], out["rlnOriginYAngst"] = (
-            shift.astype(np.float64) * size[:, None]
-        ).T
-    if split is not None and len(np.unique(split)) > 1:  # all 0: never split into halves
-        out["rlnRandomSubset"] = split.astype(np.int64) + 1
-    if group is not None:
-        out["rlnClassNumber"] = group.astype(np.int64) + 1
+def _location_columns(data: np.ndarray) -> dict[str, Iterable[object]]:
+    """Micrograph, and coordinates in its pixels."""
+    have = set(fields(data))
+    out: dict[str, Iterable[object]] = {}
+    if "location/micrograph_path" in have:
+        out["rlnMicrographName"] = text(data["location/micrograph_path"])
+    if {*_FRACTIONS, "location/micrograph_shape"} <= have:
+        size = data["location/micrograph_shape"].reshape(len(data), -1)[:, ::-1]  # stored y, x
+        for axis in (0, 1):
+            fraction = data[_FRACTIONS[axis]].astype(np.float64)
+            out[_COORDINATES[axis]] = fraction * size[:, axis]
+            out[_MICROGRAPH_SIZE[axis]] = size[:, axis].astype(np.int64)
     return out
 
 
-def star_to_cs(tables: ParticleTables, *, box: int, pixel_size_angstrom: float) -> np.ndarray:
-    """Structured array with the fields of cryoSPARC's imported particles; poses go to alignments3D,
-    or 2D if there is only psi.
+def _dropped_fields(data: np.ndarray, used: set[str], path: str) -> tuple[str, ...]:
+    """One line that names every field which is not zero and has no place in RELION's tables."""
+    lost = []
+    for name in fields(data):
+        if name in used or data.dtype[name].base.kind in "SU":
+            continue
+        rows = np.count_nonzero((data[name].reshape(len(data), -1) != 0).any(axis=1))
+        if rows:
+            lost.append(f"{name} ({rows} rows)")
+    return (f"{path}: not carried over: {', '.join(lost)}",) if lost else ()
+
+
+def star_to_cs(
+    tables: ParticleTables,
+    *,
+    box: int | np.ndarray,
+    pixel_size_angstrom: float | np.ndarray,
+    micrograph_sizes: Mapping[str, tuple[int, int]] | None = None,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Structured array with the fields of cryoSPARC's imported particles, and notes on what they do
+    not carry: columns, with the number of rows. Poses go to alignments3D, or 2D if they are angles
+    in the plane.
 
     `uid` is csUid where the table has it, else made from the image name, so that the same particle
-    always gets the same.
+    always gets the same; rows of one image get different ones. `box` and pixel size are those of
+    each stored image, or of all. `micrograph_sizes`: pixels along x and y, by name, for coordinates
+    of a table that does not tell them.
 
     Raises:
         InputError: bad cells, or an incomplete CTF.
     """
     particles, n = tables.particles, len(tables.particles)
-    text = particles.strings("rlnImageName").tolist()
-    names = split_image_names(text, tables.path)
-    angles, shift, has_poses = poses(tables, pixel_size_angstrom)
+    sides, pixel = np.broadcast_to(box, n), np.broadcast_to(pixel_size_angstrom, n)
+    image_names = particles.strings("rlnImageName").tolist()
+    names = split_image_names(image_names, tables.path)
+    angles, shift, in_3d = poses(tables, pixel)
     transfer, has_ctf = ctf_parameters(tables)
-    if "csUid" in particles:
-        uid = np.array([int(value) for value in particles.strings("csUid")], np.uint64)
-    else:
-        digests = (
-            hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-            for name in text
-        )
-        uid = np.frombuffer(b"".join(digests), "<u8")
-    fields: dict[str, object] = {
-        "uid": uid,
-        "blob/path": np.array([name.encode("utf-8", "surrogateescape") for name in names.files])[
-            names.file
-        ],
+    stacks = [as_stack_name(name).encode("utf-8", "surrogateescape") for name in names.files]
+    out: dict[str, np.ndarray] = {
+        "uid": _uids(tables, image_names),
+        "blob/path": np.array(stacks)[names.file],
         "blob/idx": names.index.astype(np.uint32),
-        "blob/shape": np.full((n, 2), box, np.uint32),
-        "blob/psize_A": np.full(n, pixel_size_angstrom, np.float32),
+        "blob/shape": np.stack([sides, sides], axis=1).astype(np.uint32),
+        "blob/psize_A": pixel.astype(np.float32),
         "blob/sign": np.where(tables.floats("csBlobSign", 1.0) < 0, -1, 1).astype(np.float32),
     }
+    lost: dict[str, int] = {}
+    notes: tuple[str, ...] = ()
     if has_ctf:
-        fields |= {
-            "ctf/type": np.full(n, b"imported"),
-            "ctf/exp_group_id": (_labels(tables) - 1).astype(np.uint32),
-            **_to_cs(transfer),
-            "ctf/scale_const": np.zeros(n),
-            "ctf/shift_A": np.zeros((n, 2)),
-            "ctf/trefoil_A": np.zeros((n, 2)),
-            "ctf/tetra_A": np.zeros((n, 4)),
-            "ctf/anisomag": np.zeros((n, 4)),
-        }
-    if has_poses or "rlnAnglePsi" in particles:
-        kind = "alignments3D" if has_poses else "alignments2D"
-        half = (
-            particles.ints("rlnRandomSubset")
-            if "rlnRandomSubset" in particles
-            else np.ones(n, np.int64)
-        )
-        group = (
-            particles.ints("rlnClassNumber")
-            if "rlnClassNumber" in particles
-            else np.ones(n, np.int64)
-        )
-        fields |= {
-            f"{kind}/split": (half - 1).clip(min=0).astype(np.uint32),
-            f"{kind}/shift": shift / pixel_size_angstrom,
-            f"{kind}/pose": euler_deg_to_rotation_vector(angles)
-            if has_poses
-            else np.radians(angles[:, 2]),
-            f"{kind}/psize_A": np.full(n, pixel_size_angstrom),
-            f"{kind}/class": (group - 1).clip(min=0).astype(np.uint32),
-            f"{kind}/class_posterior": np.ones(n),
-        }
-    arrays = {name: np.asarray(values) for name, values in fields.items()}
+        groups = _exposure_groups(tables)
+        out |= {"ctf/type": np.full(n, b"imported"), **groups, **_to_cs(transfer)}
+        higher, lost = cs_aberrations.aberrations_to_cs(tables, transfer.voltage_kv)
+        out[_TILT] = out[_TILT] + higher.pop(_TILT)
+        out |= {"ctf/scale_const": np.zeros(n), **higher}
+    out |= {field: tables.floats(name) for name, field in _SAME.items() if tables.has(name)}
+    location, placed = _location_fields(tables, micrograph_sizes or {})
+    out |= location
+    if in_3d or tables.has("rlnAnglePsi") or "rlnClassNumber" in particles:
+        found, notes = alignment_fields(tables, angles, shift, pixel, in_3d=in_3d)
+        out |= found
+    carried = {*_IMPLIED, *_OF_IMAGES, *_OLD_SIZE, *_SAME, *POSE_COLUMNS, *NUMBER_COLUMNS, *placed}
+    carried |= {one.relion for one in quantities() if one.cs or not has_ctf}
+    carried |= set(cs_aberrations.USED) if has_ctf else set()
+    notes += _dropped_columns(tables, carried, lost)
+    return _structured(out), notes
+
+
+def _structured(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     arrays = {
         name: values.astype(np.float32) if values.dtype == np.float64 else values
-        for name, values in arrays.items()
+        for name, values in columns.items()
     }
+    n = len(arrays["uid"])
     out = np.empty(n, [(name, values.dtype, values.shape[1:]) for name, values in arrays.items()])
     for name, values in arrays.items():
         out[name] = values
     return out
 
 
+def _uids(tables: ParticleTables, image_names: list[str]) -> np.ndarray:
+    """One number a row: csUid, or made of the image's name; of rows that would have the same, those
+    after the first get one made of that and their count."""
+    given = tables.particles.strings("csUid") if "csUid" in tables.particles else None
+    keys = image_names if given is None else [str(value) for value in given]
+    seen: dict[str, int] = {}
+    uids = np.empty(len(keys), np.uint64)
+    for row, key in enumerate(keys):
+        count = seen[key] = seen.get(key, -1) + 1
+        if count or given is None:
+            uids[row] = _hashed(f"{key}#{count}" if count else key)
+        else:
+            uids[row] = _uid(key, tables, row)
+    return uids
+
+
+def _uid(cell: str, tables: ParticleTables, row: int) -> int:
+    if not cell.isdecimal() or int(cell) >= 1 << 64:
+        raise InputError(
+            f"{tables.particles.where(row, 'csUid')}: expected cryoSPARC's uid, a whole number "
+            f"below 2^64, found {cell!r}; correct the cell or remove the column"
+        )
+    return int(cell)
+
+
+def _hashed(key: str) -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _location_fields(
+    tables: ParticleTables, sizes: Mapping[str, tuple[int, int]]
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Micrograph and coordinates as shares of it, and the columns that have found a place."""
+    particles = tables.particles
+    if "rlnMicrographName" not in particles:
+        return {}, ()
+    names = particles.strings("rlnMicrographName")
+    unique, row_of = np.unique(names.astype(str), return_inverse=True)
+    encoded = [name.encode("utf-8", "surrogateescape") for name in unique.tolist()]
+    out = {
+        "location/micrograph_uid": np.array([_hashed(name) for name in unique.tolist()], np.uint64)[
+            row_of
+        ],
+        "location/micrograph_path": np.array(encoded)[row_of],
+    }
+    placed = ("rlnMicrographName", *_MICROGRAPH_SIZE)
+    if not all(name in particles for name in _COORDINATES):
+        return out, placed
+    if all(name in particles for name in _MICROGRAPH_SIZE):
+        size = np.stack([particles.ints(name) for name in _MICROGRAPH_SIZE], axis=1)
+    else:
+        size = np.array([sizes.get(name, (0, 0)) for name in unique.tolist()])[row_of]
+    if size.min() <= 0:
+        return out, placed
+    out["location/micrograph_shape"] = size[:, ::-1].astype(np.uint32)
+    for axis in (0, 1):
+        out[_FRACTIONS[axis]] = particles.floats(_COORDINATES[axis]) / size[:, axis]
+    return out, (*placed, *_COORDINATES)
+
+
+def _dropped_columns(
+    tables: ParticleTables, carried: set[str], parts: Mapping[str, int]
+) -> tuple[str, ...]:
+    """One line that names every column without a place in a `.cs` file."""
+    lost = [f"_{name} ({rows} rows)" for name, rows in parts.items()]
+    for table, what in ((tables.optics, "groups"), (tables.particles, "rows")):
+        for name in () if table is None else table.names:
+            if name not in carried:
+                lost.append(f"_{name} ({len(table)} {what})")  # type: ignore[arg-type]
+    return (f"{tables.path}: not carried over: {', '.join(lost)}",) if lost else ()
+
+
 def _from_cs(one: Quantity, data: np.ndarray) -> np.ndarray | None:
     """A CTF parameter in its own unit; None where the array has none, or a beam tilt of 0."""
-    if one.cs is None or one.cs not in _fields(data):
+    if one.cs is None or one.cs not in fields(data):
         return None
     values = data[one.cs].astype(np.float64)
     if one.cs == _TILT:
-        if not values.any():
+        if not values.any() or not cs_aberrations.tilt_is_an_angle(data):
             return None
         spherical = data["ctf/cs_mm"].astype(np.float64) * _ANGSTROM_PER_MM
         return np.arcsin(values[:, one.cs_component] / spherical) * 1e3
@@ -371,10 +344,20 @@ def _to_cs(parameters: CTFParameters) -> dict[str, np.ndarray]:
     return columns
 
 
-def _labels(tables: ParticleTables) -> np.ndarray:
-    """Optics group number of each particle as the file has it (from 1)."""
-    return (
-        tables.optics_group + 1
-        if tables.optics is None
-        else tables.optics.ints("rlnOpticsGroup")[tables.optics_group]
-    )
+def _exposure_groups(tables: ParticleTables) -> dict[str, np.ndarray]:
+    """cryoSPARC's group of each particle, from 0, and the group's name where it has one of its
+    own."""
+    if tables.optics is None:
+        return {"ctf/exp_group_id": tables.optics_group.astype(np.uint32)}
+    labels = tables.optics.ints("rlnOpticsGroup")
+    first = min(1, int(labels.min()))  # RELION counts from 1, some programs from 0
+    out = {"ctf/exp_group_id": (labels - first)[tables.optics_group].astype(np.uint32)}
+    if "rlnOpticsGroupName" in tables.optics:
+        names = tables.optics.strings("rlnOpticsGroupName").tolist()
+        if (
+            any(name != f"opticsGroup{i}" for i, name in zip(labels, names, strict=True))
+            or first < 1
+        ):
+            encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+            out[_GROUP_NAME] = np.array(encoded)[tables.optics_group]
+    return out

@@ -1,7 +1,8 @@
 """Image names of STAR and .cs files, and where on this machine the stacks lie."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from halfmap.errors import InputError
 from halfmap.io.table import Table, cells_from_tokens, quote
+
+STACK_MARK = ":mrcs"  # RELION's, after a name: take the file for a stack of images
+_MAPS_OF_RELION = (".mrc", ".map", ".st", ".rec", ".ccp4")
 
 
 @dataclass(frozen=True)
@@ -54,21 +58,28 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
     return ImageNames(tuple(numbers), file, index, frozenset(single))
 
 
+def as_stack_name(name: str) -> str:
+    """The file of an image name, without RELION's mark of a stack (`x.mrc:mrcs`) and cryoSPARC's
+    leading '>'."""
+    return name.removesuffix(STACK_MARK).removeprefix(">")
+
+
+def as_relion_name(name: str) -> str:
+    """A stack's name as RELION reads it: `.mrc` is a map there, unless it is marked as a stack."""
+    return f"{name}{STACK_MARK}" if Path(name).suffix.lower() in _MAPS_OF_RELION else name
+
+
 def candidates(
     name: str, table_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
 ) -> list[Path]:
-    """Places where a stack may lie, in the order of trying.
+    """Places where a stack may lie under its whole name, in the order of trying.
 
-    1. `data_dir` with the whole name, then with the bare file name; 2. the name itself if absolute;
-      3. beside the table;
-    4. the working directory (RELION's rule); 5. every parent folder of the table (project roots of
-      RELION and cryoSPARC).
-    cryoSPARC's leading '>' is dropped.
+    1. `data_dir`; 2. the name itself if absolute; 3. beside the table; 4. the working directory
+    (RELION's rule); 5. every parent folder of the table (project roots of RELION and cryoSPARC).
     """
-    path = Path(name.removeprefix(">"))
-    folder = Path(table_path).absolute().parent
-    found = [] if data_dir is None else [Path(data_dir) / path, Path(data_dir) / path.name]
-    roots = [] if path.is_absolute() else [folder, Path.cwd(), *folder.parents]
+    path = Path(as_stack_name(name))
+    found = [] if data_dir is None else [Path(data_dir) / path]
+    roots = [] if path.is_absolute() else _roots(table_path)
     return list(
         dict.fromkeys(
             [*found, *([path] if path.is_absolute() else []), *(root / path for root in roots)]
@@ -76,11 +87,67 @@ def candidates(
     )
 
 
+def _roots(table_path: str | os.PathLike[str]) -> list[Path]:
+    folder = Path(table_path).absolute().parent
+    return [folder, Path.cwd(), *folder.parents]
+
+
+def _last_folders(name: str) -> list[Path]:
+    """The name with fewer and fewer of its folders, the bare file name last."""
+    path = Path(as_stack_name(name))
+    parts = path.parts[1:] if path.is_absolute() else path.parts
+    return [Path(*parts[first:]) for first in range(len(parts))]
+
+
+def _moved(name: str, table_path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where a stack with an absolute name may lie after its project has moved: its last folders, at
+    least one, inside the table's parents; or beside the table."""
+    if not Path(as_stack_name(name)).is_absolute():
+        return
+    roots, tails = _roots(table_path), _last_folders(name)
+    yield from (root / tail for tail in tails[:-1] for root in roots)
+    yield roots[0] / tails[-1]
+
+
 def resolve(
     name: str, table_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None
 ) -> Path | None:
     """First place of `candidates` that is a file, or None."""
-    return next((path for path in candidates(name, table_path, data_dir) if path.is_file()), None)
+    return _first_file(candidates(name, table_path, data_dir))
+
+
+def _first_file(places: Iterable[Path]) -> Path | None:
+    return next((path for path in places if os.path.isfile(path)), None)
+
+
+def resolve_all(
+    names: Sequence[str],
+    table_path: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+) -> tuple[Path | None, ...]:
+    """The file of each stack of a table, or None.
+
+    First hit of: `data_dir` with the whole name, or with its last folders down to the bare file
+    name; the other `candidates`; for absolute names, whose project may have moved, the last folders
+    inside the table's parents. Different stacks never become one file: what a shortened name finds
+    counts only for one of them.
+    """
+    whole = [resolve(name, table_path, data_dir) for name in names]
+    if data_dir is not None:
+        folder = Path(data_dir)
+        inside = [_first_file(folder / tail for tail in _last_folders(name)) for name in names]
+        whole = [one or other for one, other in zip(_no_rivals(inside), whole, strict=True)]
+    moved = [
+        _first_file(_moved(name, table_path)) if place is None else place
+        for name, place in zip(names, whole, strict=True)
+    ]
+    return tuple(place or other for place, other in zip(whole, _no_rivals(moved), strict=True))
+
+
+def _no_rivals(places: Sequence[Path | None]) -> list[Path | None]:
+    """Places that more than one name leads to are none."""
+    names = Counter(places)
+    return [place if names[place] == 1 else None for place in places]
 
 
 def not_found(
@@ -93,9 +160,12 @@ def not_found(
     folders = ", ".join(
         dict.fromkeys(str(path.parent) for path in candidates(name, table_path, data_dir))
     )
+    several = ""
+    if data_dir is not None and (bare := Path(data_dir) / Path(as_stack_name(name)).name).is_file():
+        several = f"; {bare} is meant by stacks of several folders: keep their folders inside it"
     return InputError(
-        f"{table_path}: row {row + 1}: image file {name} was not found; looked in {folders}; give "
-        "its folder with --data-dir"
+        f"{table_path}: row {row + 1}: image file {name} was not found; looked in {folders}"
+        f"{several}; give its folder with --data-dir"
     )
 
 
@@ -104,20 +174,25 @@ def rename_images(
 ) -> Table:
     """Table whose image names find the same stacks when it is written to `new_path`.
 
-    A name stays to the letter when it is absolute, or leads to its stack from beside the new file
+    In a STAR, a stack with the name of a map is marked as a stack (see `as_relion_name`). Else a
+    name stays to the letter when it is absolute, or leads to its stack from beside the new file
     or from the working directory (RELION takes names from the working directory). Else it becomes
     the absolute path, the one form that every program finds from anywhere. Names of stacks that
     were not found stay.
     """
     folder = Path(new_path).absolute().parent
+    star = Path(new_path).suffix.lower() == ".star"
     files = []
-    for name, place in zip(names.files, found, strict=True):
-        if place is None:
-            files.append(name)
-            continue
-        places = [Path(name)] if Path(name).is_absolute() else [folder / name, Path.cwd() / name]
-        first = next((path for path in places if path.is_file()), None)
-        files.append(name if first is not None and first.samefile(place) else str(place.absolute()))
+    for number, (name, place) in enumerate(zip(names.files, found, strict=True)):
+        plain = as_stack_name(name)
+        new = name
+        if place is not None:
+            absolute = Path(plain).is_absolute()
+            places = [Path(plain)] if absolute else [folder / plain, Path.cwd() / plain]
+            first = _first_file(places)
+            if first is None or not first.samefile(place):
+                new = str(place.absolute())
+        files.append(as_relion_name(new) if star and number not in names.single else new)
     if tuple(files) == names.files:
         return table
     rows = zip(names.index.tolist(), names.file.tolist(), strict=True)

@@ -158,16 +158,24 @@ def pixel_size(tables: ParticleTables) -> float | None:
 
 
 def poses(
-    tables: ParticleTables, pixel_size_angstrom: float
+    tables: ParticleTables, pixel_size_angstrom: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom (zeros where absent), and whether all
-    three angles are there."""
+    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom (zeros where absent), and whether the
+    angles are orientations: all three are there, and rot and tilt are not 0 throughout, as they are
+    in the plane (`in_plane`)."""
     angles = np.stack([tables.floats(name, 0.0) for name in ANGLES], axis=1)
     shifts = [
         tables.floats(new) if tables.has(new) else tables.floats(old, 0.0) * pixel_size_angstrom
         for new, old in zip(ORIGINS, OLD_ORIGINS, strict=True)
     ]
-    return angles, np.stack(shifts, axis=1), all(tables.has(name) for name in ANGLES)
+    orientations = all(tables.has(name) for name in ANGLES) and not in_plane(angles)
+    return angles, np.stack(shifts, axis=1), orientations
+
+
+def in_plane(angles_deg: np.ndarray) -> bool:
+    """Whether angles `(n, 3)` are those of a 2D classification, which turns images in their plane
+    and knows no direction: rot and tilt 0 in every one of several rows."""
+    return len(angles_deg) > 1 and not angles_deg[:, :2].any()
 
 
 def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTFParameters, bool]:
