@@ -84,11 +84,19 @@ class Particles:
         return len(self.image_file)
 
     def __repr__(self) -> str:
-        found = ["CTF" if self.has_ctf else "no CTF", "poses" if self.has_poses else "no poses"]
+        poses = "poses" if self.has_poses else "no poses"
+        poses = "poses in the plane" if self.has_in_plane_poses else poses
+        found = ["CTF" if self.has_ctf else "no CTF", poses]
         return (
             f"Particles({len(self):,} images of {self.box} pixels, {self.pixel_size_angstrom:.4g} "
             f"A, {', '.join(found)}: {self.path})"
         )
+
+    @property
+    def has_in_plane_poses(self) -> bool:
+        """Whether there are angles in the plane and no orientations: of a 2D classification."""
+        known = "rlnAnglePsi" in self.new_columns or "rlnAnglePsi" in self.table
+        return not self.has_poses and known and bool(self.rotations_deg[:, 2].any())
 
     @classmethod
     def from_stack(
@@ -157,13 +165,16 @@ class Particles:
         self,
         *,
         rotations_deg: np.ndarray | None = None,
+        psi_deg: np.ndarray | None = None,
         shift_angstrom: np.ndarray | None = None,
         class_number: np.ndarray | None = None,
         half_set: np.ndarray | None = None,
         extra: Mapping[str, np.ndarray] | None = None,
     ) -> "Particles":
         """Data set with new poses, classes, half sets or further RELION columns (`extra`), which
-        `write_star` will write; the CTF's columns are `with_transfer`'s.
+        `write_star` will write; the CTF's columns are `with_transfer`'s. `psi_deg` are angles in
+        the plane, which know no direction: rlnAngleRot and rlnAngleTilt are left out then, so that
+        no program takes them for orientations.
 
         Raises:
             InputError: an array has not one row per particle, or a column is the CTF's.
@@ -182,6 +193,11 @@ class Particles:
                 True,
             )
             columns |= dict(zip(ANGLES, np.asarray(rotations_deg).T, strict=True))
+        if psi_deg is not None:
+            psi = columns[ANGLES[2]] = np.array(psi_deg, np.float64)
+            flat = np.zeros_like(psi)
+            changed["rotations_deg"] = np.stack([flat, flat, psi], axis=1)
+            changed["has_poses"], changed["table"] = False, self.table.without(*ANGLES)
         if shift_angstrom is not None:
             changed["shift_angstrom"] = np.array(shift_angstrom, np.float64)
             columns |= dict(zip(ORIGINS, np.asarray(shift_angstrom).T, strict=True))
@@ -195,7 +211,12 @@ class Particles:
                     f"column {name}: expected one value for each of {len(self)} particles, shape "
                     f"{np.shape(values)} arrived"
                 )
-        return replace(self, new_columns={**self.new_columns, **columns}, **changed)  # type: ignore[arg-type]
+        kept = {
+            name: values
+            for name, values in self.new_columns.items()
+            if psi_deg is None or name not in ANGLES
+        }
+        return replace(self, new_columns={**kept, **columns}, **changed)  # type: ignore[arg-type]
 
     def with_contrast(self, contrast: Contrast | None) -> "Particles":
         """Data set whose images are stored with white particles, or dark ones, which `images` gives

@@ -18,7 +18,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import open_stack, read_density, same_pixel_size
 from halfmap.masks import read_mask, soft_sphere
-from halfmap.particles import STACK_SUFFIXES, Particles, load_particles
+from halfmap.particles import STACK_SUFFIXES, Contrast, Particles, load_particles
 from halfmap.so3 import euler_to_matrix
 from halfmap.workspace.job import SET_ASIDE, Job
 from halfmap.workspace.progress import Progress
@@ -38,6 +38,8 @@ def read_particles(
     data_dir: str | Path | None,
     ctf: bool,
     pixel_size_angstrom: float | None = None,
+    passthrough: str | Path | Sequence[str | Path] | None = None,
+    contrast: Contrast | None = None,
 ) -> Particles:
     """The data set, with what it needs to be matched against references; `pixel_size_angstrom` is
     for bare stacks whose header has none.
@@ -58,14 +60,37 @@ def read_particles(
                 "correct it there"
             )
         particles = Particles.from_stack(path, pixel_size_angstrom=pixel_size_angstrom)
+        particles = particles.with_contrast(contrast)
     else:
-        particles = load_particles(path, data_dir=data_dir, use_ctf=ctf)
+        particles = load_particles(
+            path, data_dir=data_dir, use_ctf=ctf, passthrough=passthrough, contrast=contrast
+        )
     if ctf and not particles.has_ctf:
         raise InputError(
             f"{path}: no CTF columns (rlnDefocusU ...) found; add them, or say --no-ctf where "
             "images have no CTF, as class averages"
         )
     return particles
+
+
+def require_orientations(particles: Particles, wanted_for: str) -> None:
+    """Refuse a data set without orientations, in words for `wanted_for` ("--local").
+
+    Raises:
+        InputError: no poses, or in-plane ones: those of a 2D classification know no direction.
+    """
+    if particles.has_poses:
+        return
+    if particles.has_in_plane_poses:
+        raise InputError(
+            f"{particles.path}: {wanted_for} needs orientations; the poses here are in the plane, "
+            "of a 2D classification, where rot and tilt are missing or 0 in every row; find "
+            "orientations with halfmap refine (without --local) or abinitio"
+        )
+    raise InputError(
+        f"{particles.path}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi), which {wanted_for} "
+        "needs; find them with halfmap refine (without --local) or abinitio"
+    )
 
 
 def examine_images(

@@ -215,6 +215,21 @@ DataDir = Annotated[
         "Further folder in which image stacks are looked for", metavar="DIR", free_on_resume=True
     ),
 ]
+Passthrough = Annotated[
+    str | Path | Sequence[str | Path] | None,
+    Option(
+        "Passthrough file of a cryoSPARC .cs; give it again for a further one",
+        metavar="CS",
+        unset="found beside the .cs by name",
+    ),
+]
+Contrast = Annotated[
+    Literal["dark", "white"] | None,
+    Option(
+        "How particles are stored: dark (contrast not inverted at extraction) or white",
+        unset="as the file says; white if it does not",
+    ),
+]
 Seed = Annotated[
     int,
     Option(

@@ -78,7 +78,7 @@ def common_view(
     Raises:
         InputError: views differ by more than `tolerance` degrees and must agree.
     """
-    if not data.has_poses:
+    if not (data.has_poses or data.has_in_plane_poses):
         return None
     rotations = euler_to_matrix(torch.from_numpy(data.rotations_deg[chosen]))
     x, y, z = (

@@ -332,8 +332,13 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
             "rlnNormCorrection": strength.norm[used].double().numpy(),
             "rlnGroupScaleCorrection": strength.scale[problem.scale_group[used]].double().numpy(),
         }
+    angles = matrix_to_euler(found.rotations.double()).numpy()
+    if problem.dimensions == 2:
+        angles[:, 2] += angles[:, 0]  # at tilt 0 only their sum is defined
+    in_3d = problem.dimensions == 3
     kept.with_results(
-        rotations_deg=matrix_to_euler(found.rotations.double()).numpy(),
+        rotations_deg=angles if in_3d else None,
+        psi_deg=None if in_3d else angles[:, 2],
         shift_angstrom=found.shift_px.double().numpy() * kept.pixel_size_angstrom,
         class_number=found.classes.numpy() + 1,
         half_set=problem.half[used].numpy() + 1,

@@ -21,6 +21,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
 from halfmap.methods.registry import IN_3D, ML, check_method
 from halfmap.methods.settings import Settings
+from halfmap.particles import Contrast
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress
 
@@ -52,6 +53,8 @@ class VolumeOptions:
     tau_fudge: float | None
     ctf: bool
     data_dir: str | Path | None
+    passthrough: str | Path | Sequence[str | Path] | None
+    contrast: Contrast | None
     seed: int
     memory: int | None
 
@@ -69,6 +72,11 @@ class VolumeOptions:
             raise InputError(
                 f"--search {self.search}: is for all orientations; --local looks around the given "
                 "ones only"
+            )
+        if self.local_range_deg is not None and not self.local:
+            raise InputError(
+                f"--local-range {self.local_range_deg:g}: has no effect without --local; add that, "
+                "or leave it out"
             )
         check_method(
             self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant
@@ -113,12 +121,15 @@ def open_volumes(
     Raises:
         InputError: any bad input, in one line.
     """
-    data = _inputs.read_particles(particles, data_dir=options.data_dir, ctf=options.ctf)
-    if options.local and not data.has_poses:
-        raise InputError(
-            f"{particles}: --local refines around given poses, but the file has no rlnAngleRot, "
-            "rlnAngleTilt, rlnAnglePsi"
-        )
+    data = _inputs.read_particles(
+        particles,
+        data_dir=options.data_dir,
+        ctf=options.ctf,
+        passthrough=options.passthrough,
+        contrast=options.contrast,
+    )
+    if options.local:
+        _inputs.require_orientations(data, "--local")
     start = _inputs.read_references(
         maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device
     )

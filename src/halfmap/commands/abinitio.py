@@ -18,6 +18,7 @@ from halfmap.commands._frames import agreement, align_classes_to_first, align_to
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     Ctf,
     DataDir,
     Device,
@@ -28,6 +29,7 @@ from halfmap.commands._options import (
     OutFolder,
     Overwrite,
     ParticlesFile,
+    Passthrough,
     Quiet,
     Resume,
     Seed,
@@ -169,6 +171,8 @@ def abinitio(
     ctf: Ctf = True,
     pixel_size_angstrom: StackPixelSize = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     seed: Seed = 1,
     device: Device = "auto",
     threads: Threads = None,
@@ -198,7 +202,12 @@ def abinitio(
         if runs > 1:
             return _best_of(runs, opened.parameters, job, progress)
         data = _inputs.read_particles(
-            particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
+            particles,
+            data_dir=data_dir,
+            ctf=ctf,
+            pixel_size_angstrom=pixel_size_angstrom,
+            passthrough=passthrough,
+            contrast=contrast,
         )
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)

@@ -25,6 +25,7 @@ from halfmap.commands import _inputs, _setup
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     Ctf,
     DataDir,
     Device,
@@ -35,6 +36,7 @@ from halfmap.commands._options import (
     OutFolder,
     Overwrite,
     ParticlesFile,
+    Passthrough,
     Quiet,
     Resume,
     Seed,
@@ -141,6 +143,8 @@ def class2d(
     ctf: Ctf = True,
     pixel_size_angstrom: StackPixelSize = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     seed: Seed = 1,
     device: Device = "auto",
     threads: Threads = None,
@@ -164,7 +168,12 @@ def class2d(
     with open_job(class2d, arguments, iterations=iterations) as opened:
         job, progress, where = opened.job, opened.progress, opened.device
         data = _inputs.read_particles(
-            particles, data_dir=data_dir, ctf=ctf, pixel_size_angstrom=pixel_size_angstrom
+            particles,
+            data_dir=data_dir,
+            ctf=ctf,
+            pixel_size_angstrom=pixel_size_angstrom,
+            passthrough=passthrough,
+            contrast=contrast,
         )
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         problem = _setup.open_problem(

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from halfmap.commands._options import Annotated, DataDir, Literal, Option, OverwriteFile
+from halfmap.commands._options import (
+    Annotated,
+    Contrast,
+    DataDir,
+    Literal,
+    Option,
+    OverwriteFile,
+    Passthrough,
+)
 from halfmap.errors import InputError
 from halfmap.io.convert import convert as convert_file
 from halfmap.options import command
@@ -35,14 +43,12 @@ def convert(
         str | Path, Option("File to write, .star or .cs", positional=True, metavar="OUT")
     ],
     *,
-    passthrough: Annotated[
-        str | Path | None,
-        Option("The .cs file with further columns, where it is not found beside IN", metavar="CS"),
-    ] = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     relion: Annotated[
-        Literal["3.1", "3.0"],
-        Option("STAR to write: optics groups as in RELION 3.1 to 5, or one table"),
-    ] = "3.1",
+        Literal["3.1", "3.0"] | None,
+        Option("STAR to write: optics groups as in RELION 3.1 to 5, or one table", unset="3.1"),
+    ] = None,
     data_dir: DataDir = None,
     overwrite: OverwriteFile = False,
 ) -> Converted:
@@ -58,5 +64,9 @@ def convert(
     """
     if Path(out).exists() and not overwrite:
         raise InputError(f"{out}: the file exists; choose another name, or --overwrite it")
-    notes = convert_file(source, out, passthrough, relion=relion, data_dir=data_dir)
+    if relion is not None and Path(out).suffix.lower() == ".cs":
+        raise InputError(f"--relion {relion}: is for STAR files; {out} is a .cs, leave it out")
+    notes = convert_file(
+        source, out, passthrough, relion=relion or "3.1", data_dir=data_dir, contrast=contrast
+    )
     return Converted(Path(out), notes)

@@ -168,7 +168,9 @@ def _describe_particles(particles: Particles) -> dict[str, Any]:
         "particles": len(particles),
         "box": particles.box,
         "pixel_size_angstrom": particles.pixel_size_angstrom,
-        "poses": "yes" if particles.has_poses else "no",
+        "poses": "yes"
+        if particles.has_poses
+        else ("in the plane" if particles.has_in_plane_poses else "no"),
         "ctf": "yes" if particles.has_ctf else "no",
         "optics_groups": len(np.unique(particles.optics_group)),
         "micrographs": len(np.unique(particles.micrograph)),

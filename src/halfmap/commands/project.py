@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from halfmap.commands import _inputs
 from halfmap.commands._options import (
     Annotated,
     DataDir,
     Option,
     OverwriteFile,
     ParticlesFile,
+    Passthrough,
     Threads,
 )
 from halfmap.errors import InputError
@@ -59,6 +61,7 @@ def project(
     *,
     ctf: Annotated[bool, Option("Multiply the projections by each particle's CTF")] = False,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
     threads: Threads = None,
     overwrite: OverwriteFile = False,
 ) -> Projected:
@@ -83,13 +86,11 @@ def project(
             raise InputError(f"{file}: the file exists; choose another name, or --overwrite it")
     use_threads(threads)
     volume, voxel_angstrom = read_density(map)
-    poses = load_particles(particles, data_dir=data_dir, check_images=False, use_ctf=ctf)
+    poses = load_particles(
+        particles, data_dir=data_dir, check_images=False, use_ctf=ctf, passthrough=passthrough
+    )
     pixel_angstrom = poses.pixel_size_angstrom
-    if not poses.has_poses:
-        raise InputError(
-            f"{particles}: columns _rlnAngleRot, _rlnAngleTilt, _rlnAnglePsi are missing; give "
-            "the result of a refinement"
-        )
+    _inputs.require_orientations(poses, "project")
     if ctf and not poses.has_ctf:
         raise InputError(
             f"{particles}: --ctf needs the CTF columns (_rlnDefocusU ...), which are missing; "

@@ -11,6 +11,7 @@ from halfmap.commands import _inputs, _setup
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     Ctf,
     DataDir,
     Device,
@@ -20,6 +21,7 @@ from halfmap.commands._options import (
     Option,
     Overwrite,
     ParticlesFile,
+    Passthrough,
     Quiet,
     Resume,
     Seed,
@@ -71,6 +73,8 @@ def reconstruct(
     diameter_angstrom: Diameter = None,
     mask: Mask = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     seed: Seed = 1,
     device: Device = "auto",
     threads: Threads = None,
@@ -98,12 +102,10 @@ def reconstruct(
         _refuse_existing(target, halves=halves)
     with open_job(reconstruct, arguments, folder=folder) as run:
         job, progress, where = run.job, run.progress, run.device
-        data = _inputs.read_particles(particles, data_dir=data_dir, ctf=ctf)
-        if not data.has_poses:
-            raise InputError(
-                f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) to reconstruct "
-                "from; find them with halfmap refine"
-            )
+        data = _inputs.read_particles(
+            particles, data_dir=data_dir, ctf=ctf, passthrough=passthrough, contrast=contrast
+        )
+        _inputs.require_orientations(data, "reconstruct")
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
         solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)

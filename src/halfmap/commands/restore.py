@@ -12,12 +12,14 @@ from halfmap.commands import _inputs
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     DataDir,
     Literal,
     Option,
     OutFolder,
     Overwrite,
     ParticlesFile,
+    Passthrough,
     Quiet,
     Resume,
     Seed,
@@ -97,6 +99,8 @@ def restore(
         ),
     ] = 3.0,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     seed: Seed = 1,
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -121,7 +125,7 @@ def restore(
             (stack methods), folder in use.
     """
     arguments = locals()
-    data = load_particles(particles, data_dir=data_dir)
+    data = load_particles(particles, data_dir=data_dir, passthrough=passthrough, contrast=contrast)
     chosen = _chosen(data, class_number)
     view = common_view(data, chosen, view_tolerance, must_agree=method in PER_STACK)
     with open_job(restore, arguments) as run:

@@ -22,6 +22,7 @@ def convert(
     *,
     relion: Literal["3.1", "3.0"] = "3.1",
     data_dir: str | os.PathLike[str] | None = None,
+    contrast: Literal["dark", "white"] | None = None,
 ) -> tuple[str, ...]:
     """Convert a particle file; the suffixes `.star` and `.cs` say from what to what. Returns notes
     for the user.
@@ -51,6 +52,11 @@ def convert(
     else:
         star = read_star(source)
     tables = particle_tables(star)
+    if contrast is not None:
+        sign = [-1 if contrast == "dark" else 1] * len(tables.particles)
+        particles = tables.particles.with_columns({"csBlobSign": sign})
+        optics = None if tables.optics is None else tables.optics.without("csBlobSign")
+        tables = ParticleTables(tables.path, particles, optics, tables.optics_group)
     names = split_image_names(tables.particles.strings("rlnImageName").tolist(), star.path)
     found = resolve_all(names.files, star.path, data_dir)
     header = next((open_stack(path) for path in found if path is not None), None)

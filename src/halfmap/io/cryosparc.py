@@ -169,6 +169,8 @@ def _dropped_fields(data: np.ndarray, used: set[str], path: str) -> tuple[str, .
     for name in fields(data):
         if name in used or data.dtype[name].base.kind in "SU":
             continue
+        if name.endswith("/class_posterior") and (data[name] == 1).all():
+            continue  # of one class
         rows = np.count_nonzero((data[name].reshape(len(data), -1) != 0).any(axis=1))
         if rows:
             lost.append(f"{name} ({rows} rows)")

@@ -174,8 +174,9 @@ def poses(
 
 def in_plane(angles_deg: np.ndarray) -> bool:
     """Whether angles `(n, 3)` are those of a 2D classification, which turns images in their plane
-    and knows no direction: rot and tilt 0 in every one of several rows."""
-    return len(angles_deg) > 1 and not angles_deg[:, :2].any()
+    and knows no direction: rot and tilt 0 in every row, psi not the same in all."""
+    psi = angles_deg[:, 2]
+    return not angles_deg[:, :2].any() and bool((psi != psi[:1]).any())
 
 
 def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTFParameters, bool]:
