@@ -7,8 +7,10 @@ import pytest
 
 from halfmap.commands.class2d import class2d
 from halfmap.commands.reconstruct import reconstruct
+from halfmap.commands.refine import refine
 from halfmap.commands.simulate import simulate
-from halfmap.io.mrc import read_map
+from halfmap.io.mrc import read_map, write_stack
+from halfmap.particles import load_particles
 
 
 @pytest.mark.parametrize("box", [32, 33])
@@ -65,3 +67,22 @@ def test_hot_pixels_cost_no_particle_and_no_signal(tmp_path: Path, capsys) -> No
     plain, hot = maps["plain"].ravel(), maps["hot"].ravel()
     assert np.corrcoef(plain, hot)[0, 1] > 0.99
     assert (plain @ hot) / (plain @ plain) == pytest.approx(1, abs=0.05)
+
+
+def test_jobs_tell_that_particles_look_dark(tmp_path: Path, capsys) -> None:
+    data = simulate(
+        "phantom", tmp_path / "white", n=200, snr=0.03, box=32, pixel_size_angstrom=7.0, quiet=True
+    ).folder
+    star = data / "truth.star"
+    jobs = {
+        "class2d": lambda out: class2d(star, out, classes=2, iterations=1, threads=1),
+        "reconstruct": lambda out: reconstruct(star, out, threads=1),
+        "refine": lambda out: refine(star, data / "truth_1.mrc", out, iterations=1, threads=1),
+    }
+    images = load_particles(star).images(np.arange(200))
+    for contrast in ("white", "dark"):
+        if contrast == "dark":
+            write_stack(data / "particles.mrcs", -images, 7.0)
+        for name, job in jobs.items():
+            job(tmp_path / f"{name}_{contrast}")
+            assert ("--contrast dark" in capsys.readouterr().err) == (contrast == "dark"), name

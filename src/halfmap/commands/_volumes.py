@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._options import Search
 from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.problem import Problem
@@ -151,6 +152,7 @@ def open_volumes(
         device=device,
         folds=folds,
     )
+    tell_contrast(problem, progress, start[0])
     search = _setup.search_settings(
         problem,
         options.angular_step_deg or ANGULAR_STEP_DEG,

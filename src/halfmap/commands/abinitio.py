@@ -14,6 +14,7 @@ import torch
 
 from halfmap.alignment import mirror, mirror_poses
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._frames import agreement, align_classes_to_first, align_to_symmetry_axes
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
@@ -226,6 +227,7 @@ def abinitio(
             seed=seed,
             device=where,
         )
+        tell_contrast(problem, progress)
         reach = (
             SHIFT_RANGE_ANGSTROM / data.pixel_size_angstrom
             if shift_range_px is None

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -191,6 +192,7 @@ def class2d(
             seed=seed,
             device=where,
         )
+        tell_contrast(problem, progress)
         search = SearchSettings(
             problem.specimen,
             angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG,

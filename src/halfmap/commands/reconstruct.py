@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -126,6 +127,7 @@ def reconstruct(
             memory=memory,
             progress=progress,
         )
+        tell_contrast(problem, progress)
         settings = Settings(
             SearchSettings(problem.specimen),
             0.143,
