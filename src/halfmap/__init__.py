@@ -17,6 +17,7 @@ _COMMANDS = (
     "fsc",
     "info",
     "mask",
+    "postprocess",
     "project",
     "reconstruct",
     "refine",

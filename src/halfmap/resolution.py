@@ -23,6 +23,8 @@ from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.masks import read_mask, soft_sphere
 
+RANDOMISED = "masked, phases randomised"  # a curve's name, which has no resolution of its own
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -52,7 +54,7 @@ class HalfMapCurves:
 
     ``corrected`` is the masked curve freed of what the mask itself put in (Chen et al. 2013),
     ``randomised`` the masked FSC of maps whose phases were randomised from shell
-    ``randomised_from`` on.
+    ``randomised_from`` on; ``mask_name`` is the mask's file.
     """
 
     unmasked: Curve
@@ -60,6 +62,18 @@ class HalfMapCurves:
     randomised: Curve | None = None
     corrected: Curve | None = None
     randomised_from: int | None = None
+    mask_name: str | None = None
+
+    @property
+    def named(self) -> dict[str, Curve]:
+        """Those there are, by what was done about the mask."""
+        every = {
+            "unmasked": self.unmasked,
+            "masked": self.masked,
+            RANDOMISED: self.randomised,
+            "corrected for the mask": self.corrected,
+        }
+        return {name: curve for name, curve in every.items() if curve is not None}
 
     @property
     def final(self) -> Curve:
@@ -275,7 +289,9 @@ def half_map_curves(
         pixel_size_angstrom=pixel_size_angstrom,
         mask=mask,
     )
-    by_mask = randomised.correlation
+    # below 0 it is chance: the mask takes nothing away, so that no corrected curve is above its
+    # masked one
+    by_mask = randomised.correlation.clamp_min(0)
     freed = (masked.correlation - by_mask) / (1 - by_mask).clamp_min(1e-6)
     corrected = torch.where(torch.arange(n_shells) >= start + 2, freed, masked.correlation).clamp(
         -1, 1
@@ -300,11 +316,20 @@ def write_fsc_star(
     if isinstance(curves, Curve):
         curves = HalfMapCurves(unmasked=curves)
     final, first = curves.final, curves.unmasked
-    general: dict[str, float] = {"rlnFinalResolution": resolution_at(final, 0.143)}
+    general: dict[str, float | str] = {"rlnFinalResolution": resolution_at(final, 0.143)}
     if optimistic:
         general["halfmapResolutionIsOptimistic"] = 1
+    if curves.mask_name is not None:
+        general["rlnMaskName"] = curves.mask_name
     if curves.randomised_from is not None:
         general["rlnRandomiseFrom"] = first.box * first.pixel_size_angstrom / curves.randomised_from
+    one_row = Table.from_columns({name: [value] for name, value in general.items()}, is_loop=False)
+    write_star(path, {"general": one_row, "fsc": fsc_table(curves)})
+
+
+def fsc_table(curves: HalfMapCurves) -> Table:
+    """A row per shell, in RELION's columns."""
+    first = curves.unmasked
     resolution = first.resolution_angstrom.numpy().copy()
     resolution[0] = 999.0  # RELION's word for infinity
     shells: dict[str, np.ndarray] = {
@@ -313,7 +338,7 @@ def write_fsc_star(
         "rlnAngstromResolution": resolution,
     }
     correlations = {
-        "rlnFourierShellCorrelationCorrected": final,
+        "rlnFourierShellCorrelationCorrected": curves.final,
         "rlnFourierShellCorrelationUnmaskedMaps": first,
         "rlnFourierShellCorrelationMaskedMaps": curves.masked,
         "rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps": curves.randomised,
@@ -321,8 +346,7 @@ def write_fsc_star(
     shells |= {
         name: curve.correlation.numpy() for name, curve in correlations.items() if curve is not None
     }
-    one_row = Table.from_columns({name: [value] for name, value in general.items()}, is_loop=False)
-    write_star(path, {"general": one_row, "fsc": Table.from_columns(shells)})
+    return Table.from_columns(shells)
 
 
 def compare_maps(

@@ -24,7 +24,10 @@ from halfmap.workspace.job import JobStopped, read_events, read_job
 from halfmap.workspace.progress import Progress
 
 N, BOX, PIXEL = 160, 32, 6.0
-RESULTS = ("map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "particles.star")
+RESULTS = (
+    *("map.mrc", "half1.mrc", "half2.mrc", "fsc.star", "particles.star"),
+    *("mask.mrc", "map_sharpened.mrc", "postprocess.star"),
+)
 METHODS = ("ml", "projection-matching")
 QUICK = {
     "symmetry": "C4",
@@ -157,7 +160,12 @@ def test_the_folder_holds_what_was_promised(refined, data):
         "shift_change_angstrom",
         "seconds",
     } <= events[-1].keys()
-    for picture in ("map", "fsc", "orientations", "convergence"):
+    mask = read_map(folder / "mask.mrc")[0]
+    assert 0 < mask.mean() < 0.5
+    for table in ("fsc.star", "postprocess.star"):
+        assert _blocks(folder / table)["general"].strings("rlnMaskName")[0] == "mask.mrc"
+    assert refined.mask == "mask mask.mrc"
+    for picture in ("map", "fsc", "guinier", "map_sharpened", "orientations", "convergence"):
         assert (folder / "pictures" / f"{picture}.png").stat().st_size > 1000, picture
     star = _blocks(folder / "particles.star")
     before = _blocks(data / "particles.star")

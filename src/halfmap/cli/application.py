@@ -25,7 +25,7 @@ PANELS = {
         "reconstruct",
         "restore",
     ),
-    "From half maps to a finished map": ("mask", "symmetry", "volume"),
+    "From half maps to a finished map": ("mask", "postprocess", "symmetry", "volume"),
     "Around them": ("simulate", "project", "fsc", "select", "convert", "resume"),
 }
 SETTINGS: dict[str, Any] = {

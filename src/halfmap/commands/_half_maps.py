@@ -8,25 +8,12 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.commands._options import Annotated, Option, Sequence
+from halfmap.commands._options import Sequence
 from halfmap.errors import InputError
 from halfmap.masks import read_mask, soft_sphere
 from halfmap.resolution import read_two_maps
 
 EDGE_PX = 5.0  # of a sphere in place of a mask
-
-HalvesOrJob = Annotated[
-    str | Path | Sequence[str | Path],
-    Option(
-        "Job folder of a refinement or reconstruction, or its two half maps (MRC)",
-        positional=True,
-        metavar="JOB|HALF1 HALF2...",
-    ),
-]
-HalvesMask = Annotated[
-    str | Path | None,
-    Option("Mask (MRC, values 0 to 1)", metavar="MAP", unset="the job's, or made of the half maps"),
-]
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,18 @@ InitialLowpass = Annotated[
 Mask = Annotated[
     str | Path | None, Option("Mask (MRC, values 0 to 1) in place of a sphere", metavar="MAP")
 ]
+HalvesOrJob = Annotated[
+    str | Path | Sequence[str | Path],
+    Option(
+        "Job folder of a refinement or reconstruction, or its two half maps (MRC)",
+        positional=True,
+        metavar="JOB|HALF1 HALF2...",
+    ),
+]
+HalvesMask = Annotated[
+    str | Path | None,
+    Option("Mask (MRC, values 0 to 1)", metavar="MAP", unset="the job's, or made of the half maps"),
+]
 AngularStep = Annotated[
     float | None,
     Option(

@@ -2,7 +2,7 @@
 pictures."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._finishing import (
+    MASK,
+    FscMask,
+    Place,
+    curves_in,
+    finishing,
+    own_mask,
+    save_half_map_plot,
+    sharpen_into,
+)
 from halfmap.commands._snapshots import (
     plot_direction_snapshots,
     save_direction_snapshot,
@@ -39,12 +49,12 @@ from halfmap.engine.state import State
 from halfmap.io.mrc import write_map
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
-from halfmap.plots.curves import save_convergence_plot, save_fsc_plot
+from halfmap.plots.curves import save_convergence_plot
 from halfmap.plots.orientations import save_orientation_plot
 from halfmap.plots.tiles import save_map_picture
 from halfmap.projection import Sums
 from halfmap.reconstruction import unregularised
-from halfmap.resolution import HalfMapCurves, half_map_curves, resolution_at, write_fsc_star
+from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
 from halfmap.workspace.job import Job, read_events
 from halfmap.workspace.progress import Progress, drawing
@@ -63,6 +73,7 @@ class RefinementResult:
     particles: int
     iterations: int | None = None
     converged: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def resolutions_angstrom(self) -> tuple[float, ...]:
@@ -89,9 +100,9 @@ def refinement_result(
     *,
     folder: Path,
     map_path: Path,
-    mask: str | Path | None,
     iterations: int | None = None,
     converged: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> RefinementResult:
     """What a job of one map reached."""
     return RefinementResult(
@@ -99,10 +110,11 @@ def refinement_result(
         map_path,
         resolution_angstrom=final.resolutions_angstrom[0],
         unmasked_angstrom=resolution_at(final.curves[0].unmasked, 0.143),
-        mask=mask_in_words(problem, mask),
+        mask=final.mask.words,
         particles=int((problem.half >= 0).sum()),
         iterations=iterations,
         converged=converged,
+        notes=notes,
     )
 
 
@@ -224,11 +236,12 @@ def _strength(problem: Problem, state: State) -> dict[str, float]:
 @dataclass(frozen=True)
 class FinalMaps:
     """Maps (K, N, N, N), their half maps (neither filtered nor masked), and the half maps'
-    curves."""
+    curves in a mask."""
 
     maps: Float[Tensor, "K N N N"]
     halves: Float[Tensor, "2 K N N N"]
     curves: list[HalfMapCurves]
+    mask: FscMask
 
     @property
     def resolutions_angstrom(self) -> tuple[float, ...]:
@@ -236,32 +249,49 @@ class FinalMaps:
 
 
 def last_maps(
-    problem: Problem, settings: Settings, method: Method, state: State, progress: Progress
+    problem: Problem,
+    settings: Settings,
+    method: Method,
+    state: State,
+    progress: Progress,
+    mask: str | Path | None,
 ) -> FinalMaps:
     """The final maps of the last state: both halves summed to the last shell, at the poses and
-    weights it holds."""
+    weights it holds. `mask` is the file that the settings' masks are of, if there is one."""
     progress.start_stage("final maps", int((problem.half >= 0).sum()))
     sums = sum_at_significant_poses(problem, method.assign, state, advance=progress.advance)
-    return final_maps(problem, settings, sums, noise_variance(state))
+    return final_maps(problem, settings, sums, noise_variance(state), mask)
 
 
 def final_maps(
-    problem: Problem, settings: Settings, sums: list[Sums], variance: Float[Tensor, "G S"]
+    problem: Problem,
+    settings: Settings,
+    sums: list[Sums],
+    variance: Float[Tensor, "G S"],
+    mask: str | Path | None,
 ) -> FinalMaps:
     """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
     the mask, or the constant asked for."""
     halves = torch.stack([unregularised(s).cpu() for s in sums])
-    pixel, mask = problem.particles.pixel_size_angstrom, settings.fsc_mask.cpu()
-    curves = [
-        half_map_curves(a, b, pixel_size_angstrom=pixel, mask=mask)
-        for a, b in zip(*halves, strict=True)
-    ]
+    inside = FscMask(
+        settings.fsc_mask.cpu(), MASK if mask is None else str(mask), mask_in_words(problem, mask)
+    )
+    pixel = problem.particles.pixel_size_angstrom
+    curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
     total = sums[0] + sums[1]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
     maps = regularised(
         total, settings, variance.to(total.den.device), trusted_ssnr(fsc, of_sum=True)
     )
-    return FinalMaps(maps.cpu(), halves, curves)
+    return FinalMaps(maps.cpu(), halves, curves, inside)
+
+
+def in_own_mask(final: FinalMaps, pixel_size_angstrom: float) -> FinalMaps:
+    """The same maps of one class, their FSC in a mask made of the half maps, inside the sphere that
+    they were refined in; the maps' regularisation stays what the sphere gave."""
+    half1, half2 = final.halves[:, 0]
+    mask = own_mask(half1, half2, pixel_size_angstrom, final.mask.values, final.mask.words)
+    return replace(final, curves=[curves_in(half1, half2, pixel_size_angstrom, mask)], mask=mask)
 
 
 def write_map_files(
@@ -272,11 +302,13 @@ def write_map_files(
     map_path: Path,
     prefix: str,
     pictures: str,
+    mask_path: Path | None = None,
     with_halves: bool = True,
     optimistic: bool = False,
 ) -> None:
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
-    `{prefix}fsc.star` and the curve's picture too. `optimistic`: the halves share references, and
+    `{prefix}fsc.star`, the mask of the FSC unless it is the user's own file (`{prefix}mask.mrc`,
+    or `mask_path`) and the curve's picture too. `optimistic`: the halves share references, and
     title and table say so."""
     if not is_first():
         return
@@ -291,20 +323,14 @@ def write_map_files(
         return
     for h in range(2):
         write_map(Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom)
+    if final.mask.name == MASK:
+        place = mask_path or Path(f"{prefix}{MASK}")
+        curves = replace(curves, mask_name=place.name)
+        if k == 0:
+            write_map(place, final.mask.values.numpy(), pixel_size_angstrom)
     write_fsc_star(f"{prefix}fsc.star", curves, optimistic=optimistic)
-    shown = {
-        "unmasked": curves.unmasked,
-        "masked": curves.masked,
-        "corrected for the mask": curves.corrected,
-    }
-    picture = f"{pictures}{Path(prefix + 'fsc').name}.png"
-    with drawing(picture):
-        save_fsc_plot(
-            picture,
-            {label: c for label, c in shown.items() if c is not None},
-            title=f"{map_path.stem}{remark}" if optimistic else "",
-            reference=0.143,
-        )
+    plot = Path(f"{pictures}{Path(prefix + 'fsc').name}.png")
+    save_half_map_plot(plot, curves, title=f"{map_path.stem}{remark}")
 
 
 def write_particles(job: Job, problem: Problem, state: State) -> None:
@@ -344,6 +370,25 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
         half_set=problem.half[used].numpy() + 1,
         extra=extra,
     ).write_star(job.path("particles.star"))
+
+
+def finish_refinement(
+    job: Job, progress: Progress, problem: Problem, final: FinalMaps
+) -> tuple[str, ...]:
+    """`map_sharpened.mrc` with `postprocess.star`; what is to be said. What fails is a note."""
+    if not is_first():
+        return ()
+    progress.start_stage("sharpening", 0)
+    place = Place(job.folder, job.path("pictures/fsc.png").parent)
+    halves = final.halves[0, 0], final.halves[1, 0]
+    notes: tuple[str, ...] = ()
+    with finishing("sharpened map", progress):
+        sharpened = sharpen_into(
+            place, halves, final.curves[0], half_paths=("half1.mrc", "half2.mrc")
+        )
+        job.update(b_factor_angstrom2=sharpened.b_factor)
+        notes += sharpened.notes
+    return notes
 
 
 def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:

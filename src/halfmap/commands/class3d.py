@@ -237,7 +237,7 @@ def class3d(
             iterations=limit,
             show=lambda new: show_volumes(job, problem, settings, new),
         )
-        final = last_maps(problem, settings, chosen, state, progress)
+        final = last_maps(problem, settings, chosen, state, progress, mask)
         sizes = class_sizes(problem, state.poses).tolist()
         pictures = f"{job.path('pictures/class001.png').parent}/"
         for k in range(classes):
@@ -249,6 +249,7 @@ def class3d(
                 map_path=job.path(f"{name}.mrc"),
                 prefix=f"{job.folder}/{name}_",
                 pictures=pictures,
+                mask_path=job.path("mask.mrc"),
                 optimistic=True,
             )
         write_particles(job, problem, state)

@@ -148,12 +148,12 @@ def reconstruct(
         )
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
-        final = final_maps(problem, settings, sums, noise)
+        final = final_maps(problem, settings, sums, noise, mask)
         _write(final, data.pixel_size_angstrom, job, target, halves=halves)
         job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
     map_path = target or job.path("map.mrc")
-    return refinement_result(problem, final, folder=folder, map_path=map_path, mask=mask)
+    return refinement_result(problem, final, folder=folder, map_path=map_path)
 
 
 def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:
@@ -175,7 +175,8 @@ def _refuse_existing(target: Path, *, halves: bool) -> None:
     names = [target.name, f"{target.stem}.png"]
     if halves:
         names += [
-            f"{target.stem}_{rest}" for rest in ("half1.mrc", "half2.mrc", "fsc.star", "fsc.png")
+            f"{target.stem}_{rest}"
+            for rest in ("half1.mrc", "half2.mrc", "mask.mrc", "fsc.star", "fsc.png")
         ]
     for name in names:
         if target.with_name(name).exists():

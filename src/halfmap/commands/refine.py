@@ -37,6 +37,8 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import (
     RefinementResult,
+    finish_refinement,
+    in_own_mask,
     last_maps,
     refinement_result,
     run_iterations,
@@ -136,9 +138,12 @@ def refine(
             iterations=limit,
             show=lambda new: show_volumes(job, problem, settings, new),
         )
-        final = last_maps(problem, settings, chosen, state, progress)
-        pictures = job.path("pictures/map.png").parent
+        final = last_maps(problem, settings, chosen, state, progress, mask)
         pixel = problem.particles.pixel_size_angstrom
+        if mask is None:
+            progress.start_stage("mask", 0)
+            final = in_own_mask(final, pixel)
+        pictures = job.path("pictures/map.png").parent
         write_map_files(
             final,
             0,
@@ -149,6 +154,7 @@ def refine(
         )
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)
+        notes = finish_refinement(job, progress, problem, final)
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
     return refinement_result(
@@ -156,7 +162,7 @@ def refine(
         final,
         folder=Path(out),
         map_path=Path(out, "map.mrc"),
-        mask=mask,
         iterations=state.iteration,
         converged=chosen.converged(state),
+        notes=notes,
     )

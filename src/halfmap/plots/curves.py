@@ -5,7 +5,7 @@ Nothing global is set, and the same numbers give the same bytes.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,13 @@ def save_fsc_plot(
     *,
     title: str = "",
     reference: float | None = None,
+    unmarked: Collection[str] = (),
 ) -> None:
     """Fourier shell (or ring) correlation curves by label, with the thresholds 0.143 and 0.5 and
     where each curve falls below them.
 
     `reference` restricts the marks to that threshold (0.5 for a comparison with a known map, 0.143
-    for half maps).
+    for half maps). Curves named in `unmarked` have no resolution of their own.
     """
     if not curves:
         raise InputError("FSC plot: no curve was given")
@@ -60,6 +61,8 @@ def save_fsc_plot(
             threshold: bool((curve.correlation[1:] < threshold).any()) for threshold in thresholds
         }
         found = {threshold: resolution_at(curve, threshold) for threshold in thresholds}
+        if label in unmarked:
+            found = {}
         words = ", ".join(
             f"{_angstrom(value, beyond=not falls[threshold])} at {threshold:g}"
             for threshold, value in found.items()
@@ -69,7 +72,7 @@ def save_fsc_plot(
             curve.correlation,
             color=colour,
             linewidth=1.6,
-            label=f"{label}: {words}",
+            label=f"{label}: {words}" if words else label,
         )
         for threshold, value in found.items():
             if falls[threshold] and math.isfinite(value):
@@ -82,7 +85,7 @@ def save_fsc_plot(
                     markeredgecolor="white",
                     zorder=3,
                 )
-    for threshold in thresholds:
+    for threshold in _THRESHOLDS:
         axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle="--", zorder=1)
         axes.text(
             1.01,
