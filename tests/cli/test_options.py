@@ -57,6 +57,10 @@ FLAGS = {
     "--junk --overwrite --quiet",
     "project": "--particles --out --ctf --data-dir --threads --overwrite",
     "fsc": "--mask --diameter --out --seed --overwrite",
+    "mask": "--out --threshold --lowpass --parts --extend --soft-edge --combine --like "
+    "--atom-radius --centred --overwrite",
+    "postprocess": "--out --mask --b-factor --fit-from --fit-to --lowpass --fsc-weighting "
+    "--no-fsc-weighting --mtf --mtf-pixel-size --overwrite --quiet",
     "select": "--out --classes --resolved-within --overwrite",
     "convert": "--passthrough --relion --data-dir --overwrite",
     "resume": "--device --threads --memory --quiet",
@@ -67,6 +71,8 @@ POSITIONAL = {
     "simulate": ["source"],
     "project": ["map"],
     "fsc": ["map1", "map2"],
+    "mask": ["source"],
+    "postprocess": ["source"],
     "select": ["source"],
     "convert": ["source", "out"],
     "resume": ["folder"],
