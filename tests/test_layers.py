@@ -20,7 +20,7 @@ likelihood | reconstruction
 resolution mask_making
 projection kernels
 particles
-transfer_function masks so3 symmetries fourier resizing
+transfer_function masks so3 symmetries fourier resizing resampling image_grids
 distributed
 io | options
 ctf_parameters

@@ -392,10 +392,6 @@ def change(name, row, value):
             "no table has the column _rlnImageName; blocks found: data_particles, data_optics",
         ),
         ({"drop": ("rlnOpticsGroup",), "optics": None}, "missing _rlnVoltage"),
-        (
-            {"optics": {**OPTICS, "rlnImagePixelSize": [1.5, 1.6]}},
-            r"pixel sizes differ: 1.6000 A in row 1 .* 1.5000 A in row 2",
-        ),
         ({"optics": {**OPTICS, "rlnImagePixelSize": [0.0, 1.6]}}, "expected more than 0"),
         (
             {"optics": {**OPTICS, "rlnImageSize": [N, 16]}},

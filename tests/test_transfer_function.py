@@ -19,6 +19,8 @@ from halfmap.transfer_function import (
     electron_wavelength_angstrom,
     evaluate,
     no_transfer,
+    turned_ctf,
+    zernike_terms,
 )
 
 DEFAULTS = {
@@ -202,13 +204,16 @@ def test_batches_are_float32_and_keep_what_serves_all_images() -> None:
     assert batch.voltage_kv.tolist() == [300.0, 300.0]
     assert batch.premultiplied.tolist() == [True, True]
     arrays = batch.arrays(2)
-    assert all(getattr(arrays, one.name).shape == (2,) for one in quantities())
+    for one in quantities():
+        assert getattr(arrays, one.name).shape == ((2, 0) if one.coefficients else (2,))
     assert arrays.defocus_u_angstrom.dtype == np.float64
 
 
 def test_wrong_shapes_and_values_are_refused_with_what_was_expected() -> None:
     with pytest.raises(InputError, match=r"\(3,\) of defocus_u_angstrom, \(2,\) of scale"):
         CTFParameters(defocus_u_angstrom=np.zeros(3), scale=[1.0, 1.0])
+    with pytest.raises(InputError, match=r"\(6,\) of odd_zernike"):
+        CTFParameters(odd_zernike=np.zeros(6))
     with pytest.raises(InputError, match=r"one number for all images .*\(2, 2\)"):
         CTFParameters(scale=np.zeros((2, 2)))
     with pytest.raises(InputError, match="one number for each of 4 images, 3 arrived"):
@@ -255,6 +260,67 @@ def test_every_parameter_has_a_column_of_its_own_and_its_default_is_allowed() ->
     for one in quantities():
         assert getattr(CTFParameters(), one.name) == one.default
         assert one.unit
+
+
+def test_zernike_polynomials_are_those_of_the_books_in_relions_order() -> None:
+    x, y = (torch.rand(30, dtype=torch.float64) - 0.5 for _ in range(2))
+    r, a = torch.hypot(x, y), torch.atan2(y, x)
+    odd = (
+        r * a.sin(),
+        r * a.cos(),
+        r**3 * (3 * a).sin(),
+        (3 * r**3 - 2 * r) * a.sin(),
+        (3 * r**3 - 2 * r) * a.cos(),
+        r**3 * (3 * a).cos(),
+    )
+    even = (
+        torch.ones_like(r),
+        r**2 * (2 * a).sin(),
+        2 * r**2 - 1,
+        r**2 * (2 * a).cos(),
+        r**4 * (4 * a).sin(),
+        (4 * r**4 - 3 * r**2) * (2 * a).sin(),
+        6 * r**4 - 6 * r**2 + 1,
+        (4 * r**4 - 3 * r**2) * (2 * a).cos(),
+        r**4 * (4 * a).cos(),
+    )
+    torch.testing.assert_close(zernike_terms(x, y, 6, parity=1), torch.stack(odd))
+    torch.testing.assert_close(zernike_terms(x, y, 9, parity=0), torch.stack(even))
+
+
+def test_aberrations_turn_with_the_image_and_keep_images_real() -> None:
+    """The transfer function of a turned image is that of the image at frequencies turned back."""
+    rng = np.random.default_rng(2)
+    parameters = replace(
+        make(defocus_u_angstrom=[9000.0, 14000.0], defocus_angle_deg=20.0, beam_tilt_x_mrad=1.0),
+        odd_zernike=torch.from_numpy(rng.normal(size=(2, 5)) * 300).float(),  # cut in an order
+        even_zernike=torch.from_numpy(rng.normal(size=(2, 9)) * 300).float(),
+    )
+    kx, ky = torch.from_numpy(rng.uniform(-0.15, 0.15, (2, 60)))
+    psi = torch.tensor([37.0, 37.0])
+    cos, sin = np.cos(np.radians(37.0)), np.sin(np.radians(37.0))
+    turned = evaluate(turned_ctf(parameters, psi), kx, ky)
+    back = evaluate(parameters, cos * kx + sin * ky, -sin * kx + cos * ky)
+    torch.testing.assert_close(turned.ctf, back.ctf, atol=1e-4, rtol=0)
+    torch.testing.assert_close(turned.phase, back.phase, atol=1e-4, rtol=0)
+    plain = evaluate(make(defocus_u_angstrom=[9000.0, 14000.0]), kx, ky)
+    assert (turned.ctf - plain.ctf).abs().max() > 0.3  # they count
+    opposite = evaluate(parameters, -kx, -ky)
+    straight = evaluate(parameters, kx, ky)
+    torch.testing.assert_close(opposite.ctf, straight.ctf)
+    torch.testing.assert_close(opposite.phase, straight.phase.conj())
+
+
+def test_nothing_is_seen_beyond_an_images_own_frequencies() -> None:
+    k, zero = torch.linspace(0, 0.3, 31), torch.zeros(31)
+    parameters = replace(make(scale=[1.0, 1.0]), magnification_xx=torch.tensor([1.0, 1.25]))
+    transfer = evaluate(parameters, k, zero, reach_per_angstrom=torch.tensor([0.205, 0.205]))
+    assert transfer.seen.sum(1).tolist() == [21, 26]  # below 0.205, and 1.25 times as far
+    assert transfer.ctf[0, 21:].eq(0).all()
+    assert transfer.correct_phases(torch.ones(2, 31, dtype=torch.complex64))[0, 21:].eq(0).all()
+    torch.testing.assert_close(transfer.ctf[0, :21], ctf(make(), k, zero)[0, :21])
+    across = evaluate(parameters, zero, k, reach_per_angstrom=torch.tensor([0.205, 0.205]))
+    assert across.seen.sum(1).tolist() == [21, 21]
 
 
 # --- RELION's own programs ------------------------------------------------------------------------

@@ -1,10 +1,9 @@
 """What the microscope did to each image, as numbers: every parameter of the contrast transfer
 function stands once, here.
 
-A further parameter (trefoil and tetrafoil, an anisotropic magnification, a dose) is one more field
-of `CTFParameters` with its unit, default, limits, RELION column and cryoSPARC field; `io` then
-reads and writes it, data sets carry it, and `halfmap.transfer_function.evaluate` is the one place
-that turns it into numbers per Fourier sample.
+A further parameter (a dose) is one more field of `CTFParameters` with its unit, default, limits,
+RELION column and cryoSPARC field; `io` then reads and writes it, data sets carry it, and
+`halfmap.transfer_function.evaluate` is the one place that turns it into numbers per Fourier sample.
 """
 
 from __future__ import annotations
@@ -60,7 +59,9 @@ class Quantity:
 
     `relion` is its column in RELION's tables, `per_group` if RELION keeps it in the optics table.
     `cs` is cryoSPARC's field, `cs_component` the place in a field that is a vector. A CTF is not
-    complete without the `required` ones.
+    complete without the `required` ones. Of `coefficients` each image has a list, such as those of
+    Zernike polynomials: an array `(n, Z)`, a STAR cell `[0.1,0,2]`, and the default 0 is none.
+    `geometry` tells that it says where things are in the image, with a CTF or without.
     """
 
     name: str
@@ -72,6 +73,8 @@ class Quantity:
     required: bool = False
     per_group: bool = False
     limits: Limits = FINITE
+    coefficients: bool = False
+    geometry: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +84,13 @@ class CTFParameters:
     A field is a number, which serves all images, an array `(n,)` (data sets: float64), or a tensor
     `(B,)` (batches: float32, by `to`). Underfocus is positive, the defocus angle is measured from
     the x axis to the axis of defocus U. `premultiplied` images hold `C X` in place of `X`.
+    `odd_zernike` and `even_zernike` are arrays `(n, Z)` of coefficients in RELION's order
+    (`transfer_function.zernike_terms`). The image's Fourier sample at q shows the object's slice,
+    and the CTF, at M q, with `magnification_xx` ... `_yy` the elements of M.
 
     Raises:
-        InputError: fields of different lengths, or of more than one dimension.
+        InputError: fields of different lengths, or of more than one dimension (two for lists of
+            coefficients).
     """
 
     defocus_u_angstrom: Column = field(
@@ -173,6 +180,62 @@ class CTFParameters:
             "per_group": True,
         },
     )
+    odd_zernike: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "rad",
+            "relion": "rlnOddZernike",
+            "per_group": True,
+            "coefficients": True,
+        },
+    )
+    even_zernike: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "rad",
+            "relion": "rlnEvenZernike",
+            "per_group": True,
+            "coefficients": True,
+        },
+    )
+    magnification_xx: Column = field(
+        default=1.0,
+        metadata={
+            "unit": "factor",
+            "relion": "rlnMagMat00",
+            "per_group": True,
+            "limits": ABOVE_ZERO,
+            "geometry": True,
+        },
+    )
+    magnification_xy: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "factor",
+            "relion": "rlnMagMat01",
+            "per_group": True,
+            "geometry": True,
+        },
+    )
+    magnification_yx: Column = field(
+        default=0.0,
+        metadata={
+            "unit": "factor",
+            "relion": "rlnMagMat10",
+            "per_group": True,
+            "geometry": True,
+        },
+    )
+    magnification_yy: Column = field(
+        default=1.0,
+        metadata={
+            "unit": "factor",
+            "relion": "rlnMagMat11",
+            "per_group": True,
+            "limits": ABOVE_ZERO,
+            "geometry": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         for one in quantities():
@@ -180,7 +243,10 @@ class CTFParameters:
             if isinstance(value, list | tuple):
                 object.__setattr__(self, one.name, np.asarray(value, np.float64))
         shapes = {name: tuple(np.shape(value)) for name, value in self._columns() if np.ndim(value)}
-        if len(set(shapes.values())) > 1 or any(len(shape) > 1 for shape in shapes.values()):
+        allowed = {name: 2 if QUANTITY[name].coefficients else 1 for name in shapes}
+        if len({shape[0] for shape in shapes.values()}) > 1 or any(
+            len(shape) != allowed[name] for name, shape in shapes.items()
+        ):
             raise InputError(
                 "CTF parameters: expected one number for all images or one for each, shapes "
                 f"{', '.join(f'{shape} of {name}' for name, shape in shapes.items())} arrived"
@@ -212,11 +278,16 @@ class CTFParameters:
                 _check(QUANTITY[name], np.atleast_1d(value), lambda row: f"image {row + 1}")
                 wanted = torch.bool if name == "premultiplied" else torch.float32
                 value = torch.as_tensor(value).to(wanted)
-            changed[name] = value.to(device).expand(n)
+            if QUANTITY[name].coefficients:
+                value = value.expand(n, -1) if value.ndim else value.new_zeros(n, 0)
+                changed[name] = value.to(device)
+            else:
+                changed[name] = value.to(device).expand(n)
         return replace(self, **changed)
 
     def arrays(self, n: int) -> CTFParameters:
-        """Arrays `(n,)` in every field, float64 (bool for `premultiplied`).
+        """Arrays `(n,)` in every field, float64 (bool for `premultiplied`); lists of coefficients
+        are `(n, Z)`.
 
         Raises:
             InputError: the fields hold another number of images.
@@ -229,8 +300,21 @@ class CTFParameters:
         for name, value in self._columns():
             value = value.detach().cpu().double().numpy() if hasattr(value, "detach") else value
             wanted = bool if name == "premultiplied" else np.float64
-            changed[name] = np.broadcast_to(np.asarray(value, wanted), n).copy()
+            if QUANTITY[name].coefficients:
+                changed[name] = np.array(value, wanted) if np.ndim(value) else np.zeros((n, 0))
+            else:
+                changed[name] = np.broadcast_to(np.asarray(value, wanted), n).copy()
         return replace(self, **changed)
+
+    @property
+    def magnification(self) -> np.ndarray | None:
+        """M of each image `(n, 2, 2)`, n as in `len`; None where it is 1 in all."""
+        values = [
+            np.broadcast_to(np.asarray(getattr(self, f"magnification_{at}"), np.float64), len(self))
+            for at in ("xx", "xy", "yx", "yy")
+        ]
+        matrices = np.stack(values, axis=-1).reshape(-1, 2, 2)
+        return None if (matrices == np.eye(2)).all() else matrices
 
     def check(self, where: Callable[[int, str], str]) -> None:
         """Refuse values that cannot be; `where` names the place of a row (from 0) and RELION
@@ -245,12 +329,12 @@ class CTFParameters:
 
 
 def _check(one: Quantity, values: np.ndarray, where: Callable[[int], str]) -> None:
-    wrong = np.flatnonzero(~one.limits.allowed(values))
+    wrong = np.argwhere(~one.limits.allowed(values))
     if len(wrong):
-        row = int(wrong[0])
+        row, value = int(wrong[0, 0]), values[tuple(wrong[0])]
         raise InputError(
             f"{where(row)}, CTF parameter {one.name}: expected {one.limits.expected} "
-            f"({one.unit}), found {values[row]:g}; correct the value or remove the particle"
+            f"({one.unit}), found {value:g}; correct the value or remove the particle"
         )
 
 
@@ -267,3 +351,5 @@ QUANTITY = {one.name: one for one in quantities()}
 # a file has a CTF where it has these columns
 DEFOCUS = tuple(one.relion for one in quantities() if one.required and not one.per_group)
 PER_GROUP = tuple(one.relion for one in quantities() if one.per_group)
+# cells that hold several numbers
+LISTS = tuple(one.relion for one in quantities() if one.coefficients)

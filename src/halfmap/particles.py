@@ -1,7 +1,7 @@
 """The data set: metadata columns in plain arrays, images read lazily from the stacks on disk."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
+from halfmap.image_grids import ImageGrid, asked_grid, distinct_grids, finest_grid
 from halfmap.io.cryosparc import cs_to_star
 from halfmap.io.cs_files import Passthrough, read_cs
 from halfmap.io.dialects import relion31_blocks
@@ -26,7 +27,7 @@ from halfmap.io.relion import (
     ctf_columns,
     ctf_parameters,
     particle_tables,
-    pixel_size,
+    pixel_sizes,
     poses,
     write_transfer,
 )
@@ -35,6 +36,8 @@ from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from halfmap.transfer_function import Transfer
 
 _CHECK_BATCH = 256
@@ -42,6 +45,17 @@ _CHECK_BATCH = 256
 
 Contrast = Literal["dark", "white"]
 CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
+# what else than a CTF may be left in images, and is not where the CTF is not
+ABERRATIONS = ("beam_tilt_x_mrad", "beam_tilt_y_mrad", "odd_zernike", "even_zernike")
+# columns that tell on which grid images are stored
+_OF_GRIDS = (
+    "rlnImagePixelSize",
+    "rlnImageSize",
+    "rlnPixelSize",
+    "rlnDetectorPixelSize",
+    "rlnMagnification",
+    *(one.relion for one in quantities() if one.geometry),
+)
 STACK_SUFFIXES = (".mrcs", ".mrc", ".st")  # what `load_particles` takes for a bare stack
 
 
@@ -50,7 +64,8 @@ class Particles:
     """n particles: one row per image in every array, RELION's conventions, Angstrom and degrees.
 
     `take`, `with_results` and `with_transfer` return new data sets; nothing is changed in place.
-    Images are read by `images` only.
+    Images are read by `images` only, on the grid of `box` and `pixel_size_angstrom` whatever grid
+    they are stored on (`grids`), and without anisotropic magnification; shifts are as in those.
     """
 
     path: str
@@ -75,6 +90,8 @@ class Particles:
     image_index: np.ndarray  # (n,) from 0, inside the file
     files: tuple[str, ...]  # stack names as the table has them
     stack_paths: tuple[Path | None, ...]  # where they were found
+    stored: np.ndarray  # (n,) index into `grids`
+    grids: tuple[ImageGrid, ...]  # those on which images are stored
     new_columns: Mapping[str, np.ndarray] = field(default_factory=dict)  # results to be written
     # those to be mended, by number of the file and place of the image in it
     hot_pixels: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
@@ -116,15 +133,58 @@ class Particles:
         table = Table.from_columns(columns, path=str(path))
         return _from_star(StarFile(str(path), {"particles": table}), None, True, True)
 
+    @property
+    def grid(self) -> ImageGrid:
+        """The grid on which images are read."""
+        return ImageGrid(self.box, self.pixel_size_angstrom)
+
+    def on_grid(
+        self, *, box: int | None = None, pixel_size_angstrom: float | None = None
+    ) -> "Particles":
+        """The same particles, read on another grid; the extent stays where only one of both is
+        given.
+
+        Raises:
+            InputError: no such grid can be.
+        """
+        grid = asked_grid(self.grid, box=box, pixel_size_angstrom=pixel_size_angstrom)
+        told = _grid_notes(self.path, self.grids, self.grid)
+        notes = (
+            *(note for note in self.notes if note not in told),
+            *_grid_notes(self.path, self.grids, grid),
+        )
+        return replace(
+            self, box=grid.box, pixel_size_angstrom=grid.pixel_size_angstrom, notes=notes
+        )
+
     def images(self, indices: ArrayLike) -> np.ndarray:
-        """Images float32 `(b, N, N)` of the particles at `indices` `(b,)`, in that order.
+        """Images float32 `(b, N, N)` of the particles at `indices` `(b,)`, in that order, on the
+        grid of the data set.
 
         Raises:
             InputError: a stack is missing, or shorter than a row says.
         """
-        indices = np.asarray(indices)
-        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        indices = _as_rows(indices)
+        if self.grids == (self.grid,):
+            return self._read(indices, self.box)
         out = np.empty((len(indices), self.box, self.box), np.float32)
+        for rows, stored, images in self.stored_images(indices):
+            out[rows] = stored.bring(images, self.grid)
+        return out
+
+    def stored_images(
+        self, indices: ArrayLike
+    ) -> Iterator[tuple[np.ndarray, ImageGrid, np.ndarray]]:
+        """Images as they are stored, grid by grid: which of `indices` (their places in it), their
+        grid, and the images `(b, n, n)`."""
+        indices = _as_rows(indices)
+        for number in np.unique(self.stored[indices]):
+            rows = np.flatnonzero(self.stored[indices] == number)
+            yield rows, self.grids[number], self._read(indices[rows], self.grids[number].box)
+
+    def _read(self, indices: np.ndarray, box: int) -> np.ndarray:
+        """Images of one box, as they are stored."""
+        out = np.empty((len(indices), box, box), np.float32)
         file = self.image_file[indices]
         for number in np.unique(file):
             rows = np.flatnonzero(file == number)
@@ -142,11 +202,80 @@ class Particles:
             out *= self.image_sign[indices].astype(np.float32)[:, None, None]
         return out
 
+    def coverage(self, indices: np.ndarray) -> np.ndarray | None:
+        """The share of the grid on which each image shows anything, `(b,)`; None where all of it
+        is (`ImageGrid.covers`)."""
+        shares = np.array([stored.covers(self.grid) for stored in self.grids])
+        return None if (shares == 1).all() else shares[self.stored[indices]]
+
+    def noise_kept(self, indices: np.ndarray) -> np.ndarray | None:
+        """The deviation of white noise on the data set's grid, if it is 1 in the stored images,
+        `(b,)`; None where that is 1."""
+        kept = [stored.pixel_size_angstrom / self.pixel_size_angstrom for stored in self.grids]
+        kept = np.minimum(1.0, kept)
+        return None if (kept == 1).all() else kept[self.stored[indices]]
+
+    def transfer_at(
+        self,
+        indices: np.ndarray,
+        kx_per_angstrom: "Tensor",
+        ky_per_angstrom: "Tensor",
+        *,
+        use_ctf: bool = True,
+    ) -> "Transfer":
+        """The transfer function of images at frequencies `(J,)` (1/A), 0 beyond what they
+        reach; without the CTF, 1 where they show anything."""
+        import torch
+
+        from halfmap.transfer_function import evaluate, no_transfer, seen_samples
+
+        parameters, limit = self.transfer.take(indices).to(kx_per_angstrom.device), None
+        if not all(stored.holds_all_of(self.grid) for stored in self.grids):
+            reach = np.array([stored.reach_per_angstrom for stored in self.grids])
+            limit = torch.from_numpy(reach[self.stored[indices]]).float().to(kx_per_angstrom)
+        at = (kx_per_angstrom, ky_per_angstrom)
+        if use_ctf:
+            return evaluate(parameters, *at, reach_per_angstrom=limit)
+        shape = torch.zeros(len(indices), len(kx_per_angstrom), dtype=torch.complex64)
+        seen = None if limit is None else seen_samples(parameters, *at, limit)
+        return no_transfer(shape.to(kx_per_angstrom.device), seen)
+
+    def stored_as_read(self) -> "Particles":
+        """The data set whose stored images are what `images` gives: on one grid, and without
+        anisotropic magnification, which `write_star` will say."""
+        if self.grids == (self.grid,):
+            return self
+        table, optics = self.table.without(*_OF_GRIDS), self.optics
+        columns = {"rlnImagePixelSize": self.pixel_size_angstrom, "rlnImageSize": self.box}
+        if optics is None:
+            table = table.with_columns({k: [v] * len(table) for k, v in columns.items()})
+        else:
+            optics = optics.without(*_OF_GRIDS)
+            optics = optics.with_columns({k: [v] * len(optics) for k, v in columns.items()})
+        unity = {one.name: one.default for one in quantities() if one.geometry}
+        shift = dict(zip(ORIGINS, self.shift_angstrom.T, strict=True))
+        return replace(
+            self,
+            table=table,
+            optics=optics,
+            transfer=replace(self.transfer, **unity).arrays(len(self)),
+            new_columns={**self.new_columns, **shift},
+            stored=np.zeros_like(self.stored),
+            grids=(self.grid,),
+        )
+
+    def stored_shift_angstrom(self, shift_angstrom: np.ndarray) -> np.ndarray:
+        """Shifts as they are in the stored images, for files."""
+        shift = np.array(shift_angstrom, np.float64)
+        for number, stored in enumerate(self.grids):
+            rows = self.stored == number
+            shift[rows] = stored.stored_shift(shift[rows])
+        return shift
+
     def take(self, indices: ArrayLike) -> "Particles":
         """The particles at `indices` (integers in any order, or a boolean mask); stacks stay
         shared."""
-        indices = np.asarray(indices)
-        indices = np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+        indices = _as_rows(indices)
         rows = {
             f.name: getattr(self, f.name)[indices]
             for f in fields(self)
@@ -200,7 +329,8 @@ class Particles:
             changed["has_poses"], changed["table"] = False, self.table.without(*ANGLES)
         if shift_angstrom is not None:
             changed["shift_angstrom"] = np.array(shift_angstrom, np.float64)
-            columns |= dict(zip(ORIGINS, np.asarray(shift_angstrom).T, strict=True))
+            stored = self.stored_shift_angstrom(shift_angstrom)
+            columns |= dict(zip(ORIGINS, stored.T, strict=True))
         if class_number is not None:
             changed["class_number"] = columns["rlnClassNumber"] = np.array(class_number, np.int64)
         if half_set is not None:
@@ -249,16 +379,22 @@ class Particles:
         tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
         changed, columns = {}, ctf_columns(new, per_group=False) | ctf_columns(new, per_group=True)
         for one in quantities():
-            before, now = getattr(self.transfer, one.name), getattr(new, one.name)
+            before, now = _alike(getattr(self.transfer, one.name), getattr(new, one.name))
             same = before.astype(np.float32) == now.astype(np.float32)
             changed[one.name] = np.where(same, before, now)
             unread = not self.has_ctf and (one.required or tables.has(one.relion))
             if same.all() and not unread:
-                del columns[one.relion]
+                columns.pop(one.relion, None)
         table, optics = write_transfer(tables, columns)
         rest = {name: values for name, values in self.new_columns.items() if name not in columns}
+        magnified = replace(new, **changed).magnification
+        boxes = np.array([grid.box for grid in self.grids])[self.stored]
+        sizes = np.array([grid.pixel_size_angstrom for grid in self.grids])[self.stored]
+        grids, stored = distinct_grids(boxes, sizes, magnified)
         return replace(
             self,
+            grids=grids,
+            stored=stored,
             transfer=replace(new, **changed),
             has_ctf=True,
             table=table,
@@ -267,10 +403,14 @@ class Particles:
         )
 
     def _without_transfer(self) -> "Particles":
-        gone = (*DEFOCUS, QUANTITY["premultiplied"].relion)
+        kept = {one.name: getattr(self.transfer, one.name) for one in quantities() if one.geometry}
+        gone = (
+            *DEFOCUS,
+            *(QUANTITY[name].relion for name in ("premultiplied", *ABERRATIONS)),
+        )
         return replace(
             self,
-            transfer=CTFParameters().arrays(len(self)),
+            transfer=replace(CTFParameters().arrays(len(self)), **kept),
             has_ctf=False,
             table=self.table.without(*gone),
             optics=None if self.optics is None else self.optics.without(*gone),
@@ -306,7 +446,7 @@ class Particles:
 
     def _transfer(self, index: int) -> "Transfer":
         """The transfer function of one image on the layout of rfft2."""
-        from halfmap.transfer_function import evaluate, rfft2_frequencies
+        from halfmap.transfer_function import rfft2_frequencies
 
         if not self.has_ctf:
             raise InputError(
@@ -315,8 +455,8 @@ class Particles:
             )
         if not -len(self) <= index < len(self):
             raise InputError(f"{self.path}: expected an image of 0 to {len(self) - 1}, got {index}")
-        parameters = self.transfer.take(np.array([index]))
-        return evaluate(parameters, *rfft2_frequencies(self.box, self.pixel_size_angstrom))
+        frequencies = rfft2_frequencies(self.box, self.pixel_size_angstrom)
+        return self.transfer_at(np.array([index]), *frequencies)
 
     def write_star(self, path: str | os.PathLike[str]) -> None:
         """Write a RELION 3.1 style STAR (optics and particle blocks) with every input column,
@@ -331,11 +471,15 @@ class Particles:
             table, ImageNames(self.files, self.image_file, self.image_index), self.stack_paths, path
         )
         tables = ParticleTables(self.path, table, self.optics, self.optics_group)
-        pixel, box = self.pixel_size_angstrom, self.box or None
+        pixel = np.array([grid.pixel_size_angstrom for grid in self.grids])[self.stored]
+        box = np.array([grid.box for grid in self.grids])[self.stored]
         write_star(
             path,
             relion31_blocks(
-                tables, shift_angstrom=self.shift_angstrom, pixel_size_angstrom=pixel, box=box
+                tables,
+                shift_angstrom=self.stored_shift_angstrom(self.shift_angstrom),
+                pixel_size_angstrom=pixel,
+                box=box if box.all() else None,
             ),
         )
 
@@ -346,12 +490,13 @@ class Particles:
         indices = np.asarray(indices, np.int64)
         for first in range(0, len(indices), _CHECK_BATCH):
             rows = indices[first : first + _CHECK_BATCH]
-            for row, image in zip(rows.tolist(), self.images(rows), strict=True):
-                reason, hot = examine(image)
-                if reason:
-                    found.bad[row] = reason
-                elif len(hot):
-                    found.hot[row] = hot
+            for places, _, images in self.stored_images(rows):
+                for row, image in zip(rows[places].tolist(), images, strict=True):
+                    reason, hot = examine(image)
+                    if reason:
+                        found.bad[row] = reason
+                    elif len(hot):
+                        found.hot[row] = hot
         return found
 
     def find_bad_images(self, indices: np.ndarray) -> dict[int, str]:
@@ -373,6 +518,21 @@ class Particles:
             return np.zeros(len(indices), bool)
         names = zip(self.image_file[indices].tolist(), self.image_index[indices], strict=True)
         return np.array([name in self.hot_pixels for name in names])
+
+
+def _as_rows(indices: ArrayLike) -> np.ndarray:
+    """Integers; of a boolean mask, the places where it is true."""
+    indices = np.asarray(indices)
+    return np.flatnonzero(indices) if indices.dtype == bool else indices.astype(np.int64)
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays, the shorter lists of coefficients filled up with 0."""
+    if one.ndim == 1:
+        return one, other
+    length = max(one.shape[1], other.shape[1])
+    filled = [np.pad(a, ((0, 0), (0, length - a.shape[1]))) for a in (one, other)]
+    return filled[0], filled[1]
 
 
 def load_particles(
@@ -418,39 +578,35 @@ def _from_star(
     particles = tables.particles
     names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
     found = resolve_all(names.files, star.path, data_dir)
-    size, notes = pixel_size(tables), []
-    need_header = (size is None or not tables.has("rlnImageSize")) and found[0] is not None
-    box, header_size = 0, 0.0
+    sizes, notes = pixel_sizes(tables), []
+    need_header = (sizes is None or not tables.has("rlnImageSize")) and found[0] is not None
+    boxes, header_size = np.zeros(len(found), np.int64), 0.0
     stacks = OpenStacks()
     if check_images or need_header:
-        box, header_size = check_stacks(
+        boxes, header_size = check_stacks(
             star.path, names, found, data_dir, stacks, first_only=not check_images
         )
-    if tables.has("rlnImageSize"):
-        sizes = tables.floats("rlnImageSize")
-        differs = np.flatnonzero(sizes != (box or sizes[0]))
-        if len(differs):
-            row = int(differs[0])
-            raise InputError(
-                f"{star.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
-                f"_rlnImageSize {sizes[row]:g}, "
-                f"{'the stack has' if box else 'row 1 says'} {box or sizes[0]:g} pixels; images "
-                "of one size are needed"
-            )
-        box = box or int(sizes[0])
-    if size is None:
+    box = _boxes(tables, names, boxes)
+    if sizes is None:
         if header_size <= 0:
             raise InputError(
                 f"{star.path}: no pixel size: no column _rlnImagePixelSize (or "
                 "_rlnDetectorPixelSize with _rlnMagnification), and the MRC "
                 "header has none; add the column"
             )
-        size = header_size
+        sizes = np.full(len(particles), header_size)
         notes.append(
-            f"{star.path} has no pixel size column; {size:.4f} A was taken from the MRC header"
+            f"{star.path} has no pixel size column; {header_size:.4f} A was taken from the MRC "
+            "header"
         )
-    rotations, shifts, has_poses = poses(tables, size)
+    rotations, shifts, has_poses = poses(tables, sizes)
     transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
+    grids, stored = distinct_grids(box, sizes, transfer.magnification)
+    grid = finest_grid(grids)
+    for number, one in enumerate(grids):
+        shifts[stored == number] = one.true_shift(shifts[stored == number])
+    notes += _grid_notes(star.path, grids, grid)
+    optics_group = _groups_of_one_grid(tables, stored, grids)
     n = len(particles)
     half_set = (
         particles.ints("rlnRandomSubset")
@@ -472,8 +628,8 @@ def _from_star(
         path=star.path,
         table=particles,
         optics=tables.optics,
-        box=box,
-        pixel_size_angstrom=size,
+        box=grid.box,
+        pixel_size_angstrom=grid.pixel_size_angstrom,
         has_poses=has_poses,
         has_ctf=has_ctf,
         notes=tuple(notes),
@@ -483,7 +639,7 @@ def _from_star(
         if "rlnClassNumber" in particles
         else np.ones(n, np.int64),
         half_set=half_set,
-        optics_group=tables.optics_group,
+        optics_group=optics_group,
         micrograph=micrograph.astype(np.int64),
         transfer=transfer,
         image_sign=np.where(tables.floats(CONTRAST, 1.0) < 0, -1, 1),
@@ -491,5 +647,66 @@ def _from_star(
         image_index=names.index,
         files=names.files,
         stack_paths=found,
+        stored=stored,
+        grids=grids,
         _stacks=stacks,
     )
+
+
+def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:
+    """The box of each image, by its stack where that was opened, and by rlnImageSize, which must
+    not say otherwise."""
+    box = boxes[names.file]
+    if tables.has("rlnImageSize"):
+        sizes = tables.floats("rlnImageSize")
+        differs = np.flatnonzero((sizes != box) & (box > 0))
+        if len(differs):
+            row = int(differs[0])
+            raise InputError(
+                f"{tables.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
+                f"_rlnImageSize {sizes[row]:g}, the stack has {box[row]} pixels; correct the "
+                "column, or the image's name"
+            )
+        return np.where(box > 0, box, sizes).astype(np.int64)
+    return np.where(box > 0, box, boxes.max())
+
+
+def _groups_of_one_grid(
+    tables: ParticleTables, stored: np.ndarray, grids: tuple[ImageGrid, ...]
+) -> np.ndarray:
+    """Optics group of each particle, from 0; in a file without optics table, images of different
+    grids are in groups of their own.
+
+    Raises:
+        InputError: an optics group has images of several grids.
+    """
+    group = tables.optics_group
+    pairs, new = np.unique(np.stack([group, stored], axis=1), axis=0, return_inverse=True)
+    if tables.optics is None:
+        return new.ravel() if len(pairs) > len(np.unique(group)) else group
+    several = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
+    if len(several):
+        number, other = pairs[several[0]], pairs[several[0] + 1]
+        row = int(np.flatnonzero((group == other[0]) & (stored == other[1]))[0])
+        raise InputError(
+            f"{tables.path}: row {row + 1}: optics group {number[0] + 1} has images of "
+            f"{grids[number[1]]} and of {grids[other[1]]}; give each an optics group of its own"
+        )
+    return group
+
+
+def _grid_notes(path: str, grids: tuple[ImageGrid, ...], grid: ImageGrid) -> list[str]:
+    """What a user should know of images that are not read as they are stored."""
+    notes = []
+    plain = sorted({(one.box, one.pixel_size_angstrom) for one in grids})
+    if plain != [(grid.box, grid.pixel_size_angstrom)]:
+        notes.append(
+            f"{path}: images of {', '.join(str(ImageGrid(*one)) for one in plain)} are brought to "
+            f"{grid}"
+        )
+    if any(one.magnification for one in grids):
+        notes.append(
+            f"{path}: anisotropic magnification (rlnMagMat00, 01, 10, 11) is taken out of the "
+            "images"
+        )
+    return notes

@@ -1,10 +1,13 @@
 """The transfer function of the image model X = C phase S_t P_phi A + N: the CTF C, and the phase
-error of a tilted beam.
+error of odd aberrations (a tilted beam, trefoil).
 
 `evaluate` makes one `Transfer` of the parameters of a batch; simulation, E-step and M-step,
-projection and restoration all use it, and no other place computes a CTF. A higher aberration is one
-more term of `ctf` (even in k) or of `beam_tilt_phase` (odd in k), with its parameter in
-`halfmap.ctf_parameters`; an anisotropic magnification would change the frequencies in `evaluate`.
+projection and restoration all use it, and no other place computes a CTF. Even aberrations
+(tetrafoil) are a term of `ctf`, odd ones of `aberration_phase`.
+
+Frequencies are those of the object. Where the magnification is anisotropic, the image's sample at q
+shows the object and its CTF at k = M q: `true_frequencies` takes q to k, and images are brought to
+k where they are read (`halfmap.resampling`).
 
 Conventions are RELION's: underfocus is positive, the defocus angle is measured from the x axis to
 the axis of defocus U, and the CTF of white particles starts at +Q0 at k = 0.
@@ -12,6 +15,7 @@ the axis of defocus U, and the CTF of white particles starts at +Q0 at k = 0.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import TypeAlias
 
@@ -26,6 +30,7 @@ from halfmap.errors import InputError
 __all__ = [
     "CTFParameters",
     "Transfer",
+    "aberration_phase",
     "beam_tilt_phase",
     "ctf",
     "electron_wavelength_angstrom",
@@ -33,7 +38,11 @@ __all__ = [
     "no_transfer",
     "phase_flip",
     "rfft2_frequencies",
+    "seen_samples",
+    "true_frequencies",
     "turned_ctf",
+    "zernike_orders",
+    "zernike_terms",
 ]
 
 _ANGSTROM_PER_MM = 1e7
@@ -48,12 +57,15 @@ class Transfer:
     """What the microscope does to B images at J frequencies: X = a phase R of the ideal image R,
     with a = C, or C^2 where the stored images are `premultiplied`; `phase` is None where it is 1.
 
-    The verbs take samples (B, I) at the first I <= J of the frequencies.
+    `seen` tells the frequencies that an image can hold, None where that is all of them: beyond its
+    own Nyquist frequency C is 0. The verbs take samples (B, I) at the first I <= J of the
+    frequencies.
     """
 
     ctf: Float[Tensor, "B J"]
     phase: Complex[Tensor, "B J"] | None
     premultiplied: Bool[Tensor, " B"]
+    seen: Bool[Tensor, "B J"] | None = None
 
     @property
     def amplitude(self) -> Float[Tensor, "B J"]:
@@ -69,17 +81,22 @@ class Transfer:
         return samples if self.phase is None else samples * self.phase[:, :n]
 
     def correct_phases(self, samples: Complex[Tensor, "B I"]) -> Complex[Tensor, "B I"]:
-        """`X conj(phase)`: what is left is `a R` and noise."""
-        if self.phase is None:
-            return samples
-        return samples * self.phase[:, : samples.shape[-1]].conj()
+        """`X conj(phase)`: what is left is `a R` and noise; 0 where nothing is seen."""
+        n = samples.shape[-1]
+        if self.phase is not None:
+            samples = samples * self.phase[:, :n].conj()
+        return samples if self.seen is None else samples * self.seen[:, :n]
 
 
 def evaluate(
-    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
+    parameters: CTFParameters,
+    kx_per_angstrom: Frequencies,
+    ky_per_angstrom: Frequencies,
+    *,
+    reach_per_angstrom: Float[Tensor, " B"] | None = None,
 ) -> Transfer:
-    """The transfer function of B images at J frequencies (1/A), in the dtype and on the device of
-    the frequencies.
+    """The transfer function of B images at J frequencies of the object (1/A), in the dtype and on
+    the device of the frequencies; 0 beyond what they reach, where that is told (`seen_samples`).
 
     Raises:
         InputError: frequencies of two lengths; a parameter that cannot be (`CTFParameters.to`).
@@ -87,17 +104,53 @@ def evaluate(
     kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
     p = parameters.to(kx.device)
     tilted = bool((p.beam_tilt_x_mrad != 0).any() or (p.beam_tilt_y_mrad != 0).any())
+    value, seen = ctf(p, kx, ky), None
+    if reach_per_angstrom is not None:
+        seen = seen_samples(p, kx, ky, reach_per_angstrom)
+        value = value * seen
     return Transfer(
-        ctf=ctf(p, kx, ky),
-        phase=beam_tilt_phase(p, kx, ky) if tilted else None,
+        ctf=value,
+        phase=aberration_phase(p, kx, ky) if tilted or bool(p.odd_zernike.any()) else None,
         premultiplied=p.premultiplied,
+        seen=seen,
     )
 
 
-def no_transfer(samples: Complex[Tensor, "B J"]) -> Transfer:
-    """C = 1 and no phase error, for the images of these samples: where the CTF is not used."""
+def no_transfer(
+    samples: Complex[Tensor, "B J"], seen: Bool[Tensor, "B J"] | None = None
+) -> Transfer:
+    """C = 1 and no phase error, for the images of these samples: where the CTF is not used; 0 where
+    nothing is `seen`."""
     unity = torch.ones_like(samples.real)
-    return Transfer(unity, None, torch.zeros(len(unity), dtype=torch.bool, device=unity.device))
+    premultiplied = torch.zeros(len(unity), dtype=torch.bool, device=unity.device)
+    return Transfer(unity if seen is None else unity * seen, None, premultiplied, seen)
+
+
+def true_frequencies(
+    magnification: np.ndarray, qx: Float[Tensor, " J"], qy: Float[Tensor, " J"]
+) -> tuple[Float[Tensor, " J"], Float[Tensor, " J"]]:
+    """k = M q: where the object lies in an image's sample at q, M (2, 2) its magnification matrix
+    (RELION's rlnMagMat00 ... 11, rows first)."""
+    (xx, xy), (yx, yy) = magnification.tolist()
+    return xx * qx + xy * qy, yx * qx + yy * qy
+
+
+def seen_samples(
+    parameters: CTFParameters,
+    kx_per_angstrom: Frequencies,
+    ky_per_angstrom: Frequencies,
+    reach_per_angstrom: Float[Tensor, " B"],
+) -> Bool[Tensor, "B J"]:
+    """Whether images hold the object's frequency k at all: `|M^-1 k|` is below what they reach,
+    their Nyquist frequency or a shell less (1/A)."""
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = _wide(parameters, kx.device)
+    limit = reach_per_angstrom.to(p.magnification_xx) * (
+        p.magnification_xx * p.magnification_yy - p.magnification_xy * p.magnification_yx
+    )
+    x = _column(p.magnification_yy, kx) * kx - _column(p.magnification_xy, kx) * ky
+    y = _column(p.magnification_xx, kx) * ky - _column(p.magnification_yx, kx) * kx
+    return x**2 + y**2 < _column(limit**2, kx)
 
 
 def phase_flip(
@@ -118,7 +171,7 @@ def rfft2_frequencies(
 
 def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFParameters:
     """Parameters of images that were turned in plane by psi (`restoration.aligned_transform`):
-    astigmatism and beam tilt turn with the image."""
+    astigmatism, beam tilt and higher aberrations turn with the image."""
     p = parameters.to(psi_deg.device)
     angle = torch.deg2rad(psi_deg).to(p.beam_tilt_x_mrad)
     tilt_x, tilt_y = p.beam_tilt_x_mrad, p.beam_tilt_y_mrad
@@ -127,7 +180,48 @@ def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFPa
         defocus_angle_deg=p.defocus_angle_deg + psi_deg.to(angle),
         beam_tilt_x_mrad=torch.cos(angle) * tilt_x - torch.sin(angle) * tilt_y,
         beam_tilt_y_mrad=torch.sin(angle) * tilt_x + torch.cos(angle) * tilt_y,
+        odd_zernike=_turned(p.odd_zernike, angle, parity=1),
+        even_zernike=_turned(p.even_zernike, angle, parity=0),
+        **_turned_magnification(p, angle),
     )
+
+
+def _turned_magnification(p: CTFParameters, angle: Float[Tensor, " B"]) -> dict[str, Tensor]:
+    """R M R^T, whose Nyquist limit is that of the turned image."""
+    names = [f"magnification_{at}" for at in ("xx", "xy", "yx", "yy")]
+    matrix = torch.stack([getattr(p, name) for name in names], dim=1).view(-1, 2, 2)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    turn = torch.stack([cos, -sin, sin, cos], dim=1).view(-1, 2, 2)
+    turned = turn @ matrix @ turn.mT
+    return dict(zip(names, turned.flatten(1).unbind(1), strict=True))
+
+
+def _turned(
+    coefficients: Float[Tensor, "B Z"], angle: Float[Tensor, " B"], *, parity: int
+) -> Float[Tensor, "B Y"]:
+    """Coefficients, of whole orders, of `c cos m (theta - angle) + s sin m (theta - angle)`."""
+    orders = zernike_orders(coefficients.shape[1], parity)
+    missing = len(orders) - coefficients.shape[1]  # of the last order
+    coefficients = torch.nn.functional.pad(coefficients, (0, missing))
+    turned = coefficients.clone()
+    for i, (m, n) in enumerate(orders):
+        if m > 0:
+            cos, sin = torch.cos(m * angle), torch.sin(m * angle)
+            j = orders.index((-m, n))
+            turned[:, i] = cos * coefficients[:, i] - sin * coefficients[:, j]
+            turned[:, j] = sin * coefficients[:, i] + cos * coefficients[:, j]
+    return turned
+
+
+def zernike_orders(count: int, parity: int) -> list[tuple[int, int]]:
+    """(m, n) of `count` polynomials (a number that fills whole orders n, or is cut where it is) in
+    RELION's order: by n = parity, parity + 2, ..., then by m = -n, -n + 2, ..., n."""
+    orders: list[tuple[int, int]] = []
+    n = parity
+    while len(orders) < count:
+        orders += [(m, n) for m in range(-n, n + 1, 2)]
+        n += 2
+    return orders
 
 
 def ctf(
@@ -135,8 +229,9 @@ def ctf(
 ) -> Float[Tensor, "B J"]:
     """CTF of B images at J frequencies (1/A), in the dtype of the frequencies.
 
-    CTF = scale exp(-B k^2 / 4) sin(pi lambda dz k^2 - pi/2 Cs lambda^3 k^4 + phase + asin Q0),
-    dz(theta) = (dU + dV)/2 + (dU - dV)/2 cos(2 (theta - angle)).
+    CTF = scale exp(-B k^2 / 4) sin(pi lambda dz k^2 - pi/2 Cs lambda^3 k^4 + phase + asin Q0 - W),
+    dz(theta) = (dU + dV)/2 + (dU - dV)/2 cos(2 (theta - angle)),
+    W the sum of even Zernike polynomials (`zernike_terms`), whose sign is RELION's.
 
     The phase reaches hundreds of radians. Its coefficients are computed in float64, so that in
     float32 frequencies the error of the CTF stays below 1e-3 up to a phase of about 3,000 radians
@@ -162,6 +257,8 @@ def ctf(
     phase = _column(offset, xx).expand(-1, len(xx)).clone()
     for coefficient, sample in terms:
         phase.addcmul_(_column(coefficient, xx), sample)
+    if bool(p.even_zernike.any()):
+        phase.sub_(_aberration(p.even_zernike, kx, ky, parity=0))
     value = phase.sin_()
     if bool((p.bfactor_angstrom2 != 0).any()):
         value.mul_(torch.exp(_column(p.bfactor_angstrom2, xx) * (xx + yy) * -0.25))
@@ -194,6 +291,57 @@ def beam_tilt_phase(
     angle = _column(factor * p.beam_tilt_x_mrad, squared) * (squared * kx)
     angle.addcmul_(_column(factor * p.beam_tilt_y_mrad, squared), squared * ky)
     return torch.polar(torch.ones_like(angle), angle)
+
+
+def aberration_phase(
+    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
+) -> Complex[Tensor, "B J"]:
+    """The phase factor of all odd aberrations: `beam_tilt_phase(k) exp(i sum_j c_j Z_j(k))`, Z the
+    odd Zernike polynomials (`zernike_terms`) and c RELION's rlnOddZernike.
+
+    Images carry it, as they do that of a beam tilt. Zivanov, Nakane & Scheres, IUCrJ 7, 253 (2020).
+    """
+    phase = beam_tilt_phase(parameters, kx_per_angstrom, ky_per_angstrom)
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = _wide(parameters, kx.device)
+    if not bool(p.odd_zernike.any()):
+        return phase
+    angle = _aberration(p.odd_zernike, kx, ky, parity=1)
+    return phase * torch.polar(torch.ones_like(angle), angle)
+
+
+def zernike_terms(
+    kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies, count: int, *, parity: int
+) -> Float[Tensor, "Z J"]:
+    """The first `count` Zernike polynomials that are even (`parity` 0) or odd (1) in k, in RELION's
+    order (`zernike_orders`) and its unit of radius, 1/A:
+
+        Z(m, n) = R(|m|, n)(k) cos(m theta), m >= 0;    R(|m|, n)(k) sin(|m| theta), m < 0
+        R(m, n)(k) = sum_s (-1)^s (n - s)! / (s! ((n + m)/2 - s)! ((n - m)/2 - s)!) k^(n - 2s)
+
+    so that the odd ones are (-1, 1), (1, 1), (-3, 3), (-1, 3), (1, 3), (3, 3), ..., trefoil the
+    third and sixth; the even ones (0, 0), (-2, 2), (0, 2), (2, 2), (-4, 4), ..., (4, 4), tetrafoil
+    the fifth and ninth. Born & Wolf, Principles of Optics, 9.2.
+    """
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    squared, turning = kx**2 + ky**2, torch.complex(kx, ky)
+    rows = []
+    for m, n in zernike_orders(count, parity)[:count]:
+        a = abs(m)
+        radial = torch.zeros_like(kx)  # R / k^a
+        for s in range((n - a) // 2 + 1):
+            factor = (-1) ** s * math.factorial(n - s) / math.factorial(s)
+            factor /= math.factorial((n + a) // 2 - s) * math.factorial((n - a) // 2 - s)
+            radial = radial + factor * squared ** ((n - a) // 2 - s)
+        angular = turning**a  # k^a (cos a theta + i sin a theta)
+        rows.append(radial * (angular.real if m >= 0 else angular.imag))
+    return torch.stack(rows) if rows else kx.new_zeros(0, len(kx))
+
+
+def _aberration(coefficients: Tensor, kx: Tensor, ky: Tensor, *, parity: int) -> Tensor:
+    """Sum of Zernike polynomials, (B, J) in radians."""
+    terms = zernike_terms(kx, ky, coefficients.shape[1], parity=parity)
+    return coefficients.to(terms) @ terms
 
 
 def _frequencies(kx: Frequencies, ky: Frequencies) -> tuple[Tensor, Tensor]:

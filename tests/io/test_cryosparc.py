@@ -10,7 +10,7 @@ from halfmap.io.cryosparc import cs_to_star, star_to_cs
 from halfmap.io.cs_files import read_cs, write_cs
 from halfmap.io.cs_poses import euler_deg_to_rotation_vector, rotation_vector_to_euler_deg
 from halfmap.io.mrc import write_stack
-from halfmap.io.relion import ctf_parameters, particle_tables, pixel_size, poses
+from halfmap.io.relion import ctf_parameters, particle_tables, pixel_sizes, poses
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles
@@ -114,7 +114,7 @@ def test_units_and_offsets():
     tables = particle_tables(star)
     ctf, has_ctf = ctf_parameters(tables)
     angles, shift, has_poses = poses(tables, 1.5)
-    assert (has_ctf, has_poses, pixel_size(tables), notes) == (True, True, 1.5, ())
+    assert (has_ctf, has_poses, set(pixel_sizes(tables)), notes) == (True, True, {1.5}, ())
     assert tables.particles.strings("rlnImageName")[0] == "000006@J1/imported/stack.mrc"
     assert tables.optics.ints("rlnOpticsGroup").tolist() == [5, 6]
     np.testing.assert_allclose(

@@ -12,6 +12,7 @@ from scipy.optimize import minimize_scalar
 
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map
+from halfmap.resampling import resample_volume
 from halfmap.simulation.atomic_models import (
     VOLT_SQUARE_ANGSTROM,
     Atoms,
@@ -19,7 +20,6 @@ from halfmap.simulation.atomic_models import (
     density_from_model,
     read_atoms,
 )
-from halfmap.simulation.forward_model import resample_volume
 
 
 def _atoms(positions, elements, bfactors, occupancies=None) -> Atoms:

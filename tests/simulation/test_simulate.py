@@ -16,6 +16,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import half_plane
 from halfmap.io.mrc import open_stack, read_map, write_map
 from halfmap.io.star import read_star
+from halfmap.resampling import resample_volume
 from halfmap.simulation.forward_model import (
     EMPTY,
     ICE,
@@ -27,7 +28,6 @@ from halfmap.simulation.forward_model import (
     noise_amplitude,
     noise_images,
     normalise,
-    resample_volume,
     symmetrise_volume,
 )
 from halfmap.so3 import euler_to_matrix, random_rotations

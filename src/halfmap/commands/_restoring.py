@@ -29,7 +29,7 @@ from halfmap.restoration import (
     wiener_stack,
 )
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import evaluate, phase_flip, rfft2_frequencies, turned_ctf
+from halfmap.transfer_function import phase_flip, rfft2_frequencies, turned_ctf
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress, drawing
 
@@ -178,8 +178,11 @@ def _aligned_sums(task: Task, rows: np.ndarray) -> StackSums:
     images = torch.from_numpy(data.images(rows))
     psi = torch.zeros(len(rows)) if view is None else view.psi_deg[rows]
     shift = torch.zeros(len(rows), 2) if view is None else view.shift_px[rows]
-    parameters = turned_ctf(data.transfer.take(rows), psi)
-    transfer = evaluate(parameters, *plane.frequencies(data.pixel_size_angstrom))
+    turned = data.take(rows)
+    turned = replace(turned, transfer=turned_ctf(turned.transfer, psi))
+    transfer = turned.transfer_at(
+        np.arange(len(rows)), *plane.frequencies(data.pixel_size_angstrom)
+    )
     samples = transfer.correct_phases(aligned_transform(images, plane, psi_deg=psi, shift_px=shift))
     return stack_sums(samples, transfer.ctf, transfer.premultiplied)
 
@@ -265,7 +268,7 @@ def restore_images(
     Wiener's `C X` is what is stored.
     """
     box = data.box
-    transfer = evaluate(data.transfer.take(rows), *rfft2_frequencies(box, data.pixel_size_angstrom))
+    transfer = data.transfer_at(rows, *rfft2_frequencies(box, data.pixel_size_angstrom))
     transforms = torch.fft.rfft2(images)
     x: Complex[Tensor, "B J"] = transfer.correct_phases(transforms.flatten(1))
     if method == "wiener":
@@ -281,7 +284,7 @@ def restore_images(
 def _without_ctf(data: Particles, job: Job) -> Particles:
     """The data set of the restored stack: its images in their order, and no CTF left to undo."""
     names = [f"{i + 1:06d}@restored.mrcs" for i in range(len(data))]
-    data = data.with_transfer(None)
+    data = data.with_transfer(None).stored_as_read()
     return replace(
         data,
         table=data.table.without("csBlobSign").with_columns({"rlnImageName": names}),

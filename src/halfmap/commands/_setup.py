@@ -192,6 +192,8 @@ def image_settings(
     used = torch.nonzero(half >= 0)[:, 0].numpy()
     sample = used[:: max(1, len(used) // IMAGES_LOOKED_AT)]
     images = torch.from_numpy(particles.images(sample))
+    if (kept := particles.noise_kept(sample)) is not None:  # on a coarser grid, there is less
+        images = images / torch.from_numpy(kept).float()[:, None, None]
     ramps = have_ramps(images, radius_px)
     if ramps:
         images = remove_planes(images, radius_px)

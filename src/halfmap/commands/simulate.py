@@ -31,6 +31,7 @@ from halfmap.io.table import Table
 from halfmap.options import command, recorded
 from halfmap.plots.orientations import save_orientation_plot
 from halfmap.plots.tiles import save_class_gallery, save_map_picture
+from halfmap.resampling import resample_volume
 from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
 from halfmap.simulation.dirt import (
     Dirt,
@@ -50,7 +51,6 @@ from halfmap.simulation.forward_model import (
     draw_truth,
     noise_amplitude,
     normalise,
-    resample_volume,
     symmetrise_volume,
 )
 from halfmap.simulation.phantom import phantom_atoms

@@ -13,7 +13,7 @@ from halfmap.engine.ramps import background_mask, remove_planes
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
-from halfmap.transfer_function import evaluate, no_transfer
+from halfmap.transfer_function import Transfer
 
 EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION's default
 
@@ -38,8 +38,9 @@ class Batch:
     M-step (`whole`: not masked).
 
     `scored` holds the first samples of the half-plane of `whole`. `transforms`, `ctf`,
-    `premultiplied`, the noise variance `sigma2` and the noise's strength `norm` in each image are
-    kept for the noise estimate.
+    `premultiplied`, the noise variance `sigma2`, the noise's strength `norm` in each image and the
+    share of a full image's noise that it holds (`noise_share`, None where it is 1: less where it
+    covers a part of the box, 0 beyond its Nyquist frequency) are kept for the noise estimate.
     """
 
     index: Int[Tensor, " B"]
@@ -51,6 +52,7 @@ class Batch:
     premultiplied: Float[Tensor, " B"]
     sigma2: Float[Tensor, "G J"]
     norm: Float[Tensor, " B"]
+    noise_share: Float[Tensor, "B J"] | None = None
 
 
 def _distance(box: int, centre_px: Float[Tensor, "B 2"]) -> Float[Tensor, "B N N"]:
@@ -169,11 +171,8 @@ def load_batch(
     masked = fourier_transform(
         mask_particles(images, settings.mask_radius_px, -shift_px.round()), inner
     )
-    if settings.use_ctf:
-        parameters = particles.transfer.take(rows).to(device)
-        optics = evaluate(parameters, *plane.frequencies(particles.pixel_size_angstrom))
-    else:
-        optics = no_transfer(transforms)
+    frequencies = plane.frequencies(particles.pixel_size_angstrom)
+    optics = particles.transfer_at(rows, *frequencies, use_ctf=settings.use_ctf)
     transforms, masked = optics.correct_phases(transforms), optics.correct_phases(masked)
     transfer, premultiplied = optics.ctf, optics.premultiplied.to(torch.float32)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
@@ -195,9 +194,27 @@ def load_batch(
             terms.data.mul_(scale.to(device)[:, None])
             terms.power.mul_(scale.to(device)[:, None] ** 2)
     norm = torch.ones_like(premultiplied) if norm is None else norm.to(device)
+    share = _noise_share(particles.coverage(rows), optics)
     return Batch(
-        index.to(device), group, scored, whole, transforms, transfer, premultiplied, by_group, norm
+        index.to(device),
+        group,
+        scored,
+        whole,
+        transforms,
+        transfer,
+        premultiplied,
+        by_group,
+        norm,
+        share,
     )
+
+
+def _noise_share(coverage: np.ndarray | None, optics: Transfer) -> Float[Tensor, "B J"] | None:
+    """Where noise is, and how much of it, None where that is all of it everywhere."""
+    if coverage is None:
+        return None if optics.seen is None else optics.seen.to(optics.ctf)
+    share = torch.from_numpy(coverage).to(optics.ctf)[:, None]
+    return share.expand_as(optics.ctf) if optics.seen is None else share * optics.seen
 
 
 def batches(index: Int[Tensor, " N"], size: int) -> Iterator[Int[Tensor, " B"]]:

@@ -54,6 +54,7 @@ def residuals(
     )  # summed over images before real and imaginary part meet: faster
     nu2 = batch.norm**2
     gain2 = _squared_gain(batch)
+    noise = _expected_noise(batch, gain2)
     total = (squares @ (weight / batch.sigma2).repeat_interleave(2, dim=1).T).gather(
         1, batch.group[:, None]
     )[:, 0] / nu2
@@ -71,7 +72,7 @@ def residuals(
         if gain2 is not None:
             change = change * gain2[:, :n]
         total += change @ weight[:n]
-    misfit = (total / (weight.sum() if gain2 is None else gain2 @ weight)).clamp(min=1e-6)
+    misfit = (total / (weight.sum() if noise is None else noise @ weight)).clamp(min=1e-6)
     trust = 1 / (nu2 * misfit).clamp(min=1) if robust else torch.ones_like(misfit)
     share = trust / misfit if robust else trust
     left = squares.new_zeros(n_groups, squares.shape[1]).index_add_(
@@ -82,14 +83,14 @@ def residuals(
         left[:, :n] += batch.sigma2[:, :n] * left.new_zeros(n_groups, n).index_add_(
             0, batch.group, change.mul_(share[:, None])
         )
-    if gain2 is None:
+    if noise is None:
         seen = (
             left.new_zeros(n_groups)
             .index_add_(0, batch.group, trust)[:, None]
             .expand(-1, len(plane))
         )
     else:
-        seen = torch.zeros_like(left).index_add_(0, batch.group, gain2 * trust[:, None])
+        seen = torch.zeros_like(left).index_add_(0, batch.group, noise * trust[:, None])
     sums = torch.stack(
         [
             shell_mean(left.clamp(min=0), plane.shell, n_shells),
@@ -105,6 +106,16 @@ def _squared_gain(batch: Batch) -> Float[Tensor, "B J"] | None:
         return None
     stored = batch.premultiplied[:, None]
     return stored * batch.ctf**2 + (1 - stored)
+
+
+def _expected_noise(
+    batch: Batch, gain2: Float[Tensor, "B J"] | None
+) -> Float[Tensor, "B J"] | None:
+    """The noise that an image holds, in units of nu^2 sigma^2: m^2 where it shows anything, None
+    where it is 1 everywhere."""
+    if batch.noise_share is None or gain2 is None:
+        return batch.noise_share if gain2 is None else gain2
+    return batch.noise_share * gain2
 
 
 def noise_from_sums(sums: Float[Tensor, "2 G S"]) -> Float[Tensor, "G S"]:

@@ -5,13 +5,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from halfmap.errors import InputError
 from halfmap.io.cryosparc import cs_to_star, star_to_cs
 from halfmap.io.cs_files import Passthrough, read_cs, write_cs
 from halfmap.io.dialects import relion30_blocks, relion31_blocks
 from halfmap.io.mrc import open_stack
-from halfmap.io.paths import rename_images, resolve, resolve_all, split_image_names
-from halfmap.io.relion import ParticleTables, particle_tables, pixel_size, poses
+from halfmap.io.paths import rename_images, resolve_all, split_image_names
+from halfmap.io.relion import ParticleTables, particle_tables, pixel_sizes, poses
 from halfmap.io.star import read_star, write_star
 
 
@@ -59,20 +61,22 @@ def convert(
         tables = ParticleTables(tables.path, particles, optics, tables.optics_group)
     names = split_image_names(tables.particles.strings("rlnImageName").tolist(), star.path)
     found = resolve_all(names.files, star.path, data_dir)
-    header = next((open_stack(path) for path in found if path is not None), None)
-    size = pixel_size(tables) or (header.pixel_size_angstrom if header else 0.0)
-    if size <= 0:
+    stacks = [None if path is None else open_stack(path) for path in found]
+    header = next((stack for stack in stacks if stack is not None), None)
+    size = pixel_sizes(tables)
+    if size is None:
+        size = np.full(len(names.file), header.pixel_size_angstrom if header else 0.0)
+    if size.min() <= 0:
         raise InputError(
             f"{source}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize "
             "with _rlnMagnification); add it"
         )
-    box = (
-        int(tables.floats("rlnImageSize")[0])
-        if tables.has("rlnImageSize")
-        else header.shape[1]
-        if header
-        else None
-    )
+    box = None
+    if tables.has("rlnImageSize"):
+        box = tables.floats("rlnImageSize").astype(np.int64)
+    elif header is not None:
+        known = [header.shape[1] if stack is None else stack.shape[1] for stack in stacks]
+        box = np.array(known)[names.file]
     particles = rename_images(tables.particles, names, found, target)
     tables = ParticleTables(tables.path, particles, tables.optics, tables.optics_group)
     if target.suffix.lower() == ".cs":

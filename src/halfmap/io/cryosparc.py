@@ -335,7 +335,7 @@ def _to_cs(parameters: CTFParameters) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     for one in quantities():
         values = getattr(parameters, one.name)
-        if one.cs is None:
+        if one.cs is None or one.coefficients:
             continue
         if one.cs == _TILT:
             spherical = parameters.spherical_aberration_mm * _ANGSTROM_PER_MM

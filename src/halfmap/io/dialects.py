@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from halfmap.ctf_parameters import PER_GROUP
+from halfmap.ctf_parameters import LISTS, PER_GROUP
 from halfmap.io.relion import OLD_ORIGINS, ORIGINS, ParticleTables
 from halfmap.io.table import Table
 
@@ -14,24 +14,33 @@ def relion31_blocks(
     tables: ParticleTables,
     *,
     shift_angstrom: np.ndarray,
-    pixel_size_angstrom: float,
-    box: int | None = None,
+    pixel_size_angstrom: np.ndarray,
+    box: np.ndarray | None = None,
 ) -> dict[str, Table]:
-    """Blocks `optics` and `particles` of RELION 3.1 and newer.
+    """Blocks `optics` and `particles` of RELION 3.1 and newer; shift, pixel size and box are those
+    of each stored image.
 
     The one-table layout gets one optics group for each set of microscope values, and its shifts in
     pixels (rlnOriginX, rlnOriginY) are replaced by Angstrom. All other cells keep their text;
     columns that RELION 3.1 needs are added where missing.
     """
     particles, optics = tables.particles, tables.optics
+    inverse = tables.optics_group
     if any(name in particles for name in OLD_ORIGINS):
         if ORIGINS[0] not in particles:
             particles = particles.with_columns(dict(zip(ORIGINS, shift_angstrom.T, strict=True)))
         particles = particles.without(*OLD_ORIGINS)
     if optics is None:
-        per_group = {name: tables.floats(name) for name in PER_GROUP if name in particles}
+        per_group = {
+            name: np.unique(particles.strings(name), return_inverse=True)[1].ravel()
+            if name in LISTS
+            else tables.floats(name)
+            for name in PER_GROUP
+            if name in particles
+        }
         keys = np.stack([tables.optics_group, *per_group.values()], axis=1)
         groups, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+        inverse = inverse.ravel()
         kept = "rlnOpticsGroup" in particles and len(groups) == len(np.unique(tables.optics_group))
         numbers = particles.ints("rlnOpticsGroup")[first] if kept else np.arange(1, len(groups) + 1)
         optics = Table.from_columns({"rlnOpticsGroup": numbers}, path=tables.path)
@@ -49,14 +58,14 @@ def relion31_blocks(
             }
         )
         if not kept:
-            particles = particles.with_columns({"rlnOpticsGroup": numbers[inverse.ravel()]})
+            particles = particles.with_columns({"rlnOpticsGroup": numbers[inverse]})
     added: dict[str, Iterable[object]] = {
         "rlnOpticsGroupName": [f"opticsGroup{label}" for label in optics.strings("rlnOpticsGroup")],
-        "rlnImagePixelSize": [pixel_size_angstrom] * len(optics),
+        "rlnImagePixelSize": _by_group(pixel_size_angstrom, inverse, len(optics)),
         "rlnImageDimensionality": [2] * len(optics),
     }
     if box is not None:
-        added["rlnImageSize"] = [box] * len(optics)
+        added["rlnImageSize"] = _by_group(box, inverse, len(optics))
     if "rlnOpticsGroup" not in particles:
         particles = particles.with_columns(
             {"rlnOpticsGroup": optics.ints("rlnOpticsGroup")[tables.optics_group]}
@@ -67,11 +76,19 @@ def relion31_blocks(
     return {"optics": optics, "particles": particles}
 
 
+def _by_group(values: np.ndarray, group: np.ndarray, n_groups: int) -> np.ndarray:
+    """The value of each group's first image; of a group without images, that of the first row."""
+    out = np.full(n_groups, values[0])
+    found, first = np.unique(group, return_index=True)
+    out[found] = values[first]
+    return out
+
+
 def relion30_blocks(
-    tables: ParticleTables, *, shift_angstrom: np.ndarray, pixel_size_angstrom: float
+    tables: ParticleTables, *, shift_angstrom: np.ndarray, pixel_size_angstrom: np.ndarray
 ) -> dict[str, Table]:
     """The one-table block of RELION 3.0 and before: optics columns repeated in each row, shifts in
-    pixels.
+    pixels; shift and pixel size are those of each stored image.
 
     The pixel size is written as a magnification of 10000 and a detector pixel of as many
     micrometres as the pixel has Angstrom.
@@ -87,10 +104,10 @@ def relion30_blocks(
     added: dict[str, Iterable[object]] = {}
     if ORIGINS[0] in table or ORIGINS[1] in table:
         table = table.without(*ORIGINS)
-        added |= dict(zip(OLD_ORIGINS, (shift_angstrom / pixel_size_angstrom).T, strict=True))
+        added |= dict(zip(OLD_ORIGINS, (shift_angstrom.T / pixel_size_angstrom), strict=True))
     if "rlnMagnification" not in table or "rlnDetectorPixelSize" not in table:
         added |= {
             "rlnMagnification": [10000.0] * n,
-            "rlnDetectorPixelSize": [pixel_size_angstrom] * n,
+            "rlnDetectorPixelSize": pixel_size_angstrom,
         }
     return {"": table.with_columns(added)}

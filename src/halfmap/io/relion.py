@@ -13,6 +13,13 @@ from halfmap.io.table import Table
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OLD_ORIGINS = ("rlnOriginX", "rlnOriginY")  # pixels, RELION 3.0 and before
+# of their share: what a size is known to, and text of several decimals may differ by
+SAME_PIXEL_SIZE = 1e-3
+# microscopes distort by a few percent
+LARGEST_DISTORTION = 0.4
+# the places of third-order coma in rlnOddZernike, for which rlnBeamTiltX/Y stand where they are
+# there: RELION 3.1.3 reads such files so (tests/commands/test_optics_groups.py)
+_COMA = slice(3, 5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,42 @@ class ParticleTables:
                 "it); add it"
             )
         return np.full(len(self.particles), float(default))
+
+    def lists(self, name: str) -> np.ndarray:
+        """Lists of numbers per particle `(n, Z)`, from the table that `floats` would take them of;
+        Z is the longest list's length, 0 if the column is absent.
+
+        Raises:
+            InputError: a cell is no list of finite numbers such as [0.1,0,2].
+        """
+        in_optics = self.optics is not None and name in self.optics
+        table = self.optics if in_optics else self.particles
+        if table is None or name not in table:
+            return np.zeros((len(self.particles), 0))
+        cells, row_of = np.unique(table.strings(name), return_inverse=True)
+        lists = [_numbers(cell) for cell in cells.tolist()]
+        for i, one in enumerate(lists):
+            if one is None:
+                place = table.where(int(np.argmax(row_of == i)), name)
+                raise InputError(
+                    f"{place}: expected a list of numbers such as [0.1,0,2], found {cells[i]!r}; "
+                    "correct the cell or remove the column"
+                )
+        values = np.zeros((len(lists), max(len(one or ()) for one in lists)))
+        for i, one in enumerate(lists):
+            values[i, : len(one or ())] = one
+        rows = values[row_of.ravel()]
+        return rows[self.optics_group] if in_optics else rows
+
+
+def _numbers(cell: str) -> list[float] | None:
+    """The numbers of a cell such as [0.1,0,2]; None if it is something else."""
+    words = [word for word in cell.strip().strip("[]").split(",") if word.strip()]
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None
 
 
 def _finite(table: Table, name: str) -> np.ndarray:
@@ -116,12 +159,13 @@ def particle_tables(star: StarFile) -> ParticleTables:
     )
 
 
-def pixel_size(tables: ParticleTables) -> float | None:
-    """Pixel size in Angstrom: rlnImagePixelSize, or detector pixel size (um) x 1e4 / magnification,
-    or rlnPixelSize; None if no column.
+def pixel_sizes(tables: ParticleTables) -> np.ndarray | None:
+    """Pixel size of each particle in Angstrom: rlnImagePixelSize, or detector pixel size (um) x 1e4
+    / magnification, or rlnPixelSize; None if no column. Sizes that differ by no more than
+    `SAME_PIXEL_SIZE` are taken to be one, the first.
 
     Raises:
-        InputError: not positive, or different between particles or optics groups.
+        InputError: not positive.
     """
     if tables.has("rlnImagePixelSize"):
         name, sizes = "rlnImagePixelSize", tables.floats("rlnImagePixelSize")
@@ -143,25 +187,20 @@ def pixel_size(tables: ParticleTables) -> float | None:
             f"{tables.path}: row {int(sizes.argmin()) + 1}: pixel size {sizes.min():g} A (from "
             f"_{name}); expected more than 0"
         )
-    differs = np.flatnonzero(np.abs(sizes - sizes[0]) > 1e-3 * sizes[0])
-    if len(differs):
-        row = int(differs[0])
-        first, other = (
-            f"{sizes[i]:.4f} A in row {i + 1} (optics group {tables.optics_group[i] + 1})"
-            for i in (0, row)
-        )
-        raise InputError(
-            f"{tables.path}: pixel sizes differ: {first}, {other}, from _{name}; rescale the "
-            "images or select one group"
-        )
-    return float(sizes[0])
+    sizes, found = sizes.copy(), np.unique(sizes)
+    while len(found):
+        first = sizes[np.argmax(np.isin(sizes, found))]
+        near = np.abs(sizes - first) <= SAME_PIXEL_SIZE * first
+        sizes[near] = first
+        found = found[np.abs(found - first) > SAME_PIXEL_SIZE * first]
+    return sizes
 
 
 def poses(
     tables: ParticleTables, pixel_size_angstrom: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom (zeros where absent), and whether the
-    angles are orientations: all three are there, and rot and tilt are not 0 throughout, as they are
+    """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom of the stored image (zeros where
+    absent), and whether the angles are orientations: all three are there, and rot and tilt are not 0 throughout, as they are
     in the plane (`in_plane`)."""
     angles = np.stack([tables.floats(name, 0.0) for name in ANGLES], axis=1)
     shifts = [
@@ -181,7 +220,8 @@ def in_plane(angles_deg: np.ndarray) -> bool:
 
 def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTFParameters, bool]:
     """CTF parameters of all particles, arrays of float64, and whether the file has a CTF at all
-    (`use_ctf=False`: defaults, no matter what it has; whether images are premultiplied is read).
+    (`use_ctf=False`: defaults, no matter what it has; whether images are premultiplied and how they
+    are magnified is read).
 
     Raises:
         InputError: some CTF columns are there and others are missing, or a value cannot be.
@@ -196,15 +236,35 @@ def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTF
             "--no-ctf"
         )
     columns = {
-        one.name: tables.floats(one.relion, one.default)
+        one.name: tables.lists(one.relion)
+        if one.coefficients
+        else tables.floats(one.relion, one.default)
         for one in quantities()
-        if use_ctf or one.name == "premultiplied"
+        if use_ctf or one.geometry or one.name == "premultiplied"
     }
     columns["premultiplied"] = columns["premultiplied"] != 0
+    if use_ctf and (tables.has("rlnBeamTiltX") or tables.has("rlnBeamTiltY")):
+        columns["odd_zernike"][:, _COMA] = 0
     parameters = CTFParameters(**columns).arrays(len(tables.particles))
     if has_ctf:
         parameters.check(lambda row, name: f"{tables.path}: row {row + 1}, column _{name}")
+    _check_magnification(parameters.magnification, tables.path)
     return parameters, has_ctf
+
+
+def _check_magnification(matrices: np.ndarray | None, path: str) -> None:
+    """Refuse what no microscope does: a matrix far from 1 is a mistake, and one without an inverse
+    shows nothing."""
+    if matrices is None:
+        return
+    wrong = np.flatnonzero(np.abs(matrices - np.eye(2)).max(axis=(1, 2)) > LARGEST_DISTORTION)
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{path}: row {row + 1}, columns _rlnMagMat00, 01, 10, 11: expected a matrix within "
+            f"{LARGEST_DISTORTION} of 1, 0, 0, 1, found "
+            f"{', '.join(f'{value:g}' for value in matrices[row].ravel())}"
+        )
 
 
 def ctf_columns(parameters: CTFParameters, *, per_group: bool) -> dict[str, np.ndarray]:
@@ -215,8 +275,19 @@ def ctf_columns(parameters: CTFParameters, *, per_group: bool) -> dict[str, np.n
         value = getattr(parameters, one.name)
         if one.per_group == per_group and np.ndim(value):
             values = np.asarray(value, np.float64)
+            if one.coefficients:
+                if values.shape[1]:
+                    columns[one.relion] = np.array(
+                        [_list_cell(row) for row in values.tolist()], dtype=object
+                    )
+                continue
             columns[one.relion] = values.astype(np.int64) if one.name == "premultiplied" else values
     return columns
+
+
+def _list_cell(values: list[float]) -> str:
+    """RELION's text of a list of numbers."""
+    return f"[{','.join(f'{value:.9g}' for value in values)}]"
 
 
 def write_transfer(
@@ -233,8 +304,10 @@ def write_transfer(
     for name, values in columns.items():
         if optics is not None and (name in optics or (name in PER_GROUP and name not in particles)):
             first = np.unique(group, return_index=True)
-            per_group = np.full(len(optics), values[0])
-            if name in optics:
+            per_group = np.full(len(optics), values[0], dtype=values.dtype)
+            if name in optics and values.dtype == object:
+                per_group = optics.strings(name).astype(object)
+            elif name in optics:
                 per_group = optics.floats(name).astype(values.dtype)
             per_group[first[0]] = values[first[1]]
             if np.array_equal(per_group[group], values):

@@ -41,12 +41,12 @@ def check_stacks(
     stacks: OpenStacks,
     *,
     first_only: bool,
-) -> tuple[int, float]:
-    """Open the stacks' headers: all there, square, of one size, and long enough. Returns box and
-    the header's pixel size."""
+) -> tuple[np.ndarray, float]:
+    """Open the stacks' headers: all there, square, and long enough. Returns the box of each file
+    (0 for those not opened), and the first header's pixel size."""
     first_row = pd.Series(np.arange(len(names.file))).groupby(names.file).first()
     longest = pd.Series(names.index).groupby(names.file).idxmax()
-    box, header_size = 0, 0.0
+    boxes, header_size = np.zeros(len(names.files), np.int64), 0.0
     for number, (name, place) in enumerate(zip(names.files, found, strict=True)):
         row = int(first_row[number])
         if place is None:
@@ -57,11 +57,6 @@ def check_stacks(
             raise InputError(
                 f"{path}: row {row + 1}: images of {place} are {nx} x {ny} pixels; square images "
                 "are needed"
-            )
-        if box and nx != box:
-            raise InputError(
-                f"{path}: row {row + 1}: images of {place} are {nx} pixels wide, those before "
-                f"{box}; one size is needed"
             )
         if number in names.single and n > 1:
             raise InputError(
@@ -75,7 +70,7 @@ def check_stacks(
                 f"{names.index[last] + 1} of {place}, which holds {n}; "
                 "correct the row or copy the stack again"
             )
-        box, header_size = nx, header_size or stack.pixel_size_angstrom
+        boxes[number], header_size = nx, header_size or stack.pixel_size_angstrom
         if first_only:
             break
-    return box, header_size
+    return boxes, header_size

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import finufft
 import numpy as np
 import torch
 from jaxtyping import Complex, Float, Int
@@ -19,8 +18,9 @@ from torch import Tensor
 
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, shift_phases
+from halfmap.resampling import volume_transform
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import CTFParameters, evaluate
+from halfmap.transfer_function import CTFParameters, evaluate, true_frequencies
 
 GOOD, EMPTY, ICE, OVERLAP = 0, 1, 2, 3  # what halfmapTruthJunk says of a particle
 PREFERRED_SPREAD_DEG = 15.0
@@ -56,44 +56,8 @@ def exact_slices(
     frequencies = np.einsum(
         "jv,mvo->mjo", view, rotations.detach().cpu().numpy().astype(np.float64)
     )
-    samples = _transform(volume, frequencies.reshape(-1, 3), threads)
+    samples = volume_transform(volume, frequencies.reshape(-1, 3), threads)
     return samples.reshape(rotations.shape[0], kx.shape[0])
-
-
-def resample_volume(
-    volume: Float[Tensor, "N N N"],
-    pixel_size_angstrom: float,
-    *,
-    box: int,
-    new_pixel_size_angstrom: float,
-) -> Float[Tensor, "M M M"]:
-    """The volume on another grid, centre on centre, band-limited to the coarser of the two Nyquist
-    frequencies.
-
-    The volume's transform is evaluated exactly at the new grid's frequencies: a density keeps its
-    values, zero is added outside the old box, and what the new box does not hold is cut off. The
-    same grid gives back the volume itself.
-    """
-    old = volume.shape[0]
-    if (box, new_pixel_size_angstrom) == (old, pixel_size_angstrom):
-        return volume
-    ratio = new_pixel_size_angstrom / pixel_size_angstrom
-    axis = torch.arange(old) - old // 2
-    inside = (axis >= -box * ratio / 2) & (
-        axis < box * ratio / 2
-    )  # what the new box does not hold would fold back into it
-    kept = volume * inside[:, None, None] * inside[None, :, None] * inside[None, None, :]
-
-    k = np.arange(box) - box // 2
-    kz, ky, kx = np.meshgrid(k, k, k, indexing="ij")
-    radius = np.sqrt(kx**2 + ky**2 + kz**2)
-    wanted = radius < min(box / 2, box * ratio / 2)
-    frequencies = np.stack([kx[wanted], ky[wanted], kz[wanted]], axis=-1) * (old / (box * ratio))
-    transform = torch.zeros((box, box, box), dtype=torch.complex64)
-    transform[torch.from_numpy(wanted)] = (
-        _transform(kept, frequencies, 1).to(torch.complex64) / ratio**3
-    )
-    return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(transform))).real.contiguous()
 
 
 def symmetrise_volume(
@@ -108,28 +72,12 @@ def symmetrise_volume(
     frequencies = np.stack([kx[wanted], ky[wanted], kz[wanted]], axis=-1).astype(np.float64)
     mean = torch.zeros(len(frequencies), dtype=torch.complex64)
     for matrix in matrices.numpy().astype(np.float64):
-        mean += _transform(volume, np.einsum("jo,op->jp", frequencies, matrix), 1).to(
+        mean += volume_transform(volume, np.einsum("jo,op->jp", frequencies, matrix), 1).to(
             torch.complex64
         ) / len(matrices)
     transform = torch.zeros((box, box, box), dtype=torch.complex64)
     transform[torch.from_numpy(wanted)] = mean
     return torch.fft.fftshift(torch.fft.ifftn(torch.fft.ifftshift(transform))).real.contiguous()
-
-
-def _transform(volume: Tensor, frequencies: np.ndarray, threads: int) -> Tensor:
-    """The volume's transform at frequencies `(J, 3)`, x y z in cycles per box."""
-    double = volume.dtype == torch.float64
-    points = (frequencies * (2 * math.pi / volume.shape[0])).astype(
-        np.float64 if double else np.float32
-    )
-    x, y, z = (np.ascontiguousarray(points[:, axis]) for axis in range(3))
-    grid = volume.detach().cpu().numpy().astype(np.complex128 if double else np.complex64)
-    # the plan's axes follow the array's, hence z, y, x; modes run from -(N // 2), as the array's
-    # voxels do. In single precision an upsampling of 1.25 is as accurate as one of 2 and three
-    # times faster (measured at 128^3: 4e-6)
-    precision = {"eps": 1e-12} if double else {"eps": 3e-5, "upsampfac": 1.25}
-    samples = finufft.nufft3d2(z, y, x, grid, isign=-1, nthreads=threads, **precision)
-    return torch.from_numpy(np.asarray(samples).reshape(-1))
 
 
 # --- what is drawn at random ----------------------------------------------------------------------
@@ -316,8 +264,35 @@ def clean_images(
     """
     box = volumes[0].shape[0]
     plane = half_plane(box, (box - 1) // 2)
+    samples = torch.zeros((len(indices), len(plane)), dtype=torch.complex64)
+    matrices = truth.ctf.take(indices).magnification
+    distinct, which = np.eye(2)[None], np.zeros(len(indices), np.int64)
+    if matrices is not None:
+        matrices = np.broadcast_to(matrices, (len(indices), 2, 2))
+        distinct, which = np.unique(matrices, axis=0, return_inverse=True)
+    for number, matrix in enumerate(distinct):
+        rows = torch.from_numpy(np.flatnonzero(which.ravel() == number))
+        samples[rows] = _clean_samples(
+            volumes, truth, indices[rows], plane, pixel_size_angstrom, matrix
+        )
+    return inverse_fourier_transform(samples, plane)
+
+
+def _clean_samples(
+    volumes: Sequence[Tensor],
+    truth: Truth,
+    indices: Tensor,
+    plane: HalfPlane,
+    pixel_size_angstrom: float,
+    magnification: np.ndarray,
+) -> Tensor:
+    """Transforms of images of one magnification matrix M, (B, J): they show object and CTF at M q,
+    and the particle moved in the image as it is stored."""
+    at = plane.kx, plane.ky
+    if (magnification != np.eye(2)).any():
+        at = true_frequencies(magnification, plane.kx.double(), plane.ky.double())
     junk = truth.junk[indices]
-    samples = _slices_by_state(volumes, truth.angles_deg[indices], truth.state[indices], plane)
+    samples = _slices_by_state(volumes, truth.angles_deg[indices], truth.state[indices], *at)
     samples = samples * shift_phases(-truth.shift_px[indices].float(), plane)
     for row in torch.nonzero(junk).flatten().tolist():
         index = int(indices[row])
@@ -329,22 +304,20 @@ def clean_images(
             samples[row] = (
                 _ice(volume, rng, plane) if junk[row] == ICE else torch.zeros_like(samples[row])
             )
-    transfer = evaluate(truth.ctf.take(indices), *plane.frequencies(pixel_size_angstrom))
-    samples = transfer.image(samples)
-    return inverse_fourier_transform(samples, plane)
+    scale = 1.0 / (plane.box * pixel_size_angstrom)
+    transfer = evaluate(truth.ctf.take(indices), *((k * scale).float() for k in at))
+    return transfer.image(samples)
 
 
 def _slices_by_state(
-    volumes: Sequence[Tensor], angles_deg: Tensor, state: Tensor, plane: HalfPlane
+    volumes: Sequence[Tensor], angles_deg: Tensor, state: Tensor, kx: Tensor, ky: Tensor
 ) -> Tensor:
-    samples = torch.zeros((len(state), len(plane)), dtype=torch.complex64)
+    samples = torch.zeros((len(state), len(kx)), dtype=torch.complex64)
     rotations = euler_to_matrix(angles_deg)
     for k, volume in enumerate(volumes):
         chosen = torch.nonzero(state == k).flatten()
         if len(chosen):
-            samples[chosen] = exact_slices(volume, rotations[chosen], plane.kx, plane.ky).to(
-                torch.complex64
-            )
+            samples[chosen] = exact_slices(volume, rotations[chosen], kx, ky).to(torch.complex64)
     return samples
 
 
