@@ -153,4 +153,4 @@ def test_wild_pixels_are_looked_for_in_the_images_as_they_are_stored(tmp_path) -
     images[3, 10, 20] = 400.0
     write_stack(tmp_path / "group1.mrcs", images, 2.0)
     data = load_particles(star).on_grid(box=32)
-    assert list(data.find_bad_images(np.arange(12))) == [3]
+    assert list(data.examine_images(np.arange(12)).hot) == [3]

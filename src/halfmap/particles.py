@@ -211,8 +211,8 @@ class Particles:
     def noise_kept(self, indices: np.ndarray) -> np.ndarray | None:
         """The deviation of white noise on the data set's grid, if it is 1 in the stored images,
         `(b,)`; None where that is 1."""
-        kept = [stored.pixel_size_angstrom / self.pixel_size_angstrom for stored in self.grids]
-        kept = np.minimum(1.0, kept)
+        sizes = np.array([stored.pixel_size_angstrom for stored in self.grids])
+        kept = np.minimum(1.0, sizes / self.pixel_size_angstrom)
         return None if (kept == 1).all() else kept[self.stored[indices]]
 
     def transfer_at(
