@@ -12,7 +12,7 @@ from halfmap.io.cryosparc import cs_to_star, star_to_cs
 from halfmap.io.cs_files import Passthrough, read_cs, write_cs
 from halfmap.io.dialects import relion30_blocks, relion31_blocks
 from halfmap.io.mrc import open_stack
-from halfmap.io.paths import rename_images, resolve_all, split_image_names
+from halfmap.io.paths import rename_images, resolve, resolve_all, split_image_names
 from halfmap.io.relion import ParticleTables, particle_tables, pixel_sizes, poses
 from halfmap.io.star import read_star, write_star
 

@@ -200,8 +200,8 @@ def poses(
     tables: ParticleTables, pixel_size_angstrom: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom of the stored image (zeros where
-    absent), and whether the angles are orientations: all three are there, and rot and tilt are not 0 throughout, as they are
-    in the plane (`in_plane`)."""
+    absent), and whether the angles are orientations: all three are there, and rot and tilt are not
+    0 throughout, as they are in the plane (`in_plane`)."""
     angles = np.stack([tables.floats(name, 0.0) for name in ANGLES], axis=1)
     shifts = [
         tables.floats(new) if tables.has(new) else tables.floats(old, 0.0) * pixel_size_angstrom
