@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO ?= demo
 
-.PHONY: install demo test test-all check benchmarks device-check clean
+.PHONY: install demo docs test test-all check benchmarks device-check clean
 
 install: $(INSTALLED)
 
@@ -19,6 +19,10 @@ $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
 
 demo: install
 	$(BIN)/halfmap demo --out $(DEMO) --overwrite
+
+# the documentation site in build/docs, the lecture's gallery run; no network, no warnings
+docs: install
+	$(BIN)/python -m sphinx -b html -q -W --keep-going docs build/docs
 
 check: install
 	$(BIN)/ruff check
@@ -39,5 +43,5 @@ device-check: install
 	$(BIN)/python benchmarks/device_check.py
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo
+	rm -rf .venv build dist docs/_built docs/sg_execution_times.rst src/*.egg-info .mypy_cache .ruff_cache .pytest_cache demo
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

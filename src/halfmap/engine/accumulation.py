@@ -8,8 +8,8 @@ from halfmap import kernels
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, squared_modulus
-from halfmap.projection import Sums, insert_slices
-from halfmap.symmetries import SymmetryOperators
+from halfmap.projection import Sums, empty_sums, hermitian_mates, insert_slices
+from halfmap.symmetries import SymmetryOperators, rotations_alone
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:
@@ -80,3 +80,22 @@ def accumulate(
         classes=gamma.classes,
         symmetry=symmetry,
     )
+
+
+def sums_of_images(
+    terms: ImageTerms,
+    gamma: PosteriorWeights,
+    plane: HalfPlane,
+    *,
+    n_classes: int,
+    dimensions: int,
+    symmetry: SymmetryOperators | None = None,
+) -> Sums:
+    """The two sums of some images and their posterior weights, on every shell of `plane`, ready
+    for an update (`reconstruction`): `num = sum Gamma P^T S^-1 C X / sigma^2` and `den = sum Gamma
+    P^T C^2 / sigma^2` of K class images (`dimensions` 2) or volumes (3)."""
+    device = terms.power.device
+    sums = empty_sums(n_classes, plane.box, plane.radius, dimensions, device=device)
+    slices = slice_terms(terms, gamma, plane)
+    accumulate(sums, slices, gamma, plane, symmetry or rotations_alone(torch.eye(3)[None]))
+    return hermitian_mates(sums)
