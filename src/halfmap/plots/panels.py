@@ -112,7 +112,7 @@ class Slider:
             )
 
     def _repr_html_(self) -> str:
-        pictures = []
+        pictures: list[str] = []
         for figure, label in zip(self.figures, self.labels, strict=True):
             file = io.BytesIO()
             figure.savefig(file, format="png", dpi=90)
