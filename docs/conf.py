@@ -37,7 +37,7 @@ exclude_patterns = [
     "job_notes",
     "_built/api/modules.rst",
 ]
-nitpicky = False
+smartquotes = False  # two dashes are two dashes
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 4
@@ -58,8 +58,8 @@ default_role = "code"
 napoleon_numpy_docstring = False
 
 sphinx_gallery_conf = {
-    "examples_dirs": "gallery",
-    "gallery_dirs": "_built/gallery",
+    "examples_dirs": ["gallery", "tutorial"],
+    "gallery_dirs": ["_built/gallery", "_built/tutorial"],
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "download_all_examples": False,

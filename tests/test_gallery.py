@@ -67,6 +67,17 @@ def test_it_is_short_and_made_of_public_functions(path: Path) -> None:
     assert ".. math::" in text
 
 
+@pytest.mark.slow
+def test_the_tutorial_runs(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HALFMAP_GALLERY", "small")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    try:
+        runpy.run_path(str(GALLERY.parent / "tutorial" / "plot_three_methods.py"))
+    finally:
+        plt.close("all")
+
+
 def test_every_topic_has_its_script() -> None:
     numbers = [int(_number(path)) for path in SCRIPTS]
     assert numbers == sorted(numbers)
