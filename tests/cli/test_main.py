@@ -273,7 +273,7 @@ def test_select_keeps_what_is_well_resolved(
     assert "classes 1, 2" in out
     for arguments, told in (
         (("--resolved-within", "0.5"), "--resolved-within 0.5"),
-        ((), "either --classes or --resolved-within"),
+        ((), "expected a wish"),
         (("--resolved-within", "2", "--classes", "1"), "either --classes or --resolved-within"),
     ):
         code, _, err = call("select", "job", *arguments, "--out", "other.star", capsys=capsys)
