@@ -61,7 +61,8 @@ FLAGS = {
     "--atom-radius --centred --overwrite",
     "postprocess": "--out --mask --b-factor --fit-from --fit-to --lowpass --fsc-weighting "
     "--no-fsc-weighting --mtf --mtf-pixel-size --overwrite --quiet",
-    "select": "--out --classes --resolved-within --overwrite --where --half --optics-group --share --seed",
+    "select": "--out --classes --resolved-within --overwrite --where --half --optics-group "
+    "--share --seed",
     "convert": "--passthrough --relion --data-dir --overwrite",
     "resume": "--device --threads --memory --quiet",
     "web": "--port --host --token --root-path --host-name --read-only",

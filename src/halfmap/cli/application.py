@@ -26,7 +26,16 @@ PANELS = {
         "restore",
     ),
     "From half maps to a finished map": ("mask", "postprocess", "symmetry", "volume"),
-    "Around them": ("simulate", "project", "fsc", "select", "convert", "resume"),
+    "Around them": (
+        "simulate",
+        "project",
+        "fsc",
+        "select",
+        "stack",
+        "join",
+        "convert",
+        "resume",
+    ),
 }
 SETTINGS: dict[str, Any] = {
     "add_completion": False,

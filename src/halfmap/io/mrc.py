@@ -29,6 +29,8 @@ PIXEL_SIZE_TOLERANCE = (
     0.01  # maps, masks and images whose pixel sizes differ by more are not on one grid
 )
 
+_FLOAT32, _FLOAT16 = 2, 12  # modes that are written
+
 
 @dataclass(frozen=True)
 class MrcStack:
@@ -241,12 +243,13 @@ def _header(
     pixel_size_angstrom: float,
     statistics: tuple[float, float, float, float],
     stack: bool,
+    mode: int = 2,
 ) -> bytes:
-    """MRC2014 header of float32 data. It holds no time, so that the same data gives the same
-    bytes."""
+    """MRC2014 header, of float32 data unless another mode is given. It holds no time, so that the
+    same data gives the same bytes."""
     header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
     header["nz"], header["ny"], header["nx"] = shape
-    header["mode"] = 2
+    header["mode"] = mode
     grid = (shape[2], shape[1], 1 if stack else shape[0])
     for axis, n in zip("xyz", grid, strict=True):
         header["m" + axis] = n
@@ -280,7 +283,7 @@ class StackWriter:
         out.append(images)
 
     A job that can be killed gives a `partial` file, which stays, to write in, and goes on with what
-    `save` told.
+    `save` told. `half_precision`: float16, MRC mode 12, which RELION reads from version 4 on.
     """
 
     def __init__(
@@ -290,8 +293,11 @@ class StackWriter:
         *,
         partial: str | os.PathLike[str] | None = None,
         saved: np.ndarray | None = None,
+        half_precision: bool = False,
     ) -> None:
         self._path, self._pixel_size = Path(path), pixel_size_angstrom
+        self._mode = _FLOAT16 if half_precision else _FLOAT32
+        self._dtype = np.dtype("<f2" if half_precision else "<f4")
         self._partial, self._saved = None if partial is None else Path(partial), saved
         self._shape: tuple[int, int] | None = None
         self._count, self._sum, self._sum2, self._min, self._max = 0, 0.0, 0.0, np.inf, -np.inf
@@ -309,7 +315,8 @@ class StackWriter:
         else:
             count, ny, nx, self._sum, self._sum2, self._min, self._max = self._saved.tolist()
             self._count, self._shape = int(count), (int(ny), int(nx))
-            self._file.truncate(HEADER_BYTES + 4 * self._count * self._shape[0] * self._shape[1])
+            pixels = self._count * self._shape[0] * self._shape[1]
+            self._file.truncate(HEADER_BYTES + self._dtype.itemsize * pixels)
             self._file.seek(0, os.SEEK_END)
         return self
 
@@ -335,7 +342,7 @@ class StackWriter:
         """Append images `(b, ny, nx)` or `(ny, nx)`.
 
         Raises:
-            InputError: their size differs from the images before.
+            InputError: their size differs from the images before, or values do not fit float16.
         """
         images = np.ascontiguousarray(images, "<f4")
         images = images[None] if images.ndim == 2 else images
@@ -346,8 +353,18 @@ class StackWriter:
             )
         if not len(images):
             return
+        stored = images
+        if self._mode == _FLOAT16:
+            largest = float(np.abs(images).max())
+            if largest > float(np.finfo(np.float16).max):
+                raise InputError(
+                    f"{self._path}: values up to {largest:.4g} do not fit float16, expected at "
+                    f"most {float(np.finfo(np.float16).max):g}; normalise the images"
+                )
+            stored = images.astype(self._dtype)
+            images = stored.astype(np.float32)
         self._shape = images.shape[1:]
-        self._file.write(images.data.cast("B"))
+        self._file.write(stored.data.cast("B"))
         self._count += len(images)
         self._sum += float(images.sum(dtype=np.float64))
         self._sum2 += float(np.square(images, dtype=np.float64).sum())
@@ -369,6 +386,7 @@ class StackWriter:
                 self._pixel_size,
                 (self._min, self._max, mean, rms),
                 stack=True,
+                mode=self._mode,
             )
         )
 
