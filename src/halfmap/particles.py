@@ -465,6 +465,10 @@ class Particles:
         Shifts in pixels (RELION 3.0 and before) become Angstrom; image names that the new place
         would break become absolute paths, see `halfmap.io.paths.rename_images`.
         """
+        write_star(path, self.star_blocks(path))
+
+    def star_blocks(self, path: str | os.PathLike[str]) -> dict[str, Table]:
+        """The blocks `optics` and `particles` that `write_star` writes to a path."""
         table = self.table.without(*OLD_ORIGINS) if ORIGINS[0] in self.new_columns else self.table
         table = table.with_columns(self.new_columns)
         table = rename_images(
@@ -473,14 +477,11 @@ class Particles:
         tables = ParticleTables(self.path, table, self.optics, self.optics_group)
         pixel = np.array([grid.pixel_size_angstrom for grid in self.grids])[self.stored]
         box = np.array([grid.box for grid in self.grids])[self.stored]
-        write_star(
-            path,
-            relion31_blocks(
-                tables,
-                shift_angstrom=self.stored_shift_angstrom(self.shift_angstrom),
-                pixel_size_angstrom=pixel,
-                box=box if box.all() else None,
-            ),
+        return relion31_blocks(
+            tables,
+            shift_angstrom=self.stored_shift_angstrom(self.shift_angstrom),
+            pixel_size_angstrom=pixel,
+            box=box if box.all() else None,
         )
 
     def examine_images(self, indices: np.ndarray) -> Examined:

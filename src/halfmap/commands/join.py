@@ -9,12 +9,8 @@ from halfmap.commands._options import Annotated, DataDir, Option, OverwriteFile,
 from halfmap.commands._summaries import counted, where
 from halfmap.errors import InputError
 from halfmap.io.convert import convert as convert_file
-from halfmap.io.dialects import relion31_blocks
 from halfmap.io.joining import join_tables
-from halfmap.io.paths import ImageNames, rename_images
-from halfmap.io.relion import ParticleTables
 from halfmap.io.star import write_star
-from halfmap.io.table import Table
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles
 
@@ -64,7 +60,7 @@ def join(
     sets = [
         load_particles(one, data_dir=data_dir, check_images=False, use_ctf=False) for one in files
     ]
-    joined = join_tables([_blocks(one, path) for one in sets])
+    joined = join_tables([one.star_blocks(path) for one in sets])
     if path.suffix.lower() == ".cs":
         with tempfile.TemporaryDirectory(dir=path.absolute().parent) as folder:
             star = Path(folder) / "joined.star"
@@ -74,19 +70,6 @@ def join(
         write_star(path, joined.blocks)
     count, groups = len(joined.blocks["particles"]), len(joined.blocks["optics"])
     return FilesJoined(path, count, groups, joined.notes + _twice(sets))
-
-
-def _blocks(particles: Particles, new_path: Path) -> dict[str, Table]:
-    """The tables of one file as RELION 3.1 has them, images named from the new place."""
-    names = ImageNames(particles.files, particles.image_file, particles.image_index)
-    table = rename_images(particles.table, names, particles.stack_paths, new_path)
-    tables = ParticleTables(particles.path, table, particles.optics, particles.optics_group)
-    return relion31_blocks(
-        tables,
-        shift_angstrom=particles.shift_angstrom,
-        pixel_size_angstrom=particles.pixel_size_angstrom,
-        box=particles.box or None,
-    )
 
 
 def _twice(sets: list[Particles]) -> tuple[str, ...]:

@@ -161,7 +161,9 @@ def stack(
             for some in _batches(rows, data.box):
                 writer.append(change(torch.from_numpy(data.images(some))).numpy())
         names += [f"{i + 1:06d}@{file}" for i in range(len(rows))]
-    tables = ParticleTables(data.path, data.table, data.optics, data.optics_group)
+    seen = data.stored_as_read()  # optics groups on several grids are on one now
+    table = seen.table.with_columns(seen.new_columns)
+    tables = ParticleTables(seen.path, table, seen.optics, seen.optics_group)
     blocks = blocks_of_new_images(
         tables,
         names,

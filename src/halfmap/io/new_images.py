@@ -31,8 +31,12 @@ def blocks_of_new_images(
 ) -> dict[str, Table]:
     """Blocks `optics` and `particles` (RELION 3.1) that name the new images (`index@stack`, one a
     row) and their size; every other column as it was, `columns` added or replaced."""
+    rows = len(image_names)
     blocks = relion31_blocks(
-        tables, shift_angstrom=shift_angstrom, pixel_size_angstrom=pixel_size_angstrom, box=box
+        tables,
+        shift_angstrom=shift_angstrom,
+        pixel_size_angstrom=np.full(rows, float(pixel_size_angstrom)),
+        box=np.full(rows, box),
     )
     n = len(blocks["optics"])
     optics = blocks["optics"].with_columns(
