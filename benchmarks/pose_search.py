@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from halfmap.commands import _inputs, _setup
+from halfmap.commands import _halves, _inputs, _setup
 from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -45,7 +45,7 @@ def load(star, *, symmetry: str, diameter_angstrom: float) -> Known:
     with Progress("benchmark", quiet=True) as progress:
         problem = _setup.make_problem(
             particles,
-            _inputs.divide_into_halves(particles, 1),
+            _halves.divide_into_halves(particles, 1),
             device=torch.device("cpu"),
             radius_px=radius_px,
             symmetry=symmetry,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from halfmap import reconstruct
-from halfmap.commands import _inputs, _setup
+from halfmap.commands import _halves, _inputs, _setup
 from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.residuals import initial_noise
 from halfmap.pose_search.adaptive import prepare_search, search_globally
@@ -60,7 +60,7 @@ def test_global_search_finds_real_trpv1_images(shared_data, tmp_path) -> None:
     star = tmp_path / "particles.star"
     star.write_text(re.sub(r"@\S+", f"@{images / 'trpv1_small_stack.mrcs'}", text))
     data = _inputs.read_particles(star, data_dir=None, ctf=True)
-    half = _inputs.divide_into_halves(data, 1)
+    half = _halves.divide_into_halves(data, 1)
     with Progress("test", quiet=True) as progress:
         problem = _setup.make_problem(
             data,

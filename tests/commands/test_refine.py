@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.commands import _inputs, _results, _setup
+from halfmap.commands import _halves, _inputs, _results, _setup
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star
@@ -197,7 +197,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(refined, method
     assert _bytes(again.folder) == _bytes(refined.folder)
     assert again.resolution_angstrom == refined.resolution_angstrom
     particles = load_particles(data / "particles.star")
-    one, same, other = (_inputs.divide_into_halves(particles, seed) for seed in (1, 1, 2))
+    one, same, other = (_halves.divide_into_halves(particles, seed) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

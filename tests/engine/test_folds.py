@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.commands import _inputs, _setup
+from halfmap.commands import _halves, _setup
 from halfmap.engine.image_model import NoiseSpectra, ReferenceVariance, load_images
 from halfmap.engine.loop import iterate
 from halfmap.engine.method import Update
@@ -45,7 +45,7 @@ def noise(tmp_path_factory) -> Path:
 def _problem(folder: Path, n_folds: int) -> Problem:
     particles = load_particles(folder / "particles.star")
     images = ImageSettings(11.0, True, False, torch.device("cpu"))
-    fold = _inputs.divide_into_folds(particles, n_folds, 1) if n_folds > 1 else None
+    fold = _halves.divide_into_folds(particles, n_folds, 1) if n_folds > 1 else None
     half = torch.arange(N) % 2
     return Problem(particles, images, half, "own", SPECIMEN, 3, 1, 64, fold=fold, n_folds=n_folds)
 
@@ -96,12 +96,12 @@ def test_noise_finds_itself_in_a_reference_made_of_it_and_not_in_one_made_of_the
 
 def test_folds_are_even_and_keep_the_tilts_of_a_particle_together(noise):
     particles = load_particles(noise / "particles.star")
-    fold = _inputs.divide_into_folds(particles, 4, 1)
+    fold = _halves.divide_into_folds(particles, 4, 1)
     assert torch.bincount(fold).tolist() == [N // 4] * 4
     named = particles.table.with_columns(
         {"rlnTomoParticleName": [f"tomo1/{i // 5}" for i in range(N)]}
     )
-    together = _inputs.divide_into_folds(replace(particles, table=named), 4, 1)
+    together = _halves.divide_into_folds(replace(particles, table=named), 4, 1)
     assert (together.view(-1, 5) == together.view(-1, 5)[:, :1]).all()
     assert len(together.unique()) == 4
 

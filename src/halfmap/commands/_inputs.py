@@ -183,43 +183,6 @@ def set_aside_bad_images(
     return particles, half
 
 
-def divide_into_halves(particles: Particles, seed: int, *, anew: bool = False) -> Int[Tensor, " N"]:
-    """0 or 1 per particle: the file's rlnRandomSubset where every row has it and it is not to be
-    drawn `anew`, else at random.
-
-    Images of one physical particle (tilts, named in rlnTomoParticleName) stay together.
-    """
-    if (particles.half_set > 0).all() and not anew:
-        return torch.from_numpy(particles.half_set.astype(np.int64)) - 1
-    return _divided(particles, 2, [seed, 1])
-
-
-def divide_into_folds(particles: Particles, n: int, seed: int) -> Int[Tensor, " N"]:
-    """0 .. n - 1 per particle, at random; tilts of one physical particle stay together."""
-    return _divided(particles, n, [seed, 2])
-
-
-def _divided(particles: Particles, n: int, seeds: Sequence[int]) -> Int[Tensor, " N"]:
-    """0 .. n - 1 per physical particle, at random."""
-    unit = np.arange(len(particles))
-    if "rlnTomoParticleName" in particles.table:
-        unit = np.unique(particles.table.strings("rlnTomoParticleName"), return_inverse=True)[1]
-    order = np.random.default_rng(seeds).permutation(int(unit.max()) + 1)
-    return torch.from_numpy(order[unit] % n)
-
-
-def halves_at_known_poses(particles: Particles, seed: int, progress: Progress) -> Int[Tensor, " N"]:
-    """As `divide_into_halves`, and drawn at random where the file is one half of a refined data set
-    by itself; the user is told."""
-    alone = len(particles) > 1 and set(particles.half_set.tolist()) in ({1}, {2})
-    if alone:
-        progress.note(
-            f"{particles.path}: column _rlnRandomSubset is {particles.half_set[0]} in every row "
-            "used; the halves are drawn at random"
-        )
-    return divide_into_halves(particles, seed, anew=alone)
-
-
 def read_references(
     paths: Sequence[str | Path],
     particles: Particles,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.commands import _inputs
+from halfmap.commands import _halves, _inputs
 from halfmap.distributed import size_on_host
 from halfmap.engine.preprocessing import ImageSettings, background
 from halfmap.engine.problem import Problem
@@ -98,7 +98,7 @@ def open_problem(
         folds, particles.box, dimensions, n_classes, memory=memory, device=device, progress=progress
     )
     particles, half = _inputs.set_aside_bad_images(
-        particles, _inputs.divide_into_halves(particles, seed), job, progress
+        particles, _halves.divide_into_halves(particles, seed, progress=progress), job, progress
     )
     if n_classes > 1:
         check_classes(n_classes, int((half >= 0).sum()))
@@ -115,7 +115,7 @@ def open_problem(
         learn_norm_and_scale=learn_norm_and_scale,
         memory=memory,
         progress=progress,
-        fold=_inputs.divide_into_folds(particles, folds, seed) if folds > 1 else None,
+        fold=_halves.divide_into_folds(particles, folds, seed) if folds > 1 else None,
         n_folds=folds,
     )
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.commands import _inputs, _setup
+from halfmap.commands import _halves, _inputs, _setup
 from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
@@ -111,7 +111,7 @@ def reconstruct(
         _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
         solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
         data, half = _inputs.set_aside_bad_images(
-            data, _inputs.halves_at_known_poses(data, seed, progress), job, progress
+            data, _halves.halves_at_known_poses(data, seed, progress), job, progress
         )
         problem = _setup.make_problem(
             data,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from halfmap.commands import _inputs
+from halfmap.commands import _halves, _inputs
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -133,7 +133,7 @@ def restore(
         for note in data.notes:
             progress.note(note)
         half = torch.full((len(data),), -1)
-        half[torch.from_numpy(chosen)] = _inputs.halves_at_known_poses(
+        half[torch.from_numpy(chosen)] = _halves.halves_at_known_poses(
             data.take(chosen), seed, progress
         )
         data, half = _inputs.set_aside_bad_images(data, half, job, progress, both_halves=False)

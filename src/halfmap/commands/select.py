@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmap.commands._class_averages import choose_resolved
+from halfmap.commands._copies import find_copies
 from halfmap.commands._options import Annotated, Option, OverwriteFile, Sequence, parse_classes
 from halfmap.commands._summaries import counted
 from halfmap.errors import InputError
@@ -82,6 +83,22 @@ def select(
         Sequence[str] | None,
         Option("Keep this optics group, by name or number; repeat for several", metavar="NAME|N"),
     ] = None,
+    unique: Annotated[
+        bool,
+        Option(
+            "Keep one of each particle: no image twice, and none closer than --min-distance to "
+            "another in its micrograph"
+        ),
+    ] = False,
+    min_distance_angstrom: Annotated[
+        float | None,
+        Option(
+            "Particles of one micrograph whose centres are closer are one",
+            unit="A",
+            at_least=0,
+            unset="30 A",
+        ),
+    ] = None,
     share: Annotated[
         float | None,
         Option("Keep this share of the rest, drawn at random", above=0, at_most=1, metavar="X"),
@@ -97,10 +114,15 @@ def select(
         InputError: no such file or column, a condition that cannot be read, a class or optics group
             that no particle is in, no wish, nothing left, or `out` exists.
     """
-    if not any((where, classes, resolved_within, half, optics_group, share)):
+    if min_distance_angstrom is not None and not unique:
+        raise InputError(
+            f"--min-distance {min_distance_angstrom:g}: has no effect without --unique; add that, "
+            "or leave it out"
+        )
+    if not any((where, classes, resolved_within, half, optics_group, unique, share)):
         raise InputError(
             "select: expected a wish: --where, --classes or --resolved-within, --half, "
-            "--optics-group or --share"
+            "--optics-group, --unique or --share"
         )
     if classes is not None and resolved_within is not None:
         raise InputError("select: expected either --classes or --resolved-within, not both")
@@ -123,6 +145,8 @@ def select(
         chosen.keep(f"--half {half}", _of_half(particles, half))
     if optics_group:
         chosen.keep(f"--optics-group {_listed(optics_group)}", _of_groups(particles, optics_group))
+    if unique:
+        chosen.keep(*_unique(particles, chosen.kept, min_distance_angstrom))
     if share is not None:
         chosen.keep(f"--share {share:g}", _drawn(chosen.kept, share, seed))
     particles.take(chosen.kept).write_star(out)
@@ -154,6 +178,18 @@ class _Chosen:
                 "was written"
             )
         self.steps.append(f"{wish}: kept {self.count} of {before}")
+
+
+def _unique(
+    particles: Particles, kept: np.ndarray, min_distance_angstrom: float | None
+) -> tuple[str, np.ndarray]:
+    """The wish in words, with what was found, and the rows that repeat no earlier one of those
+    kept."""
+    rows = np.flatnonzero(kept)
+    copies = find_copies(particles.take(rows), min_distance_angstrom)
+    first = np.zeros(len(particles), bool)
+    first[rows[~copies.repeated]] = True
+    return f"--unique, copies: {copies.words if copies.count else 'none'}", first
 
 
 def _listed(values: Sequence[object]) -> str:
