@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO ?= demo
 
-.PHONY: install demo docs test test-all check benchmarks device-check clean
+.PHONY: install demo docs browser test test-all check benchmarks device-check clean
 
 install: $(INSTALLED)
 
@@ -29,10 +29,14 @@ check: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: check
+# the pages are tested in Debian's chromium; where it cannot be installed those tests skip
+browser:
+	-scripts/install_browser.sh
+
+test: check browser
 	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: check
+test-all: check browser
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 benchmarks: install

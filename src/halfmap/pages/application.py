@@ -125,6 +125,12 @@ class Server:
         found = await self.workers.run(selection.particle_rows, str(path), first, sort, only)
         return JSONResponse(found)
 
+    async def particle(self, request: Request) -> Response:
+        job, index = self._job(request), int(_number(request, "index", 0) or 0)
+        part = "particle_posterior" if "posterior" in request.query_params else "particle"
+        told = await self.torch_workers.run(particle_of, part, str(self.root / job), index)
+        return JSONResponse(told)
+
     async def class_likelihoods(self, request: Request) -> Response:
         path = self._particles(self._job(request))
         return JSONResponse(await self.workers.run(selection.class_likelihoods, str(path)))
@@ -254,6 +260,14 @@ class Server:
         return inside(self.root, f"{job}/particles.star")
 
 
+def particle_of(part: str, folder: str, index: int) -> dict[str, Any]:
+    """A function of `particle.py`, which the server itself does not load: torch is only in a
+    worker."""
+    from halfmap.pages import particle
+
+    return getattr(particle, part)(folder, index)
+
+
 def make_application(server: Server) -> Starlette:
     """The application, without its gate."""
 
@@ -289,6 +303,7 @@ def make_application(server: Server) -> Starlette:
             get("/api/class-likelihoods", server.class_likelihoods),
             get("/api/some-particles", server.some_particles),
             get("/api/particles", server.particles),
+            get("/api/particle", server.particle),
             get("/api/picture", server.picture),
             get("/api/file", server.file),
             get("/api/commands", server.commands),

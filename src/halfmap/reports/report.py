@@ -26,8 +26,8 @@ from halfmap.workspace.records import as_json
 
 STATIC = Path(__file__).parent / "static"
 REPORT = "report.html"
-MESH_BOXES = (112, 80, 56)  # voxels along a side of a mesh in a report: the first that is light
-HEAVIEST_MESH = 1_200_000  # bytes; four of them, and a report stays below 10 MB
+MESH_BOXES = (112, 80, 56, 40)  # voxels along a side of a mesh in a report: the first that is light
+HEAVIEST_MESHES = 4_000_000  # bytes, all of a report's together; as text they are a third more
 MOST_MAPS = 4  # meshes of one job
 _PICTURES = ("classes.png", "class_history.png", "gamma.png", "particles.png", "map.png")
 _MOST_PICTURES, _WIDEST = 3, 1000
@@ -48,7 +48,8 @@ def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:
     Raises:
         InputError: no such job.
     """
-    told = [_told(root, one, signature) for one in (_chain(root, job) if chain else [job])]
+    shown = _chain(root, job) if chain else [job]
+    told = [_told(root, one, signature, HEAVIEST_MESHES // len(shown)) for one in shown]
     name = told[-1]["name"] or job
     data = json.dumps(as_json({"jobs": told}), allow_nan=False)
     # nothing in the data can end the element that it lies in
@@ -118,9 +119,9 @@ def _chain(root: Path, job: str) -> list[str]:
     return list(dict.fromkeys(order))
 
 
-def _told(root: Path, job: str, signature: Signature) -> dict[str, Any]:
+def _told(root: Path, job: str, signature: Signature, heaviest: int) -> dict[str, Any]:
     data, place = job_data(root, job, signature), root / job
-    data["meshes"] = list(_meshes(place, data["maps"]))
+    data["meshes"] = list(_meshes(place, data["maps"], heaviest))
     data["shown"] = _pictures(place, bool(data["meshes"]))
     data["sphere"] = None
     if data["meshes"] and data["command"] != "simulate":
@@ -129,22 +130,22 @@ def _told(root: Path, job: str, signature: Signature) -> dict[str, Any]:
     return data
 
 
-def _meshes(place: Path, maps: list[dict[str, Any]]) -> Any:
+def _meshes(place: Path, maps: list[dict[str, Any]], heaviest: int) -> Any:
     shown = [m for m in maps if "iteration" not in m and "half" not in m["label"]][:MOST_MAPS]
     for one in shown:
         try:
-            packed = _light_mesh(place / one["file"])
+            packed = _light_mesh(place / one["file"], heaviest // len(shown))
         except (InputError, OSError, ValueError):
             continue  # a map that has no surface
         yield {"label": one["label"], "packed": base64.b64encode(packed).decode()}
 
 
-def _light_mesh(path: Path) -> bytes:
+def _light_mesh(path: Path, heaviest: int) -> bytes:
     """The surface of a map in the finest box in which it is light enough."""
     volume, pixel = read_density_of(path)
     for box in MESH_BOXES:
         packed = surface_of(volume, pixel, size=box).packed()
-        if len(packed) < HEAVIEST_MESH:
+        if len(packed) < heaviest:
             break
     return packed
 
