@@ -132,7 +132,10 @@ class Server:
         return JSONResponse(told)
 
     async def class_likelihoods(self, request: Request) -> Response:
-        path = self._particles(self._job(request))
+        job = self._job(request)
+        if not (self.root / job / "particles.star").exists():
+            return JSONResponse({})
+        path = self._particles(job)
         return JSONResponse(await self.workers.run(selection.class_likelihoods, str(path)))
 
     async def picture(self, request: Request) -> Response:

@@ -54,14 +54,22 @@ export function connect() {
   };
 }
 
-// Children below their first parent, in the order of their names.
+// Children below the parent that has come the longest way, in the order of their names.
 export function tree() {
+  const depths = new Map();
+  const depth = (id) => {
+    if (depths.has(id)) return depths.get(id);
+    depths.set(id, 0); // a circle of parents ends here
+    const above = (rows.get(id).parents || []).filter((p) => rows.has(p) && p !== id);
+    depths.set(id, above.length ? 1 + Math.max(...above.map(depth)) : 0);
+    return depths.get(id);
+  };
   const children = new Map();
   const tops = [];
   const ids = [...rows.keys()].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
   for (const id of ids) {
     const above = (rows.get(id).parents || []).filter((p) => rows.has(p) && p !== id);
-    const parent = above[above.length - 1];
+    const parent = above.sort((a, b) => depth(b) - depth(a))[0];
     if (parent === undefined) tops.push(id);
     else children.set(parent, [...(children.get(parent) || []), id]);
   }

@@ -251,6 +251,7 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
     show,
     load,
     frames,
+    paint,
     drawnFrames: () => drawn,
     follow(other) {
       camera.position.copy(other.position);
