@@ -100,7 +100,8 @@ def two_groups(
 
 def _columns(optics: dict[str, object], n: int) -> dict[str, np.ndarray]:
     """Columns of n images; those of the magnification always are there."""
-    unity = {f"magnification_{at}": float(at in ("xx", "yy")) for at in ("xx", "xy", "yx", "yy")}
+    unity: dict[str, object] = {"premultiplied": False}
+    unity |= {f"magnification_{at}": float(at in ("xx", "yy")) for at in ("xx", "xy", "yx", "yy")}
     return {k: np.repeat(np.array([v]), n, axis=0) for k, v in (unity | optics).items()}
 
 

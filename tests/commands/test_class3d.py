@@ -383,7 +383,7 @@ def test_the_second_map_is_checked_too(data, tmp_path):
     write_map(
         tmp_path / "small.mrc",
         np.random.default_rng(0).normal(size=(20, 20, 20)).astype(np.float32),
-        PIXEL,
+        0.0,
     )
     _refused(
         data,

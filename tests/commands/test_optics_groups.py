@@ -10,11 +10,16 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.io.mrc import read_map
+from halfmap.commands._inputs import read_job_mask, read_references
+from halfmap.fourier import lowpass
+from halfmap.image_grids import ImageGrid
+from halfmap.io.mrc import read_map, write_map
 from halfmap.masks import soft_sphere
+from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation
 from halfmap.simulation.phantom import phantom
-from optics_scenes import BOX, CLEAN, COARSE, PIXEL, two_groups, without
+from halfmap.workspace.progress import Progress
+from optics_scenes import BOX, CLEAN, COARSE, PIXEL, Group, two_groups, without
 
 N = 600
 
@@ -66,6 +71,59 @@ def test_a_set_of_two_groups_gives_the_map_of_one_and_ignoring_any_is_worse(
     same = without(mixed, rlnImagePixelSize=PIXEL)
     worse = reconstructed(same, tmp_path / "pixel.mrc", truth)
     assert (1 - worse)[12:20].mean() > 10 * missing
+
+
+def test_maps_and_masks_of_another_grid_are_brought_to_the_images(
+    mixed, truth, tmp_path, monkeypatch
+) -> None:
+    """A density keeps its values and a mask stays one; the user is told."""
+    data, progress, notes = load_particles(mixed), Progress("test", quiet=True), []
+    monkeypatch.setattr(progress, "note", notes.append)
+    wide = phantom(40, 5.0, symmetry="C1")
+    write_map(tmp_path / "wide.mrc", wide.numpy(), 5.0)
+    told = {"device": torch.device("cpu"), "progress": progress}
+    (found,) = read_references([tmp_path / "wide.mrc"], data, lowpass_angstrom=20, **told)
+    expected = lowpass(truth, 20, PIXEL, dimensions=3)
+    assert (found - expected).norm() < 0.02 * expected.norm()
+    write_map(
+        tmp_path / "mask.mrc", soft_sphere(45, radius_px=15.0, edge_px=5.0).numpy(), 5.0
+    )  # 75 A, 25 A
+    mask = read_job_mask(tmp_path / "mask.mrc", data, progress)
+    expected = soft_sphere(BOX, radius_px=75 / PIXEL, edge_px=25 / PIXEL)
+    assert (mask - expected).abs().max() < 0.06
+    assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
+    assert "wide.mrc: 40 pixels of 5 A, resampled to the images' 48 pixels of 4 A" in notes[0]
+    assert "mask.mrc: 45 pixels of 5 A, resampled" in notes[1]
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory) -> Path:
+    groups = [CLEAN, COARSE, Group(41, 4.5, {"voltage_kv": 200.0, "premultiplied": True})]
+    return two_groups(tmp_path_factory.mktemp("noisy"), groups, 240, snr=0.3)
+
+
+@pytest.mark.slow
+def test_every_job_takes_such_a_set(noisy, truth, tmp_path) -> None:
+    """Three groups: one odd box, one of another voltage and premultiplied."""
+    write_map(tmp_path / "start.mrc", truth.numpy(), PIXEL)
+    told = {"quiet": True, "threads": 1, "diameter_angstrom": 170.0}
+    halfmap.info(noisy)
+    assert halfmap.select(noisy, tmp_path / "some.star", classes=[1]).kept == 240
+    halfmap.class2d(noisy, tmp_path / "c2", classes=2, iterations=1, **told)
+    halfmap.class3d(noisy, tmp_path / "start.mrc", tmp_path / "c3", classes=2, iterations=1, **told)
+    halfmap.abinitio(noisy, tmp_path / "ab", iterations=2, box=32, **told)
+    assert read_map(tmp_path / "ab" / "map.mrc")[0].shape == (32, 32, 32)
+    for method in ("flip", "wiener-stack"):
+        halfmap.restore(
+            noisy, method, tmp_path / method, view_tolerance=180.0, quiet=True, threads=1
+        )
+    flipped = load_particles(tmp_path / "flip" / "particles.star")
+    assert flipped.grids == (ImageGrid(BOX, PIXEL),)
+    data = load_particles(noisy)
+    np.testing.assert_allclose(flipped.shift_angstrom, data.shift_angstrom, atol=2e-6)
+    halfmap.reconstruct(noisy, tmp_path / "small.mrc", pixel_size_angstrom=6.0, quiet=True)
+    volume, pixel = read_map(tmp_path / "small.mrc")
+    assert (volume.shape[0], pixel) == (32, pytest.approx(6.0))
 
 
 @pytest.mark.skipif(shutil.which("relion_reconstruct") is None, reason="RELION is not installed")

@@ -372,28 +372,14 @@ def _refused(
     assert not (tmp_path / "job").exists()
 
 
-def test_a_map_of_another_box_is_refused(data, tmp_path):
-    write_map(
-        tmp_path / "small.mrc",
-        np.random.default_rng(0).normal(size=(30, 30, 30)).astype(np.float32),
-        PIXEL,
-    )
+def test_a_map_of_another_box_whose_pixel_size_nobody_knows_is_refused(data, tmp_path):
+    volume = np.random.default_rng(0).normal(size=(30, 30, 30)).astype(np.float32)
+    write_map(tmp_path / "small.mrc", volume, 0.0)
     _refused(
         data,
         tmp_path,
-        "small.mrc: the map's box is 30, the images' is 32",
+        "small.mrc: the map's box is 30, the images' is 32, and its header has no pixel size",
         reference=tmp_path / "small.mrc",
-    )
-
-
-def test_a_map_of_another_pixel_size_is_refused(data, tmp_path):
-    volume, _ = read_map(data / "truth_1.mrc")
-    write_map(tmp_path / "scaled.mrc", volume, 6.5)
-    _refused(
-        data,
-        tmp_path,
-        "scaled.mrc: the map's pixel size is 6.5 A, the images' is 6 A",
-        reference=tmp_path / "scaled.mrc",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from halfmap.commands._summaries import counted
@@ -16,9 +17,11 @@ from halfmap.engine.preprocessing import EDGE_PX
 from halfmap.engine.state import Poses, known_poses
 from halfmap.errors import InputError
 from halfmap.fourier import lowpass
-from halfmap.io.mrc import open_stack, read_density, same_pixel_size
+from halfmap.image_grids import ImageGrid
+from halfmap.io.mrc import open_stack, read_density, read_map, same_pixel_size
 from halfmap.masks import read_mask, soft_sphere
 from halfmap.particles import STACK_SUFFIXES, Contrast, Particles, load_particles
+from halfmap.resampling import resample_volume
 from halfmap.so3 import euler_to_matrix
 from halfmap.workspace.job import SET_ASIDE, Job
 from halfmap.workspace.progress import Progress
@@ -38,11 +41,12 @@ def read_particles(
     data_dir: str | Path | None,
     ctf: bool,
     pixel_size_angstrom: float | None = None,
+    box: int | None = None,
     passthrough: str | Path | Sequence[str | Path] | None = None,
     contrast: Contrast | None = None,
 ) -> Particles:
-    """The data set, with what it needs to be matched against references; `pixel_size_angstrom` is
-    for bare stacks whose header has none.
+    """The data set, with what it needs to be matched against references, on the grid asked for; of
+    bare stacks `pixel_size_angstrom` is that of their images.
 
     Raises:
         InputError: as `load_particles`; or `ctf` is wanted and the file has none.
@@ -53,18 +57,14 @@ def read_particles(
             f"{path}: the header has no pixel size; give it with --pixel-size (halfmap class2d, "
             "abinitio), or write it into the header"
         )
-    if pixel_size_angstrom is not None:
-        if Path(path).suffix.lower() in (".star", ".cs"):
-            raise InputError(
-                f"--pixel-size {pixel_size_angstrom:g}: is for bare stacks; {path} tells its own, "
-                "correct it there"
-            )
+    if bare and pixel_size_angstrom is not None:
         particles = Particles.from_stack(path, pixel_size_angstrom=pixel_size_angstrom)
-        particles = particles.with_contrast(contrast)
+        particles = particles.with_contrast(contrast).on_grid(box=box)
     else:
         particles = load_particles(
             path, data_dir=data_dir, use_ctf=ctf, passthrough=passthrough, contrast=contrast
         )
+        particles = particles.on_grid(box=box, pixel_size_angstrom=pixel_size_angstrom)
     if ctf and not particles.has_ctf:
         raise InputError(
             f"{path}: no CTF columns (rlnDefocusU ...) found; add them, or say --no-ctf where "
@@ -189,30 +189,68 @@ def read_references(
     *,
     lowpass_angstrom: float,
     device: torch.device,
+    progress: Progress,
 ) -> Float[Tensor, "K N N N"]:
-    """Starting maps, low-passed.
+    """Starting maps, low-passed; those of another box or pixel size (by more than 1 %) are brought
+    to the images', and the user is told.
 
     Raises:
-        InputError: a map's box or pixel size (by more than 1 %) differs from the images', it is
-            constant, or holds NaN.
+        InputError: a map of another box does not tell its pixel size, it is constant, or holds NaN.
     """
     volumes = []
     for path in paths:
         volume, pixel = read_density(path)
-        box, expected = particles.box, particles.pixel_size_angstrom
-        if volume.shape[0] != box:
-            raise InputError(
-                f"{path}: the map's box is {volume.shape[0]}, the images' is {box}; crop or pad "
-                f"the map, or resample it to {box} pixels"
-            )
-        if not same_pixel_size(pixel, expected):
-            raise InputError(
-                f"{path}: the map's pixel size is {pixel:.4g} A, the images' is {expected:.4g} A; "
-                "resample the map or mend its header"
-            )
+        if not _on_grid_of(particles, volume, pixel):
+            if pixel <= 0:
+                raise InputError(
+                    f"{path}: the map's box is {volume.shape[0]}, the images' is {particles.box}, "
+                    "and its header has no pixel size by which to resample it; write it there"
+                )
+            _tell_resampled(path, volume, pixel, particles, progress)
+            volume = resample_volume(
+                torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)),
+                pixel,
+                box=particles.box,
+                new_pixel_size_angstrom=particles.pixel_size_angstrom,
+            ).numpy()
         volumes.append(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).to(device))
     return lowpass(
         torch.stack(volumes), lowpass_angstrom, particles.pixel_size_angstrom, dimensions=3
+    )
+
+
+def _on_grid_of(particles: Particles, volume: np.ndarray, pixel_size_angstrom: float) -> bool:
+    return volume.shape[0] == particles.box and same_pixel_size(
+        pixel_size_angstrom, particles.pixel_size_angstrom
+    )
+
+
+def _tell_resampled(
+    path: str | Path, volume: np.ndarray, pixel: float, particles: Particles, progress: Progress
+) -> None:
+    progress.note(
+        f"{path}: {ImageGrid(volume.shape[0], pixel)}, resampled to the images' {particles.grid}"
+    )
+
+
+def read_job_mask(
+    path: str | Path, particles: Particles, progress: Progress
+) -> Float[Tensor, "N N N"]:
+    """A mask file on the images' grid; of another box or pixel size, it is interpolated linearly,
+    which keeps it between 0 and 1, and the user is told.
+
+    Raises:
+        InputError: as `read_mask`.
+    """
+    data, pixel = read_map(path)
+    if _on_grid_of(particles, data, pixel) or pixel <= 0:
+        return read_mask(path, particles.box, particles.pixel_size_angstrom)
+    mask = read_mask(path, data.shape[0], pixel).numpy()
+    _tell_resampled(path, data, pixel, particles, progress)
+    ratio, box = particles.pixel_size_angstrom / pixel, particles.box
+    first = data.shape[0] // 2 - ratio * (box // 2)
+    return torch.from_numpy(
+        affine_transform(mask, np.full(3, ratio), first, (box,) * 3, order=1).clip(0, 1)
     )
 
 
@@ -258,10 +296,11 @@ def solvent_mask(
     *,
     dimensions: Literal[2, 3],
     device: torch.device,
+    progress: Progress,
 ) -> Float[Tensor, "*box"]:
     """The mask file given, or a soft sphere (circle) of the particle's radius."""
     if mask is not None:
-        return read_mask(mask, particles.box, particles.pixel_size_angstrom).to(device)
+        return read_job_mask(mask, particles, progress).to(device)
     edge = min(EDGE_PX, max(1.0, particles.box / 2 - radius_px))
     return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(
         device

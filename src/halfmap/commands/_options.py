@@ -181,14 +181,24 @@ LocalRange = Annotated[
         unset="5 degrees",
     ),
 ]
-StackPixelSize = Annotated[
+GridPixelSize = Annotated[
     float | None,
     Option(
-        "Pixel size of a bare stack (no STAR) whose header has none",
+        "Pixel size to work at: images, maps and masks are brought to it; of a bare stack (no "
+        "STAR) whose header has none, its own",
         unit="A",
         above=0,
         metavar="ANGSTROM",
-        unset="the file's",
+        unset="the finest optics group's",
+    ),
+]
+GridBox = Annotated[
+    int | None,
+    Option(
+        "Box to work in, at the same extent if --pixel-size is not given",
+        unit="px",
+        at_least=8,
+        unset="the finest optics group's",
     ),
 ]
 WienerConstant = Annotated[

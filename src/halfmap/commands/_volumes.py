@@ -53,6 +53,8 @@ class VolumeOptions:
     wiener_constant: float | None
     tau_fudge: float | None
     ctf: bool
+    pixel_size_angstrom: float | None
+    box: int | None
     data_dir: str | Path | None
     passthrough: str | Path | Sequence[str | Path] | None
     contrast: Contrast | None
@@ -126,16 +128,20 @@ def open_volumes(
         particles,
         data_dir=options.data_dir,
         ctf=options.ctf,
+        pixel_size_angstrom=options.pixel_size_angstrom,
+        box=options.box,
         passthrough=options.passthrough,
         contrast=options.contrast,
     )
     if options.local:
         _inputs.require_orientations(data, "--local")
     start = _inputs.read_references(
-        maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device
+        maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device, progress=progress
     )
     radius_px = _inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
-    solvent = _inputs.solvent_mask(options.mask, data, radius_px, dimensions=3, device=device)
+    solvent = _inputs.solvent_mask(
+        options.mask, data, radius_px, dimensions=3, device=device, progress=progress
+    )
     problem = _setup.open_problem(
         data,
         job,

@@ -24,6 +24,8 @@ from halfmap.commands._options import (
     DataDir,
     Device,
     Diameter,
+    GridBox,
+    GridPixelSize,
     Mask,
     Memory,
     Option,
@@ -34,7 +36,6 @@ from halfmap.commands._options import (
     Quiet,
     Resume,
     Seed,
-    StackPixelSize,
     Symmetry,
     Threads,
 )
@@ -170,7 +171,8 @@ def abinitio(
         float | None, Option("Largest shift searched", unit="px", at_least=0, unset="25 A")
     ] = None,
     ctf: Ctf = True,
-    pixel_size_angstrom: StackPixelSize = None,
+    pixel_size_angstrom: GridPixelSize = None,
+    box: GridBox = None,
     data_dir: DataDir = None,
     passthrough: Passthrough = None,
     contrast: Contrast = None,
@@ -207,11 +209,14 @@ def abinitio(
             data_dir=data_dir,
             ctf=ctf,
             pixel_size_angstrom=pixel_size_angstrom,
+            box=box,
             passthrough=passthrough,
             contrast=contrast,
         )
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
-        solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        solvent = _inputs.solvent_mask(
+            mask, data, radius_px, dimensions=3, device=where, progress=progress
+        )
         problem = _setup.open_problem(
             data,
             job,

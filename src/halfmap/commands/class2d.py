@@ -31,6 +31,8 @@ from halfmap.commands._options import (
     DataDir,
     Device,
     Diameter,
+    GridBox,
+    GridPixelSize,
     Memory,
     Method2D,
     Option,
@@ -43,7 +45,6 @@ from halfmap.commands._options import (
     Seed,
     ShiftRange,
     ShiftStep,
-    StackPixelSize,
     Start,
     TauFudge,
     Threads,
@@ -142,7 +143,8 @@ def class2d(
     tau_fudge: TauFudge = None,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
-    pixel_size_angstrom: StackPixelSize = None,
+    pixel_size_angstrom: GridPixelSize = None,
+    box: GridBox = None,
     data_dir: DataDir = None,
     passthrough: Passthrough = None,
     contrast: Contrast = None,
@@ -173,6 +175,7 @@ def class2d(
             data_dir=data_dir,
             ctf=ctf,
             pixel_size_angstrom=pixel_size_angstrom,
+            box=box,
             passthrough=passthrough,
             contrast=contrast,
         )
@@ -200,7 +203,9 @@ def class2d(
             shift_step_px=shift_step_px,
             n_refined=4,
         )
-        circle = _inputs.solvent_mask(None, data, radius_px, dimensions=2, device=where)
+        circle = _inputs.solvent_mask(
+            None, data, radius_px, dimensions=2, device=where, progress=progress
+        )
         settings = Settings(
             search,
             RESOLUTION_AT,

@@ -10,6 +10,7 @@ its own share in them.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from halfmap.commands import _inputs
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     AngularStep,
@@ -19,6 +20,8 @@ from halfmap.commands._options import (
     DataDir,
     Device,
     DiameterOfReference,
+    GridBox,
+    GridPixelSize,
     InitialLowpass,
     Local,
     LocalRange,
@@ -67,12 +70,12 @@ from halfmap.commands._volumes import (
 )
 from halfmap.engine.state import State
 from halfmap.errors import InputError
-from halfmap.masks import read_mask
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
 from halfmap.methods.splitting import split_start
 from halfmap.options import command
+from halfmap.workspace.progress import Progress
 
 ITERATIONS = 25
 
@@ -148,6 +151,8 @@ def class3d(
     tau_fudge: TauFudge = None,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
+    pixel_size_angstrom: GridPixelSize = None,
+    box: GridBox = None,
     data_dir: DataDir = None,
     passthrough: Passthrough = None,
     contrast: Contrast = None,
@@ -201,7 +206,7 @@ def class3d(
             device=run.device,
         )
         problem = opened.problem
-        settings = _focused(opened, particles, focus_mask, alignment=alignment)
+        settings = _focused(opened, particles, focus_mask, progress, alignment=alignment)
         chosen = make_method(method, problem, settings)
 
         def first() -> State:
@@ -289,6 +294,7 @@ def _focused(
     opened: OpenedVolumes,
     particles: str | Path,
     focus_mask: str | Path | None,
+    progress: Progress,
     *,
     alignment: bool,
 ) -> Settings:
@@ -305,5 +311,5 @@ def _focused(
         )
     if focus_mask is None:
         return replace(opened.settings, poses_known=not alignment)
-    focus = read_mask(focus_mask, data.box, data.pixel_size_angstrom).to(opened.problem.device)
+    focus = _inputs.read_job_mask(focus_mask, data, progress).to(opened.problem.device)
     return replace(opened.settings, poses_known=not alignment, focus_mask=focus)

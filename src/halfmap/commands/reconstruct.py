@@ -17,6 +17,8 @@ from halfmap.commands._options import (
     DataDir,
     Device,
     Diameter,
+    GridBox,
+    GridPixelSize,
     Mask,
     Memory,
     Option,
@@ -71,6 +73,8 @@ def reconstruct(
     ] = False,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
+    pixel_size_angstrom: GridPixelSize = None,
+    box: GridBox = None,
     diameter_angstrom: Diameter = None,
     mask: Mask = None,
     data_dir: DataDir = None,
@@ -104,12 +108,20 @@ def reconstruct(
     with open_job(reconstruct, arguments, folder=folder) as run:
         job, progress, where = run.job, run.progress, run.device
         data = _inputs.read_particles(
-            particles, data_dir=data_dir, ctf=ctf, passthrough=passthrough, contrast=contrast
+            particles,
+            data_dir=data_dir,
+            ctf=ctf,
+            pixel_size_angstrom=pixel_size_angstrom,
+            box=box,
+            passthrough=passthrough,
+            contrast=contrast,
         )
         _inputs.require_orientations(data, "reconstruct")
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
-        solvent = _inputs.solvent_mask(mask, data, radius_px, dimensions=3, device=where)
+        solvent = _inputs.solvent_mask(
+            mask, data, radius_px, dimensions=3, device=where, progress=progress
+        )
         data, half = _inputs.set_aside_bad_images(
             data, _halves.halves_at_known_poses(data, seed, progress), job, progress
         )
