@@ -143,6 +143,30 @@ def extract_slices(
     return kernels.slices(references.grid, rotations, classes, kx, ky, padding=PADDING)
 
 
+def slices_at(
+    references: FourierReferences,
+    rotations: Float[Tensor, "M 3 3"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+) -> Complex[Tensor, "M J"]:
+    """Slices of the first reference at any frequencies (pixels of the transform), not those of a
+    half-plane: `F(A^T (kx, ky, 0))`.
+
+    Raises:
+        InputError: frequencies beyond the references' radius, by more than the half pixel to which
+            their grids reach.
+    """
+    farthest = float(torch.maximum(kx.abs().amax(), ky.abs().amax()))
+    if farthest > references.radius + 0.5:
+        raise InputError(
+            f"arguments kx, ky: expected frequencies of at most {references.radius}, as the "
+            f"references were made for, got {farthest:g}"
+        )
+    rotations = rotations.to(references.grid.real)
+    classes = torch.zeros(len(rotations), dtype=torch.long, device=rotations.device)
+    return kernels.slices(references.grid, rotations, classes, kx, ky, padding=PADDING)
+
+
 def _check_fit(
     grids: "FourierReferences | Sums", rotations: Float[Tensor, "M 3 3"], plane: HalfPlane
 ) -> None:

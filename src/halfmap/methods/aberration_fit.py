@@ -17,16 +17,32 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.ctf_parameters import CTFParameters
-from halfmap.methods.ctf_refinement import EvenTerms, OddTerms
-from halfmap.methods.phase_errors import best_start, even_evidence, fit_phase, odd_evidence
-from halfmap.transfer_function import electron_wavelength_angstrom
+from halfmap.methods.ctf_statistics import EvenTerms, MagnificationTerms, OddTerms
+from halfmap.methods.phase_errors import (
+    Evidence,
+    best_start,
+    even_evidence,
+    fit_phase,
+    odd_evidence,
+)
+from halfmap.transfer_function import electron_wavelength_angstrom, zernike_terms
 
 START_STEP_RAD = 1.0  # of the phase at the last shell, between trial coefficients
 MOST_STARTS = 21  # along a coefficient
 ANGSTROM_PER_MM = 1e7
 MRAD = 1e-3
+TILT_RANGE_MRAD = 2.0  # within which a beam tilt is looked for; microscopes are aligned to less
+# of the odd Zernike polynomials trefoil are (-3, 3) and (3, 3), of the even ones tetrafoil (-4, 4)
+# and (4, 4): `transfer_function.zernike_terms`
+ODD_COEFFICIENTS, TREFOIL = 6, (2, 5)
+EVEN_COEFFICIENTS, TETRAFOIL = 9, (4, 8)
 
 Frequencies = tuple[Float[Tensor, " J"], Float[Tensor, " J"]]
+
+
+def mean_defocus(transfer: CTFParameters) -> np.ndarray:
+    """`(U + V) / 2` of each particle, Angstrom."""
+    return (transfer.defocus_u_angstrom + transfer.defocus_v_angstrom) / 2
 
 
 def with_defocus_change(transfer: CTFParameters, change_angstrom: np.ndarray) -> CTFParameters:
@@ -49,10 +65,9 @@ def refine_astigmatism(
     kx, ky = frequencies
     per_angstrom = torch.pi * _wavelength(transfer, group)
     basis = _basis(per_angstrom, (kx**2 - ky**2, 2 * kx * ky, kx**2 + ky**2))
-    starts = _starts(basis, (range_angstrom, range_angstrom, 0.0))
-    evidence = even_evidence(terms.terms.double())
-    u = fit_phase(evidence, basis, best_start(evidence, basis, starts)).numpy()[group.numpy()]
-    mean = (transfer.defocus_u_angstrom + transfer.defocus_v_angstrom) / 2 + u[:, 2]
+    ranges = [range_angstrom, range_angstrom, 0.0]
+    u = _fitted(even_evidence(terms.terms.double()), basis, ranges, group)
+    mean = mean_defocus(transfer) + u[:, 2]
     half = (transfer.defocus_u_angstrom - transfer.defocus_v_angstrom) / 2
     twice = np.radians(2 * transfer.defocus_angle_deg)
     along, across = half * np.cos(twice) + u[:, 0], half * np.sin(twice) + u[:, 1]
@@ -65,31 +80,111 @@ def refine_astigmatism(
     )
 
 
-def refine_beam_tilt(
+def refine_odd_aberrations(
     transfer: CTFParameters,
     terms: OddTerms,
     group: Int[Tensor, " N"],
     frequencies: Frequencies,
-    range_mrad: float,
+    *,
+    beam_tilt: bool,
+    trefoil: bool,
 ) -> tuple[CTFParameters, np.ndarray]:
-    """Beam tilt of each optics group; also the shift (A) of each particle (N, 2) that goes with
-    it."""
+    """Beam tilt and trefoil of each optics group, those that are asked for; also how far (A) each
+    particle (N, 2) then lies from where its pose says."""
     kx, ky = frequencies
     wavelength = _wavelength(transfer, group)
     cs = _of_group(transfer.spherical_aberration_mm, group) * ANGSTROM_PER_MM
     squared = kx**2 + ky**2
-    coma = _basis(-2 * torch.pi * MRAD * cs * wavelength**2, (squared * kx, squared * ky))
-    moved = _basis(torch.full_like(wavelength, -2 * torch.pi), (kx, ky))
-    basis = torch.cat([coma, moved], 1)
-    evidence = odd_evidence(terms.sums.to(torch.complex128))
-    starts = _starts(basis, (range_mrad, range_mrad, 0.0, 0.0))
-    u = fit_phase(evidence, basis, best_start(evidence, basis, starts)).numpy()[group.numpy()]
-    tilted = replace(
-        transfer,
-        beam_tilt_x_mrad=transfer.beam_tilt_x_mrad + u[:, 0],
-        beam_tilt_y_mrad=transfer.beam_tilt_y_mrad + u[:, 1],
-    )
-    return tilted, u[:, 2:]
+    parts = [_basis(torch.full_like(wavelength, -2 * torch.pi), (kx, ky))]
+    ranges = [0.0, 0.0]
+    if beam_tilt:
+        coma = -2 * torch.pi * MRAD * cs * wavelength**2
+        parts.append(_basis(coma, (squared * kx, squared * ky)))
+        ranges += [TILT_RANGE_MRAD, TILT_RANGE_MRAD]
+    if trefoil:
+        third = zernike_terms(kx, ky, ODD_COEFFICIENTS, parity=1)[list(TREFOIL)]
+        parts.append(_basis(torch.ones_like(wavelength), tuple(third)))
+        ranges += [0.0, 0.0]
+    u = _fitted(odd_evidence(terms.sums.to(torch.complex128)), torch.cat(parts, 1), ranges, group)
+    new = transfer
+    if beam_tilt:
+        new = replace(
+            new,
+            beam_tilt_x_mrad=new.beam_tilt_x_mrad + u[:, 2],
+            beam_tilt_y_mrad=new.beam_tilt_y_mrad + u[:, 3],
+        )
+    if trefoil:
+        new = replace(new, odd_zernike=_added(new.odd_zernike, ODD_COEFFICIENTS, TREFOIL, u[:, -2:]))
+    return new, u[:, :2]
+
+
+def refine_even_aberrations(
+    transfer: CTFParameters,
+    terms: EvenTerms,
+    group: Int[Tensor, " N"],
+    frequencies: Frequencies,
+    *,
+    spherical: bool,
+    tetrafoil: bool,
+) -> CTFParameters:
+    """Spherical aberration and tetrafoil of each optics group, those that are asked for, and what
+    its particles' defoci share of them."""
+    kx, ky = frequencies
+    wavelength = _wavelength(transfer, group)
+    squared = kx**2 + ky**2
+    parts = [_basis(torch.pi * wavelength, (squared,))]
+    if spherical:
+        per_mm = -0.5 * torch.pi * ANGSTROM_PER_MM * wavelength**3
+        parts.append(_basis(per_mm, (squared**2,)))
+    if tetrafoil:
+        fourth = zernike_terms(kx, ky, EVEN_COEFFICIENTS, parity=0)[list(TETRAFOIL)]
+        parts.append(_basis(-torch.ones_like(wavelength), tuple(fourth)))
+    basis = torch.cat(parts, 1)
+    u = _fitted(even_evidence(terms.terms.double()), basis, [0.0] * basis.shape[1], group)
+    new = with_defocus_change(transfer, u[:, 0])
+    if spherical:
+        cs = new.spherical_aberration_mm + u[:, 1]
+        new = replace(new, spherical_aberration_mm=cs)
+    if tetrafoil:
+        even = _added(new.even_zernike, EVEN_COEFFICIENTS, TETRAFOIL, u[:, -2:])
+        new = replace(new, even_zernike=even)
+    return new
+
+
+def refine_magnification(
+    transfer: CTFParameters, terms: MagnificationTerms, group: Int[Tensor, " N"]
+) -> CTFParameters:
+    """Magnification matrix of each optics group: what was taken for k shows `(1 + E) k`, E the step
+    that the normal equations give, so that M becomes `(1 + E) M`."""
+    size = terms.hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
+    damped = terms.hessian.double() + 1e-9 * torch.diag_embed(size.double())
+    step = torch.linalg.solve(damped, terms.gradient.double()).view(-1, 2, 2)
+    one = torch.eye(2, dtype=torch.float64) + step
+    names = ("magnification_xx", "magnification_xy", "magnification_yx", "magnification_yy")
+    before = torch.stack([torch.from_numpy(np.asarray(getattr(transfer, n))) for n in names], 1)
+    after = (one[group] @ before.view(-1, 2, 2)).flatten(1).numpy()
+    return replace(transfer, **{name: after[:, n] for n, name in enumerate(names)})
+
+
+def _fitted(
+    evidence: Evidence,
+    basis: Float[Tensor, "G m J"],
+    ranges: list[float],
+    group: Int[Tensor, " N"],
+) -> np.ndarray:
+    """The best coefficients of each particle's group, (N, m)."""
+    start = best_start(evidence, basis, _starts(basis, ranges))
+    return fit_phase(evidence, basis, start).numpy()[group.numpy()]
+
+
+def _added(
+    coefficients: np.ndarray, least: int, places: tuple[int, int], change: np.ndarray
+) -> np.ndarray:
+    """Coefficients (N, Z), at least so many, with a change (N, 2) in two of them."""
+    width = max(least, coefficients.shape[1])
+    new = np.pad(coefficients, ((0, 0), (0, width - coefficients.shape[1])))
+    new[:, list(places)] += change
+    return new
 
 
 def _of_group(values: np.ndarray, group: Int[Tensor, " N"]) -> Float[Tensor, " G"]:
@@ -108,7 +203,7 @@ def _basis(
     return factor[:, None, None] * torch.stack(shapes).double()
 
 
-def _starts(basis: Float[Tensor, "G m J"], ranges: tuple[float, ...]) -> Float[Tensor, "T m"]:
+def _starts(basis: Float[Tensor, "G m J"], ranges: list[float]) -> Float[Tensor, "T m"]:
     """Trial coefficients from -range to range, so dense that the phase changes by no more than
     `START_STEP_RAD` between neighbours, or as dense as `MOST_STARTS` allow."""
     steepest = basis.abs().amax((0, 2))

@@ -3,122 +3,199 @@ known poses most probable, given the map that they made.
 
     (defocus, ...) = argmax  log P(X | V, phi, C) = argmax  - sum_i |X_i - C_i S_t P_phi V|^2 / (2 sigma^2)
 
-To the engine it is a method that searches no pose and changes no map. Its statistics sum what
-`methods.phase_errors` needs: per particle the log likelihood over a range of defocus, per
-micrograph and per optics group the terms of any error of the phase. Each image meets the map of its
-own half. Zivanov et al., eLife 7, e42166 (2018); Zivanov, Nakane and Scheres, IUCrJ 7, 253 (2020).
+To the engine it is a method that searches no pose. Its statistics sum what `methods.phase_errors`
+needs: per particle the log likelihood over a range of defocus, per micrograph and per optics group
+the terms of any error of the phase. A map that an image is part of agrees with the CTF that it was
+put in with, by the image's own noise; so each half is divided into folds, and an image meets the map
+of its half without its fold. Zivanov et al., eLife 7, e42166 (2018); Zivanov, Nakane and Scheres, IUCrJ 7, 253 (2020).
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Complex, Float, Int
-from torch import Tensor
 
-from halfmap.distributed import all_sum
+from halfmap.ctf_parameters import CTFParameters
 from halfmap.engine.loop import iterate
-from halfmap.engine.method import Iteration, Method, Search, Statistic, Update, WeighedBatch
+from halfmap.engine.method import Method, Search, Statistic
+from halfmap.engine.noise import NoiseStatistic
 from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import Candidates, Poses, State, as_candidates
-from halfmap.fourier import half_plane, shift_phases
-from halfmap.methods.phase_errors import even_evidence, even_terms
-from halfmap.projection import FourierReferences, Sums, extract_slices
-from halfmap.transfer_function import electron_wavelength_angstrom, evaluate
+from halfmap.fourier import half_plane
+from halfmap.methods.aberration_fit import (
+    mean_defocus,
+    refine_astigmatism,
+    refine_even_aberrations,
+    refine_magnification,
+    refine_odd_aberrations,
+    with_defocus_change,
+)
+from halfmap.methods.ctf_statistics import (
+    DefocusEvidence,
+    DefocusStatistic,
+    EvenTerms,
+    EvenTermsStatistic,
+    MagnificationStatistic,
+    MagnificationTerms,
+    OddTerms,
+    OddTermsStatistic,
+)
+from halfmap.methods.defocus import micrograph_defocus, posterior_defocus
+from halfmap.methods.reference_update import map_update
+from halfmap.methods.settings import Settings
+from halfmap.projection import FourierReferences
 
-PHASE_STEP_RAD = 0.25  # between neighbouring defoci at the last shell, and across a bin of k^2
-PRIOR_ITERATIONS = 50  # of expectation-maximisation; they take microseconds
-NARROWEST_SPREAD_ANGSTROM = 1.0  # of defocus around a micrograph's
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is refined: the defocus of each "particle" or "micrograph" (or "none"), astigmatism by
+    micrograph, the rest by optics group; defocus and astigmatism are looked for within `range`."""
+
+    defocus: str = "particle"
+    astigmatism: bool = False
+    beam_tilt: bool = False
+    trefoil: bool = False
+    spherical: bool = False
+    tetrafoil: bool = False
+    magnification: bool = False
+    range_angstrom: float = 2000.0
+    rounds: int = 2
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """In the order in which errors hide others: the magnification first, then what turns
+        phases, then the phase inside the sine."""
+        asked = {
+            "magnification": self.magnification,
+            "odd": self.beam_tilt or self.trefoil,
+            "defocus": self.defocus != "none",
+            "astigmatism": self.astigmatism,
+            "even": self.spherical or self.tetrafoil,
+        }
+        return tuple(name for name, wanted in asked.items() if wanted)
+
 
 
 @dataclass(frozen=True)
-class AtPoses:
-    """B images beside the slices at their poses, on the scored half-plane: `cross` is
-    `s conj(R) X / sigma^2`, X centred and without the present phase errors, and `power`
-    `s^2 |R|^2 / sigma^2`, both counted twice for the half of the plane that is not held; `sine` and
-    `cosine` are `e sin chi` and `e cos chi`, e the envelope of the CTF."""
+class Step:
+    """After a stage: the problem with the new transfer functions, the state with the new shifts,
+    and the micrograph of each particle."""
 
-    cross: Complex[Tensor, "B J"]
-    power: Float[Tensor, "B J"]
-    sine: Float[Tensor, "B J"]
-    cosine: Float[Tensor, "B J"]
+    round: int
+    stage: str
+    problem: Problem
+    state: State
 
 
-@dataclass(frozen=True)
-class SignalScale:
-    """How strong the map's signal is in the images of each noise group."""
+def refine_ctf(
+    problem: Problem,
+    settings: Settings,
+    state: State,
+    wanted: Wanted,
+    advance: Advance = lambda n: None,
+) -> Iterator[Step]:
+    """Refine the transfer functions of the particles, stage by stage; maps are made anew after each,
+    every image is compared with one that it is no part of (`Problem.fold`).
 
-    scale: Float[Tensor, " G"]
+    The state holds poses, and noise spectra to begin with; its references do not count.
+    """
+    given = problem.particles.transfer
+    state = one_pass(problem, settings, state, (), advance)
+    for n in range(wanted.rounds):
+        for stage in wanted.stages:
+            statistic = _statistic(stage, wanted, problem)
+            found = one_pass(problem, settings, state, (statistic,), advance)
+            transfer, moved = _refined(stage, problem, found, wanted, given, state.radius)
+            problem = replace(problem, particles=problem.particles.with_transfer(transfer))
+            if moved is not None:
+                shift = torch.from_numpy(moved / problem.particles.pixel_size_angstrom)
+                poses = replace(state.poses, shift_px=state.poses.shift_px - shift.float())
+                state = replace(state, poses=poses)
+            state = one_pass(problem, settings, state, (), advance)
+            yield Step(n + 1, stage, problem, state)
 
 
-@dataclass(frozen=True)
-class DefocusEvidence:
-    """Log likelihood of each particle at its defocus plus each of T differences."""
-
-    difference_angstrom: Float[Tensor, " T"]
-    log_likelihood: Float[Tensor, "N T"]
+def passes(wanted: Wanted) -> int:
+    """How often all images are gone through."""
+    return 1 + 2 * wanted.rounds * len(wanted.stages)
 
 
-@dataclass(frozen=True)
-class EvenTerms:
-    """Sums of `phase_errors.even_terms` over the particles of each group."""
-
-    terms: Float[Tensor, "G 4 J"]
-
-
-@dataclass(frozen=True)
-class OddTerms:
-    """Sums of `X conj(C R) / sigma^2` over the particles of each group."""
-
-    sums: Complex[Tensor, "G J"]
+_KEPT: dict[str, type] = {
+    "magnification": MagnificationTerms,
+    "odd": OddTerms,
+    "defocus": DefocusEvidence,
+    "astigmatism": EvenTerms,
+    "even": EvenTerms,
+}
 
 
-def at_poses(weighed: WeighedBatch) -> AtPoses:
-    """The batch beside the slices at its poses."""
-    iteration, batch = weighed.iteration, weighed.batch
-    plane, n = iteration.scored, len(iteration.scored)
-    problem, index = iteration.problem, batch.index.cpu()
-    poses = iteration.state.poses.select_images(index).to(problem.device)
-    slices = extract_slices(weighed.references, poses.rotations, plane)
-    known = iteration.state.find(SignalScale)
-    if known is not None:
-        slices = slices * known.scale.to(slices.device)[batch.group][:, None]
-    centred = batch.transforms[:, :n] * shift_phases(poses.shift_px, plane)
-    weight = plane.hermitian_weight.clone()
-    weight[0] = 0  # the mean grey value says nothing of the phases
-    weight = weight / (batch.sigma2[:, :n][batch.group] * batch.norm[:, None] ** 2)
-    particles = problem.particles
-    parameters = particles.transfer.take(index.numpy()).to(problem.device)
-    turned = replace(parameters, phase_shift_deg=parameters.phase_shift_deg + 90)
-    return AtPoses(
-        cross=weight * slices.conj() * centred,
-        power=weight * (slices.real**2 + slices.imag**2),
-        sine=batch.ctf[:, :n],
-        cosine=evaluate(turned, *plane.frequencies(particles.pixel_size_angstrom)).ctf,
-    )
+def _statistic(stage: str, wanted: Wanted, problem: Problem) -> Statistic[Any]:
+    micrograph, optics = problem.scale_group, problem.noise_group
+    if stage == "defocus":
+        return DefocusStatistic(wanted.range_angstrom)
+    if stage == "astigmatism":
+        return EvenTermsStatistic(micrograph)
+    if stage == "even":
+        return EvenTermsStatistic(optics)
+    return OddTermsStatistic(optics) if stage == "odd" else MagnificationStatistic(optics)
+
+
+def _refined(
+    stage: str,
+    problem: Problem,
+    found: State,
+    wanted: Wanted,
+    given: CTFParameters,
+    radius: int,
+) -> tuple[CTFParameters, np.ndarray | None]:
+    """New transfer functions, and how far particles then lie from where their poses say."""
+    particles, micrograph, optics = problem.particles, problem.scale_group, problem.noise_group
+    transfer, kept = particles.transfer, found.find(_KEPT[stage])
+    plane = half_plane(particles.box, radius)
+    frequencies = plane.frequencies(particles.pixel_size_angstrom)
+    if stage == "defocus" and wanted.defocus == "micrograph":
+        return with_defocus_change(transfer, micrograph_defocus(kept, micrograph).numpy()), None
+    if stage == "defocus":
+        moved = mean_defocus(transfer) - mean_defocus(given)
+        change = posterior_defocus(kept, micrograph, torch.from_numpy(moved)).numpy()
+        return with_defocus_change(transfer, change - moved), None
+    if stage == "magnification":
+        return refine_magnification(transfer, kept, optics), None
+    if stage == "astigmatism":
+        reach = wanted.range_angstrom
+        return refine_astigmatism(transfer, kept, micrograph, frequencies, reach), None
+    if stage == "odd":
+        which = {"beam_tilt": wanted.beam_tilt, "trefoil": wanted.trefoil}
+        return refine_odd_aberrations(transfer, kept, optics, frequencies, **which)
+    which = {"spherical": wanted.spherical, "tetrafoil": wanted.tetrafoil}
+    return refine_even_aberrations(transfer, kept, optics, frequencies, **which), None
 
 
 # --- the method --------------------------------------------------------------------------------
 
 
-def measure(
+def one_pass(
     problem: Problem,
+    settings: Settings,
     state: State,
     statistics: tuple[Statistic[Any], ...],
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Advance = lambda n: None,
 ) -> State:
-    """The state after one pass over all images, with what the statistics keep in it."""
+    """The state after one pass over all images at their poses: maps and noise are new, and what the
+    statistics have summed is in it."""
     method = Method(
         prepare=_search_nothing,
         assign=assign_hard,
-        update=_same_maps,
+        update=partial(map_update, settings),
         converged=lambda state: True,
-        plane=lambda problem, radius: half_plane(problem.particles.box, radius, problem.device),
-        statistics=statistics,
+        statistics=(NoiseStatistic(), *statistics),
     )
     return iterate(problem, method, state, advance=advance)[0]
 
@@ -128,192 +205,3 @@ def _search_nothing(references: FourierReferences, state: State) -> Search:
         return as_candidates(poses)
 
     return present
-
-
-def _same_maps(iteration: Iteration, poses: Poses, parts: list[Sums]) -> Update:
-    state = iteration.state
-    return Update(references=state.references, curves=state.curves, radius=state.radius)
-
-
-# --- what a pass sums --------------------------------------------------------------------------
-
-
-class SignalScaleStatistic:
-    """`s = sum Re(C conj(R) X / sigma^2) / sum C^2 |R|^2 / sigma^2` by noise group, times the scale
-    so far."""
-
-    name = "scale"
-
-    def empty(self, iteration: Iteration) -> Float[Tensor, "2 G"]:
-        return torch.zeros(2, iteration.problem.n_groups, device=iteration.problem.device)
-
-    def add(self, partial: Float[Tensor, "2 G"], weighed: WeighedBatch) -> Float[Tensor, "2 G"]:
-        here = weighed.once(at_poses)
-        cross = (here.cross.real * here.sine).sum(1)
-        power = (here.power * here.sine**2).sum(1)
-        return partial.index_add_(1, weighed.batch.group, torch.stack([cross, power]))
-
-    def reduce(self, partial: Float[Tensor, "2 G"]) -> Float[Tensor, "2 G"]:
-        return all_sum(partial)
-
-    def finish(
-        self, partial: Float[Tensor, "2 G"], iteration: Iteration, update: Update, state: State
-    ) -> State:
-        ratio = (partial[0] / partial[1].clamp(min=1e-20)).clamp(min=1e-6).cpu()
-        known = iteration.state.find(SignalScale)
-        return state.keeping(SignalScale(ratio if known is None else known.scale * ratio))
-
-
-@dataclass(frozen=True)
-class DefocusStatistic:
-    """Log likelihood of every particle over a range of defocus around its present one.
-
-    A difference d changes the phase by `pi lambda d k^2`, alike for all samples of one |k|; these
-    are brought together in bins of k^2 that are so narrow that no difference turns the phase by
-    more than `PHASE_STEP_RAD` across one.
-    """
-
-    range_angstrom: float
-    name = "defocus"
-
-    def empty(self, iteration: Iteration) -> Float[Tensor, "N T"]:
-        return torch.zeros(len(iteration.half), len(self.differences(iteration)))
-
-    def differences(self, iteration: Iteration) -> Float[Tensor, " T"]:
-        """Differences of defocus (A), -range to range."""
-        steps = self._steps(iteration)
-        return torch.linspace(-self.range_angstrom, self.range_angstrom, 2 * steps + 1)
-
-    def _steps(self, iteration: Iteration) -> int:
-        turn = float(self._turn(iteration).max()) * self.range_angstrom
-        return max(8, math.ceil(turn / PHASE_STEP_RAD))
-
-    def _turn(self, iteration: Iteration) -> Float[Tensor, " N"]:
-        """Change of the phase at the last shell (rad/A) of every particle."""
-        problem = iteration.problem
-        voltage = torch.from_numpy(problem.particles.transfer.voltage_kv)
-        last = 1 / problem.resolution_of(iteration.scored.radius)
-        return torch.pi * electron_wavelength_angstrom(voltage) * last**2
-
-    def add(self, partial: Float[Tensor, "N T"], weighed: WeighedBatch) -> Float[Tensor, "N T"]:
-        here, iteration = weighed.once(at_poses), weighed.iteration
-        plane, index = iteration.scored, weighed.batch.index.cpu()
-        bins = self._steps(iteration)
-        share = ((plane.kx**2 + plane.ky**2) / plane.radius**2).float()  # of k^2 at the last shell
-        place = (share * bins).long().clamp(max=bins - 1)
-        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
-        binned = terms.new_zeros(*terms.shape[:2], bins).index_add_(2, place, terms)
-        middle = (torch.arange(bins, device=terms.device) + 0.5) / bins
-        turn = self._turn(iteration)[index].to(terms)
-        for t, difference in enumerate(self.differences(iteration).tolist()):
-            phase = difference * turn[:, None] * middle
-            partial[index, t] = even_evidence(binned)(phase)[0].cpu()
-        return partial
-
-    def reduce(self, partial: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
-        return all_sum(partial)
-
-    def finish(
-        self, partial: Float[Tensor, "N T"], iteration: Iteration, update: Update, state: State
-    ) -> State:
-        return state.keeping(DefocusEvidence(self.differences(iteration), partial))
-
-
-@dataclass(frozen=True, eq=False)
-class EvenTermsStatistic:
-    """Sums of `even_terms` over the particles of each group (N,)."""
-
-    group: Int[Tensor, " N"]
-    name = "even phases"
-
-    def empty(self, iteration: Iteration) -> Float[Tensor, "G 4 J"]:
-        n = int(self.group.max()) + 1
-        return torch.zeros(n, 4, len(iteration.scored), device=iteration.problem.device)
-
-    def add(self, partial: Float[Tensor, "G 4 J"], weighed: WeighedBatch) -> Float[Tensor, "G 4 J"]:
-        here = weighed.once(at_poses)
-        group = self.group[weighed.batch.index.cpu()].to(partial.device)
-        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
-        return partial.index_add_(0, group, terms)
-
-    def reduce(self, partial: Float[Tensor, "G 4 J"]) -> Float[Tensor, "G 4 J"]:
-        return all_sum(partial)
-
-    def finish(
-        self, partial: Float[Tensor, "G 4 J"], iteration: Iteration, update: Update, state: State
-    ) -> State:
-        return state.keeping(EvenTerms(partial.cpu()))
-
-
-@dataclass(frozen=True, eq=False)
-class OddTermsStatistic:
-    """Sums of `X conj(C R) / sigma^2` over the particles of each group (N,)."""
-
-    group: Int[Tensor, " N"]
-    name = "odd phases"
-
-    def empty(self, iteration: Iteration) -> Complex[Tensor, "G J"]:
-        n, device = int(self.group.max()) + 1, iteration.problem.device
-        return torch.zeros(n, len(iteration.scored), dtype=torch.complex64, device=device)
-
-    def add(
-        self, partial: Complex[Tensor, "G J"], weighed: WeighedBatch
-    ) -> Complex[Tensor, "G J"]:
-        here = weighed.once(at_poses)
-        group = self.group[weighed.batch.index.cpu()].to(partial.device)
-        return partial.index_add_(0, group, here.cross * here.sine)
-
-    def reduce(self, partial: Complex[Tensor, "G J"]) -> Complex[Tensor, "G J"]:
-        all_sum(torch.view_as_real(partial))
-        return partial
-
-    def finish(
-        self, partial: Complex[Tensor, "G J"], iteration: Iteration, update: Update, state: State
-    ) -> State:
-        return state.keeping(OddTerms(partial.cpu()))
-
-
-# --- defocus of particles ----------------------------------------------------------------------
-
-
-def posterior_defocus(
-    evidence: DefocusEvidence, micrograph: Int[Tensor, " N"]
-) -> Float[Tensor, " N"]:
-    """Posterior mean of each particle's difference of defocus (A), with a Gaussian prior around its
-    micrograph's mean,
-
-        d_i ~ N(m_g, tau^2):   m_g = mean_i <d_i>,   tau^2 = mean_i <(d_i - m_g)^2>,
-
-    both learnt from all particles by expectation-maximisation: where images say little, or lie in
-    one plane, particles of a micrograph share their defocus.
-    """
-    d = evidence.difference_angstrom.double()
-    log_likelihood = evidence.log_likelihood.double()
-    n_groups = int(micrograph.max()) + 1
-    sizes = torch.bincount(micrograph, minlength=n_groups).clamp(min=1)
-    centre = torch.zeros(n_groups, dtype=torch.float64)
-    spread2 = (d[-1] - d[0]) ** 2 / 4
-    mean = torch.zeros(len(micrograph), dtype=torch.float64)
-    for _ in range(PRIOR_ITERATIONS):
-        away2 = (d - centre[micrograph][:, None]) ** 2
-        weight = torch.softmax(log_likelihood - away2 / (2 * spread2), 1)
-        mean = weight @ d
-        centre = torch.zeros_like(centre).index_add_(0, micrograph, mean) / sizes
-        away2 = (d - centre[micrograph][:, None]) ** 2
-        spread2 = (weight * away2).sum(1).mean().clamp(min=NARROWEST_SPREAD_ANGSTROM**2)
-    return mean
-
-
-def micrograph_defocus(
-    evidence: DefocusEvidence, micrograph: Int[Tensor, " N"]
-) -> Float[Tensor, " N"]:
-    """The difference of defocus (A) that all particles of a micrograph together find most probable,
-    for each particle; between the trial differences by a parabola."""
-    d, n_groups = evidence.difference_angstrom.double(), int(micrograph.max()) + 1
-    summed = torch.zeros(n_groups, len(d), dtype=torch.float64)
-    summed.index_add_(0, micrograph, evidence.log_likelihood.double())
-    best = summed.argmax(1).clamp(1, len(d) - 2)
-    below, at, above = (summed.gather(1, (best + n)[:, None])[:, 0] for n in (-1, 0, 1))
-    bend = (below - 2 * at + above).clamp(max=-1e-12)
-    place = (0.5 * (below - above) / bend).clamp(-0.5, 0.5)
-    return (d[best] + place * (d[1] - d[0]))[micrograph]

@@ -1,0 +1,289 @@
+"""The job `halfmap ctfrefine`: transfer functions refined at known poses."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from halfmap.commands import _inputs, _setup
+from halfmap.commands._job import OpenJob, open_job
+from halfmap.commands._options import (
+    Annotated,
+    DataDir,
+    Device,
+    Diameter,
+    Folds,
+    Literal,
+    Mask,
+    Memory,
+    Option,
+    OutFolder,
+    Overwrite,
+    ParticlesFile,
+    Quiet,
+    Resume,
+    Seed,
+    Symmetry,
+    Threads,
+)
+from halfmap.ctf_parameters import CTFParameters
+from halfmap.distributed import broadcast_object, is_first
+from halfmap.engine.image_model import NoiseSpectra
+from halfmap.engine.problem import Problem
+from halfmap.engine.residuals import initial_noise
+from halfmap.engine.state import State
+from halfmap.errors import InputError
+from halfmap.fourier import largest_radius
+from halfmap.methods.aberration_fit import TETRAFOIL, TREFOIL, mean_defocus
+from halfmap.methods.ctf_refinement import Step, Wanted, passes, refine_ctf
+from halfmap.methods.settings import Settings
+from halfmap.options import command
+from halfmap.particles import Particles
+from halfmap.pose_search.refinement import SearchSettings
+from halfmap.workspace.job import Job
+from halfmap.workspace.progress import Progress
+
+THRESHOLD = 0.143  # correlation of the half maps to which images are compared with them
+
+
+@dataclass(frozen=True)
+class CtfRefined:
+    """The particles with their new transfer functions, and what was found."""
+
+    folder: Path
+    particles_path: Path
+    found: tuple[str, ...]
+
+    @property
+    def summary(self) -> str:
+        return "; ".join((*self.found, str(self.particles_path)))
+
+
+@command
+def ctfrefine(
+    particles: ParticlesFile,
+    out: OutFolder,
+    *,
+    symmetry: Symmetry = "C1",
+    defocus: Annotated[
+        Literal["particle", "micrograph", "none"],
+        Option("Whose defocus is refined; particles of a micrograph share what they cannot tell"),
+    ] = "particle",
+    astigmatism: Annotated[bool, Option("Refine the astigmatism of each micrograph")] = False,
+    beam_tilt: Annotated[bool, Option("Refine the beam tilt of each optics group")] = False,
+    trefoil: Annotated[bool, Option("Refine the trefoil of each optics group")] = False,
+    spherical_aberration: Annotated[
+        bool, Option("Refine the spherical aberration of each optics group")
+    ] = False,
+    tetrafoil: Annotated[bool, Option("Refine the tetrafoil of each optics group")] = False,
+    magnification: Annotated[
+        bool, Option("Refine the magnification matrix of each optics group")
+    ] = False,
+    defocus_range_angstrom: Annotated[
+        float, Option("Largest change of defocus, and of astigmatism", unit="A", above=0)
+    ] = 2000.0,
+    rounds: Annotated[
+        int, Option("How often all that is asked for is refined in turn", at_least=1, metavar="N")
+    ] = 2,
+    diameter_angstrom: Diameter = None,
+    mask: Mask = None,
+    folds: Folds = 4,
+    data_dir: DataDir = None,
+    seed: Seed = 1,
+    device: Device = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    overwrite: Overwrite = False,
+    resume: Resume = False,
+    quiet: Quiet = False,
+) -> CtfRefined:
+    """Refine defocus, astigmatism and aberrations of particles whose poses are known.
+
+    Each image is compared with a map of its half that it is no part of, at its pose: `argmax log P(X | V, phi, C)`
+    over the parameters of C. `particles.star` in the job folder holds the new ones in RELION's
+    columns; go on with `halfmap refine --local`, or `halfmap reconstruct`. A job that was stopped
+    starts again.
+
+    Example: halfmap ctfrefine --particles refined/particles.star --out ctf --beam-tilt
+
+    Raises:
+        InputError: any bad input, in one line.
+    """
+    arguments = locals()
+    wanted = Wanted(
+        defocus=defocus,
+        astigmatism=astigmatism,
+        beam_tilt=beam_tilt,
+        trefoil=trefoil,
+        spherical=spherical_aberration,
+        tetrafoil=tetrafoil,
+        magnification=magnification,
+        range_angstrom=defocus_range_angstrom,
+        rounds=rounds,
+    )
+    if not wanted.stages:
+        raise InputError(
+            "--defocus none: nothing is left to refine; name --astigmatism, --beam-tilt, "
+            "--trefoil, --spherical-aberration, --tetrafoil or --magnification"
+        )
+    with open_job(ctfrefine, arguments) as run:
+        data = _read(particles, data_dir)
+        found = _refine(_opened(data, run, arguments), wanted, run.job, run.progress)
+        run.job.update(found=list(found))
+    return CtfRefined(Path(out), Path(out, "particles.star"), found)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A job ready for its first pass."""
+
+    problem: Problem
+    settings: Settings
+    state: State
+
+
+def _read(particles: str | Path, data_dir: str | Path | None) -> Particles:
+    data = _inputs.read_particles(particles, data_dir=data_dir, ctf=True)
+    if not data.has_poses:
+        raise InputError(
+            f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) at which images and "
+            "maps can be compared; find them with halfmap refine"
+        )
+    stored = np.flatnonzero(data.transfer.premultiplied)
+    if len(stored):
+        raise InputError(
+            f"{particles}: row {stored[0] + 1}: the image is CTF-premultiplied, so that its CTF is "
+            "fixed; give the images as they were before"
+        )
+    return data
+
+
+def _opened(data: Particles, run: OpenJob, arguments: Mapping[str, Any]) -> Opened:
+    device = run.device
+    radius_px = _inputs.particle_radius_px(arguments["diameter_angstrom"], data, None)
+    solvent = _inputs.solvent_mask(arguments["mask"], data, radius_px, dimensions=3, device=device)
+    problem = _setup.open_problem(
+        data,
+        run.job,
+        run.progress,
+        radius_px=radius_px,
+        symmetry=arguments["symmetry"],
+        dimensions=3,
+        n_classes=1,
+        matched_to="own",
+        ctf=True,
+        learn_norm_and_scale=False,
+        memory=arguments["memory"],
+        seed=arguments["seed"],
+        device=device,
+        folds=arguments["folds"],
+    )
+    settings = Settings(
+        SearchSettings(problem.specimen), THRESHOLD, reference_mask=solvent, fsc_mask=solvent
+    )
+    return Opened(problem, settings, _first_state(problem))
+
+
+def _first_state(problem: Problem) -> State:
+    """The file's poses and noise from the images' power; no map yet."""
+    data, box = problem.particles, problem.particles.box
+    noise = broadcast_object(
+        initial_noise(
+            data,
+            problem.used,
+            problem.plane,
+            problem.n_groups,
+            problem.images,
+            batch_size=problem.batch_size,
+        )
+    )
+    return State(
+        iteration=0,
+        references=torch.zeros(problem.n_parts, 1, box, box, box),
+        poses=_inputs.poses_of(data).in_one_class(),
+        radius=largest_radius(box),
+        curves=torch.zeros(1, problem.plane.radius + 1),
+        statistics=(NoiseSpectra(noise.cpu()),),
+    )
+
+
+def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tuple[str, ...]:
+    """Stage by stage, told as they are done; the particles are written at the end."""
+    problem, settings = opened.problem, opened.settings
+    used = problem.used.numpy()
+    progress.start_stage("refining the CTF", passes(wanted) * len(used))
+    last = None
+    for step in refine_ctf(problem, settings, opened.state, wanted, progress.advance):
+        words = _change(step, last.problem if last else problem, used)
+        progress.note(words)
+        job.event(iteration=step.state.iteration, round=step.round, stage=step.stage, words=words)
+        last = step
+    assert last is not None
+    _write(job, last, used)
+    return _found(problem.particles, last.problem.particles, wanted, used)
+
+
+def _change(step: Step, before: Problem, used: np.ndarray) -> str:
+    """What a stage changed, in words."""
+    old, new = before.particles.transfer, step.problem.particles.transfer
+    name = {
+        "odd": "beam tilt and trefoil",
+        "even": "spherical aberration and tetrafoil",
+    }.get(step.stage, step.stage)
+    change = np.median(np.abs(mean_defocus(new) - mean_defocus(old))[used])
+    by = f": defocus changed by {change:.0f} A (median)" if step.stage == "defocus" else ""
+    return f"{name} refined, round {step.round}{by}"
+
+
+def _found(before: Particles, after: Particles, wanted: Wanted, used: np.ndarray) -> tuple[str, ...]:
+    """One line for the defocus, and one for each optics group whose aberrations were refined."""
+    old, new = before.transfer.take(used), after.transfer.take(used)
+    lines = []
+    if wanted.defocus != "none":
+        change = mean_defocus(new) - mean_defocus(old)
+        lines.append(
+            f"defocus changed by {np.median(np.abs(change)):.0f} A (median; mean "
+            f"{change.mean():+.0f} A)"
+        )
+    if wanted.astigmatism:
+        half = (new.defocus_u_angstrom - new.defocus_v_angstrom) / 2
+        lines.append(f"astigmatism {2 * np.median(half):.0f} A (median)")
+    for group in np.unique(after.optics_group[used]):
+        row = new.take(np.flatnonzero(after.optics_group[used] == group)[:1])
+        told = [words(row) for name, words in _ABERRATIONS.items() if getattr(wanted, name)]
+        if told:
+            lines.append(f"optics group {group + 1}: {', '.join(told)}")
+    return tuple(lines)
+
+
+_ABERRATIONS: dict[str, Callable[[CTFParameters], str]] = {
+    "beam_tilt": lambda p: (
+        f"beam tilt {p.beam_tilt_x_mrad[0]:.3f}, {p.beam_tilt_y_mrad[0]:.3f} mrad"
+    ),
+    "trefoil": lambda p: f"trefoil {', '.join(f'{p.odd_zernike[0, n]:.2f}' for n in TREFOIL)}",
+    "spherical": lambda p: f"spherical aberration {p.spherical_aberration_mm[0]:.3f} mm",
+    "tetrafoil": lambda p: (
+        f"tetrafoil {', '.join(f'{p.even_zernike[0, n]:.2f}' for n in TETRAFOIL)}"
+    ),
+    "magnification": lambda p: (
+        f"magnification {p.magnification_xx[0]:.4f} {p.magnification_xy[0]:.4f} "
+        f"{p.magnification_yx[0]:.4f} {p.magnification_yy[0]:.4f}"
+    ),
+}
+
+
+def _write(job: Job, last: Step, used: np.ndarray) -> None:
+    """`particles.star`: the new parameters, and shifts where beam tilts had hidden in them."""
+    if not is_first():
+        return
+    data, shift_px = last.problem.particles, last.state.poses.shift_px
+    shift_angstrom = shift_px.double().numpy() * data.pixel_size_angstrom
+    data.take(used).with_results(
+        rotations_deg=data.rotations_deg[used],
+        shift_angstrom=shift_angstrom[used],
+        class_number=data.class_number[used],
+        half_set=data.half_set[used],
+    ).write_star(job.path("particles.star"))

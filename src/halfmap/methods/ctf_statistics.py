@@ -1,0 +1,255 @@
+"""What one pass over images at known poses sums for CTF refinement (`methods.ctf_refinement`): per
+particle the log likelihood over a range of defocus, per group of particles the terms of any error
+of the phase (`methods.phase_errors`), and the normal equations of its magnification."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from halfmap.distributed import all_sum
+from halfmap.engine.method import Iteration, Update, WeighedBatch
+from halfmap.engine.state import State
+from halfmap.fourier import shift_phases
+from halfmap.methods.phase_errors import even_evidence, even_terms
+from halfmap.projection import extract_slices, slices_at
+from halfmap.transfer_function import electron_wavelength_angstrom, evaluate
+
+PHASE_STEP_RAD = 0.25  # between neighbouring defoci at the last shell, and across a bin of k^2
+SLOPE_PX = 0.5  # finer than the grid of the padded transform, coarse enough for float32
+
+
+@dataclass(frozen=True)
+class AtPoses:
+    """B images beside the slices at their poses, on the scored half-plane: `centred` are the
+    images, centred and without the present phase errors, `slices` those of the map; `weight`
+    is `1 / sigma^2`, counted twice for the half of the plane that is not held, 0 at k = 0; `cross`
+    is `weight conj(slices) centred` and `power` `weight |slices|^2`; `sine` and `cosine` are
+    `e sin chi` and `e cos chi`, e the envelope of the CTF."""
+
+    centred: Complex[Tensor, "B J"]
+    slices: Complex[Tensor, "B J"]
+    weight: Float[Tensor, "B J"]
+    cross: Complex[Tensor, "B J"]
+    power: Float[Tensor, "B J"]
+    sine: Float[Tensor, "B J"]
+    cosine: Float[Tensor, "B J"]
+
+
+@dataclass(frozen=True)
+class DefocusEvidence:
+    """Log likelihood of each particle at its defocus plus each of T differences."""
+
+    difference_angstrom: Float[Tensor, " T"]
+    log_likelihood: Float[Tensor, "N T"]
+
+
+@dataclass(frozen=True)
+class EvenTerms:
+    """Sums of `phase_errors.even_terms` over the particles of each group."""
+
+    terms: Float[Tensor, "G 4 J"]
+
+
+@dataclass(frozen=True)
+class OddTerms:
+    """Sums of `X conj(C R) / sigma^2` over the particles of each group."""
+
+    sums: Complex[Tensor, "G J"]
+
+
+@dataclass(frozen=True)
+class MagnificationTerms:
+    """Normal equations of a step E = (xx, xy, yx, yy) of each group's magnification."""
+
+    gradient: Float[Tensor, "G 4"]
+    hessian: Float[Tensor, "G 4 4"]
+
+
+def at_poses(weighed: WeighedBatch) -> AtPoses:
+    """The batch beside the slices at its poses."""
+    iteration, batch = weighed.iteration, weighed.batch
+    plane, n = iteration.scored, len(iteration.scored)
+    problem, index = iteration.problem, batch.index.cpu()
+    poses = iteration.state.poses.select_images(index).to(problem.device)
+    slices = extract_slices(weighed.references, poses.rotations, plane)
+    centred = batch.transforms[:, :n] * shift_phases(poses.shift_px, plane)
+    weight = plane.hermitian_weight.clone()
+    weight[0] = 0  # the mean grey value says nothing of the phases
+    weight = weight / (batch.sigma2[:, :n][batch.group] * batch.norm[:, None] ** 2)
+    particles = problem.particles
+    parameters = particles.transfer.take(index.numpy()).to(problem.device)
+    turned = replace(parameters, phase_shift_deg=parameters.phase_shift_deg + 90)
+    return AtPoses(
+        centred=centred,
+        slices=slices,
+        weight=weight,
+        cross=weight * slices.conj() * centred,
+        power=weight * (slices.real**2 + slices.imag**2),
+        sine=batch.ctf[:, :n],
+        cosine=evaluate(turned, *plane.frequencies(particles.pixel_size_angstrom)).ctf,
+    )
+
+
+@dataclass(frozen=True)
+class DefocusStatistic:
+    """Log likelihood of every particle over a range of defocus around its present one.
+
+    A difference d changes the phase by `pi lambda d k^2`, alike for all samples of one |k|; these
+    are brought together in bins of k^2 that are so narrow that no difference turns the phase by
+    more than `PHASE_STEP_RAD` across one.
+    """
+
+    range_angstrom: float
+    name = "defocus"
+
+    def empty(self, iteration: Iteration) -> Float[Tensor, "N T"]:
+        return torch.zeros(len(iteration.half), len(self.differences(iteration)))
+
+    def differences(self, iteration: Iteration) -> Float[Tensor, " T"]:
+        """Differences of defocus (A), -range to range."""
+        steps = self._steps(iteration)
+        return torch.linspace(-self.range_angstrom, self.range_angstrom, 2 * steps + 1)
+
+    def _steps(self, iteration: Iteration) -> int:
+        turn = float(self._turn(iteration).max()) * self.range_angstrom
+        return max(8, math.ceil(turn / PHASE_STEP_RAD))
+
+    def _turn(self, iteration: Iteration) -> Float[Tensor, " N"]:
+        """Change of the phase at the last shell (rad/A) of every particle."""
+        problem = iteration.problem
+        voltage = torch.from_numpy(problem.particles.transfer.voltage_kv)
+        last = 1 / problem.resolution_of(iteration.scored.radius)
+        return torch.pi * electron_wavelength_angstrom(voltage) * last**2
+
+    def add(self, partial: Float[Tensor, "N T"], weighed: WeighedBatch) -> Float[Tensor, "N T"]:
+        here, iteration = weighed.once(at_poses), weighed.iteration
+        plane, index = iteration.scored, weighed.batch.index.cpu()
+        bins = self._steps(iteration)
+        share = ((plane.kx**2 + plane.ky**2) / plane.radius**2).float()  # of k^2 at the last shell
+        place = (share * bins).long().clamp(max=bins - 1)
+        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
+        binned = terms.new_zeros(*terms.shape[:2], bins).index_add_(2, place, terms)
+        middle = (torch.arange(bins, device=terms.device) + 0.5) / bins
+        turn = self._turn(iteration)[index].to(terms)
+        for t, difference in enumerate(self.differences(iteration).tolist()):
+            phase = difference * turn[:, None] * middle
+            partial[index, t] = even_evidence(binned)(phase)[0].cpu()
+        return partial
+
+    def reduce(self, partial: Float[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+        return all_sum(partial)
+
+    def finish(
+        self, partial: Float[Tensor, "N T"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        return state.keeping(DefocusEvidence(self.differences(iteration), partial))
+
+
+@dataclass(frozen=True, eq=False)
+class EvenTermsStatistic:
+    """Sums of `even_terms` over the particles of each group (N,)."""
+
+    group: Int[Tensor, " N"]
+    name = "even phases"
+
+    def empty(self, iteration: Iteration) -> Float[Tensor, "G 4 J"]:
+        n = int(self.group.max()) + 1
+        return torch.zeros(n, 4, len(iteration.scored), device=iteration.problem.device)
+
+    def add(self, partial: Float[Tensor, "G 4 J"], weighed: WeighedBatch) -> Float[Tensor, "G 4 J"]:
+        here = weighed.once(at_poses)
+        group = self.group[weighed.batch.index.cpu()].to(partial.device)
+        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
+        return partial.index_add_(0, group, terms)
+
+    def reduce(self, partial: Float[Tensor, "G 4 J"]) -> Float[Tensor, "G 4 J"]:
+        return all_sum(partial)
+
+    def finish(
+        self, partial: Float[Tensor, "G 4 J"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        return state.keeping(EvenTerms(partial.cpu()))
+
+
+@dataclass(frozen=True, eq=False)
+class OddTermsStatistic:
+    """Sums of `X conj(C R) / sigma^2` over the particles of each group (N,)."""
+
+    group: Int[Tensor, " N"]
+    name = "odd phases"
+
+    def empty(self, iteration: Iteration) -> Complex[Tensor, "G J"]:
+        n, device = int(self.group.max()) + 1, iteration.problem.device
+        return torch.zeros(n, len(iteration.scored), dtype=torch.complex64, device=device)
+
+    def add(
+        self, partial: Complex[Tensor, "G J"], weighed: WeighedBatch
+    ) -> Complex[Tensor, "G J"]:
+        here = weighed.once(at_poses)
+        group = self.group[weighed.batch.index.cpu()].to(partial.device)
+        return partial.index_add_(0, group, here.cross * here.sine)
+
+    def reduce(self, partial: Complex[Tensor, "G J"]) -> Complex[Tensor, "G J"]:
+        all_sum(torch.view_as_real(partial))
+        return partial
+
+    def finish(
+        self, partial: Complex[Tensor, "G J"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        return state.keeping(OddTerms(partial.cpu()))
+
+
+@dataclass(frozen=True, eq=False)
+class MagnificationStatistic:
+    """Normal equations of the magnification of each group (N,): `R(k + E k)` is
+    `R + sum_ab E_ab k_b dR/dk_a`, the slope of the slice taken between points `SLOPE_PX` apart."""
+
+    group: Int[Tensor, " N"]
+    name = "magnification"
+
+    def empty(self, iteration: Iteration) -> Float[Tensor, "G 4 5"]:
+        n = int(self.group.max()) + 1
+        return torch.zeros(n, 4, 5, dtype=torch.float64, device=iteration.problem.device)
+
+    def add(self, partial: Float[Tensor, "G 4 5"], weighed: WeighedBatch) -> Float[Tensor, "G 4 5"]:
+        here, slopes = weighed.once(at_poses), magnification_slopes(weighed)
+        left = here.centred - here.sine * here.slices
+        rows = here.sine[:, None] * slopes
+        weighted = here.weight[:, None] * rows
+        gradient = (weighted.conj() * left[:, None]).real.sum(2)
+        hessian = torch.einsum("bmj,bnj->bmn", weighted.conj(), rows).real
+        both = torch.cat([gradient[:, :, None], hessian], 2).double()
+        group = self.group[weighed.batch.index.cpu()].to(partial.device)
+        return partial.index_add_(0, group, both)
+
+    def reduce(self, partial: Float[Tensor, "G 4 5"]) -> Float[Tensor, "G 4 5"]:
+        return all_sum(partial)
+
+    def finish(
+        self, partial: Float[Tensor, "G 4 5"], iteration: Iteration, update: Update, state: State
+    ) -> State:
+        found = partial.cpu()
+        return state.keeping(MagnificationTerms(found[:, :, 0], found[:, :, 1:]))
+
+
+def magnification_slopes(weighed: WeighedBatch) -> Complex[Tensor, "B 4 J"]:
+    """`k_b dR/dk_a` of the slices at the batch's poses, for ab = xx, xy, yx, yy."""
+    iteration, plane = weighed.iteration, weighed.iteration.scored
+    poses = iteration.state.poses.select_images(weighed.batch.index.cpu())
+    rotations = poses.rotations.to(iteration.problem.device)
+    step = SLOPE_PX / plane.radius  # of a magnification that moves the last shell by SLOPE_PX
+    k = torch.stack([plane.kx, plane.ky]).float()
+    slopes = []
+    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        moved = torch.zeros_like(k)
+        moved[a] = step / 2 * k[b]
+        there, back = (
+            slices_at(weighed.references, rotations, *(k + sign * moved)) for sign in (1, -1)
+        )
+        slopes.append((there - back) / step)
+    return torch.stack(slopes, 1)
+
+
