@@ -102,10 +102,10 @@ def ctfrefine(
 ) -> CtfRefined:
     """Refine defocus, astigmatism and aberrations of particles whose poses are known.
 
-    Each image is compared with a map of its half that it is no part of, at its pose: `argmax log P(X | V, phi, C)`
-    over the parameters of C. `particles.star` in the job folder holds the new ones in RELION's
-    columns; go on with `halfmap refine --local`, or `halfmap reconstruct`. A job that was stopped
-    starts again.
+    Each image is compared with a map of its half that it is no part of, at its pose:
+    `argmax log P(X | V, phi, C)` over the parameters of C. `particles.star` in the job folder holds
+    the new ones in RELION's columns; go on with `halfmap refine --local`, or `halfmap reconstruct`.
+    A job that was stopped starts again.
 
     Example: halfmap ctfrefine --particles refined/particles.star --out ctf --beam-tilt
 
@@ -238,7 +238,9 @@ def _change(step: Step, before: Problem, used: np.ndarray) -> str:
     return f"{name} refined, round {step.round}{by}"
 
 
-def _found(before: Particles, after: Particles, wanted: Wanted, used: np.ndarray) -> tuple[str, ...]:
+def _found(
+    before: Particles, after: Particles, wanted: Wanted, used: np.ndarray
+) -> tuple[str, ...]:
     """One line for the defocus, and one for each optics group whose aberrations were refined."""
     old, new = before.transfer.take(used), after.transfer.take(used)
     lines = []

@@ -3,8 +3,8 @@ transfer functions.
 
 Aberrations are terms of the phase, in the units of their columns: astigmatism
 `pi lambda (a_1 (kx^2 - ky^2) + a_2 2 kx ky)`, spherical aberration `-pi/2 Cs lambda^3 k^4`, beam
-tilt `-2 pi Cs lambda^2 k^2 (k . t)`. What images cannot tell from a change of pose is fitted with it
-and given back to the poses: a shift is a phase `2 pi k . s` beside that of a beam tilt.
+tilt `-2 pi Cs lambda^2 k^2 (k . t)`. What images cannot tell from a change of pose is fitted with
+it and given back to the poses: a shift is a phase `2 pi k . s` beside that of a beam tilt.
 """
 
 import itertools
@@ -114,7 +114,9 @@ def refine_odd_aberrations(
             beam_tilt_y_mrad=new.beam_tilt_y_mrad + u[:, 3],
         )
     if trefoil:
-        new = replace(new, odd_zernike=_added(new.odd_zernike, ODD_COEFFICIENTS, TREFOIL, u[:, -2:]))
+        new = replace(
+            new, odd_zernike=_added(new.odd_zernike, ODD_COEFFICIENTS, TREFOIL, u[:, -2:])
+        )
     return new, u[:, :2]
 
 

@@ -1,13 +1,15 @@
 """Refinement of the transfer function: defocus, astigmatism and aberrations that make images at
 known poses most probable, given the map that they made.
 
-    (defocus, ...) = argmax  log P(X | V, phi, C) = argmax  - sum_i |X_i - C_i S_t P_phi V|^2 / (2 sigma^2)
+    (defocus, ...) = argmax log P(X | V, phi, C)
+                   = argmax - sum_i |X_i - C_i S_t P_phi V|^2 / (2 sigma^2)
 
 To the engine it is a method that searches no pose. Its statistics sum what `methods.phase_errors`
 needs: per particle the log likelihood over a range of defocus, per micrograph and per optics group
-the terms of any error of the phase. A map that an image is part of agrees with the CTF that it was
-put in with, by the image's own noise; so each half is divided into folds, and an image meets the map
-of its half without its fold. Zivanov et al., eLife 7, e42166 (2018); Zivanov, Nakane and Scheres, IUCrJ 7, 253 (2020).
+the terms of any error of the phase. A map that an image is part of agrees with the CTF that it
+was put in with, by the image's own noise; so each half is divided into folds, and an image meets
+the map of its half without its fold. Zivanov et al., eLife 7, e42166 (2018); Zivanov, Nakane and
+Scheres, IUCrJ 7, 253 (2020).
 """
 
 from collections.abc import Callable, Iterator
@@ -82,7 +84,6 @@ class Wanted:
         return tuple(name for name, wanted in asked.items() if wanted)
 
 
-
 @dataclass(frozen=True)
 class Step:
     """After a stage: the problem with the new transfer functions, the state with the new shifts,
@@ -101,8 +102,8 @@ def refine_ctf(
     wanted: Wanted,
     advance: Advance = lambda n: None,
 ) -> Iterator[Step]:
-    """Refine the transfer functions of the particles, stage by stage; maps are made anew after each,
-    every image is compared with one that it is no part of (`Problem.fold`).
+    """Refine the transfer functions of the particles, stage by stage; maps are made anew after
+    each, every image is compared with one that it is no part of (`Problem.fold`).
 
     The state holds poses, and noise spectra to begin with; its references do not count.
     """

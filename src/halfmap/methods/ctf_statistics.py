@@ -185,9 +185,7 @@ class OddTermsStatistic:
         n, device = int(self.group.max()) + 1, iteration.problem.device
         return torch.zeros(n, len(iteration.scored), dtype=torch.complex64, device=device)
 
-    def add(
-        self, partial: Complex[Tensor, "G J"], weighed: WeighedBatch
-    ) -> Complex[Tensor, "G J"]:
+    def add(self, partial: Complex[Tensor, "G J"], weighed: WeighedBatch) -> Complex[Tensor, "G J"]:
         here = weighed.once(at_poses)
         group = self.group[weighed.batch.index.cpu()].to(partial.device)
         return partial.index_add_(0, group, here.cross * here.sine)
@@ -251,5 +249,3 @@ def magnification_slopes(weighed: WeighedBatch) -> Complex[Tensor, "B 4 J"]:
         )
         slopes.append((there - back) / step)
     return torch.stack(slopes, 1)
-
-

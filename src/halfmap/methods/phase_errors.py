@@ -1,9 +1,9 @@
 """What images at known poses say of errors in the phases of their transfer function, and the fit of
 an aberration to it.
 
-An image `X = e sin(chi + D(k)) exp(i O(k)) R + N` has an error D, even in k, of the phase chi inside
-the sine of its CTF (defocus, astigmatism, spherical aberration, tetrafoil), and one O, odd in k,
-that turns its samples (beam tilt, trefoil). With `c = Re(conj(R) X) / sigma^2` and
+An image `X = e sin(chi + D(k)) exp(i O(k)) R + N` has an error D, even in k, of the phase chi
+inside the sine of its CTF (defocus, astigmatism, spherical aberration, tetrafoil), and one O, odd
+in k, that turns its samples (beam tilt, trefoil). With `c = Re(conj(R) X) / sigma^2` and
 `p = |R|^2 / sigma^2` the log likelihood of each is, up to a constant,
 
     L(D) = sum_k  a cos D + b sin D + (g cos 2D - h sin 2D) / 4,
