@@ -22,6 +22,7 @@ _COMMANDS = (
     "project",
     "reconstruct",
     "refine",
+    "ctfrefine",
     "restore",
     "resume",
     "select",

@@ -21,6 +21,7 @@ PANELS = {
         "class2d",
         "abinitio",
         "refine",
+        "ctfrefine",
         "class3d",
         "reconstruct",
         "restore",

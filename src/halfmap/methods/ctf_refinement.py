@@ -15,7 +15,7 @@ Scheres, IUCrJ 7, 253 (2020).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ from halfmap.methods.settings import Settings
 from halfmap.projection import FourierReferences
 
 Advance = Callable[[int], None]
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +129,6 @@ def passes(wanted: Wanted) -> int:
     return 1 + 2 * wanted.rounds * len(wanted.stages)
 
 
-_KEPT: dict[str, type] = {
-    "magnification": MagnificationTerms,
-    "odd": OddTerms,
-    "defocus": DefocusEvidence,
-    "astigmatism": EvenTerms,
-    "even": EvenTerms,
-}
-
-
 def _statistic(stage: str, wanted: Wanted, problem: Problem) -> Statistic[Any]:
     micrograph, optics = problem.scale_group, problem.noise_group
     if stage == "defocus":
@@ -158,28 +150,40 @@ def _refined(
 ) -> tuple[CTFParameters, np.ndarray | None]:
     """New transfer functions, and how far particles then lie from where their poses say."""
     particles, micrograph, optics = problem.particles, problem.scale_group, problem.noise_group
-    transfer, kept = particles.transfer, found.find(_KEPT[stage])
-    plane = half_plane(particles.box, radius)
-    frequencies = plane.frequencies(particles.pixel_size_angstrom)
-    if stage == "defocus" and wanted.defocus == "micrograph":
-        return with_defocus_change(transfer, micrograph_defocus(kept, micrograph).numpy()), None
+    transfer = particles.transfer
+    frequencies = half_plane(particles.box, radius).frequencies(particles.pixel_size_angstrom)
     if stage == "defocus":
-        moved = mean_defocus(transfer) - mean_defocus(given)
-        change = posterior_defocus(kept, micrograph, torch.from_numpy(moved)).numpy()
-        return with_defocus_change(transfer, change - moved), None
+        evidence = _kept(found, DefocusEvidence)
+        if wanted.defocus == "micrograph":
+            change = micrograph_defocus(evidence, micrograph)
+        else:
+            moved = torch.from_numpy(mean_defocus(transfer) - mean_defocus(given))
+            change = posterior_defocus(evidence, micrograph, moved) - moved
+        return with_defocus_change(transfer, change.numpy()), None
     if stage == "magnification":
-        return refine_magnification(transfer, kept, optics), None
+        return refine_magnification(transfer, _kept(found, MagnificationTerms), optics), None
+    if stage == "odd":
+        return refine_odd_aberrations(
+            transfer,
+            _kept(found, OddTerms),
+            optics,
+            frequencies,
+            beam_tilt=wanted.beam_tilt,
+            trefoil=wanted.trefoil,
+        )
+    terms = _kept(found, EvenTerms)
     if stage == "astigmatism":
         reach = wanted.range_angstrom
-        return refine_astigmatism(transfer, kept, micrograph, frequencies, reach), None
-    if stage == "odd":
-        which = {"beam_tilt": wanted.beam_tilt, "trefoil": wanted.trefoil}
-        return refine_odd_aberrations(transfer, kept, optics, frequencies, **which)
+        return refine_astigmatism(transfer, terms, micrograph, frequencies, reach), None
     which = {"spherical": wanted.spherical, "tetrafoil": wanted.tetrafoil}
-    return refine_even_aberrations(transfer, kept, optics, frequencies, **which), None
+    return refine_even_aberrations(transfer, terms, optics, frequencies, **which), None
 
 
-# --- the method --------------------------------------------------------------------------------
+def _kept(found: State, kind: type[Kept]) -> Kept:
+    """What a statistic of this pass has kept."""
+    kept = found.find(kind)
+    assert kept is not None
+    return kept
 
 
 def one_pass(

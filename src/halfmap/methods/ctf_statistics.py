@@ -15,7 +15,7 @@ from halfmap.engine.state import State
 from halfmap.fourier import shift_phases
 from halfmap.methods.phase_errors import even_evidence, even_terms
 from halfmap.projection import extract_slices, slices_at
-from halfmap.transfer_function import electron_wavelength_angstrom, evaluate
+from halfmap.transfer_function import electron_wavelength_angstrom
 
 PHASE_STEP_RAD = 0.25  # between neighbouring defoci at the last shell, and across a bin of k^2
 SLOPE_PX = 0.5  # finer than the grid of the padded transform, coarse enough for float32
@@ -80,8 +80,9 @@ def at_poses(weighed: WeighedBatch) -> AtPoses:
     weight[0] = 0  # the mean grey value says nothing of the phases
     weight = weight / (batch.sigma2[:, :n][batch.group] * batch.norm[:, None] ** 2)
     particles = problem.particles
-    parameters = particles.transfer.take(index.numpy()).to(problem.device)
-    turned = replace(parameters, phase_shift_deg=parameters.phase_shift_deg + 90)
+    turned = replace(particles.transfer, phase_shift_deg=particles.transfer.phase_shift_deg + 90)
+    frequencies = plane.frequencies(particles.pixel_size_angstrom)
+    quarter = replace(particles, transfer=turned).transfer_at(index.numpy(), *frequencies)
     return AtPoses(
         centred=centred,
         slices=slices,
@@ -89,7 +90,7 @@ def at_poses(weighed: WeighedBatch) -> AtPoses:
         cross=weight * slices.conj() * centred,
         power=weight * (slices.real**2 + slices.imag**2),
         sine=batch.ctf[:, :n],
-        cosine=evaluate(turned, *plane.frequencies(particles.pixel_size_angstrom)).ctf,
+        cosine=quarter.ctf,
     )
 
 
