@@ -164,7 +164,9 @@ def _read(particles: str | Path, data_dir: str | Path | None) -> Particles:
 def _opened(data: Particles, run: OpenJob, arguments: Mapping[str, Any]) -> Opened:
     device = run.device
     radius_px = _inputs.particle_radius_px(arguments["diameter_angstrom"], data, None)
-    solvent = _inputs.solvent_mask(arguments["mask"], data, radius_px, dimensions=3, device=device)
+    solvent = _inputs.solvent_mask(
+        arguments["mask"], data, radius_px, dimensions=3, device=device, progress=run.progress
+    )
     problem = _setup.open_problem(
         data,
         run.job,
