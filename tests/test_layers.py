@@ -15,7 +15,7 @@ pose_search
 engine
 reports
 workspace | plots
-simulation restoration alignment symmetry_search grey_scale postprocessing
+simulation restoration alignment symmetry_search grey_scale signal_subtraction postprocessing
 likelihood | reconstruction
 resolution mask_making
 projection kernels

@@ -34,6 +34,8 @@ PANELS = {
         "select",
         "stack",
         "join",
+        "subtract",
+        "expand",
         "convert",
         "resume",
     ),

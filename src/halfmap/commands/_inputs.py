@@ -26,6 +26,7 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.workspace.job import SET_ASIDE, Job
 from halfmap.workspace.progress import Progress
 
+SYMMETRY_COPY = "halfmapSymmetryCopy"  # column of `expand`: which mate, from 1
 _IMAGES_CHECKED_AT_ONCE = 1000
 # A choice: of a reference, what exceeds a tenth of its maximum is held to be particle, above what a
 # low-pass leaves around it; a margin of a tenth of the radius is for what is fainter.
@@ -181,6 +182,21 @@ def set_aside_bad_images(
             job.path(SET_ASIDE)
         )
     return particles, half
+
+
+def refuse_expanded(particles: Particles) -> None:
+    """Refuse a search over all orientations of symmetry copies, which would give all copies of a
+    particle one pose.
+
+    Raises:
+        InputError: the set was expanded by symmetry.
+    """
+    if SYMMETRY_COPY in particles.table:
+        raise InputError(
+            f"{particles.path}: is expanded by symmetry (column _{SYMMETRY_COPY}); a search over "
+            "all orientations would find one pose for all copies: search locally, or give the "
+            "particles before halfmap expand"
+        )
 
 
 def read_references(

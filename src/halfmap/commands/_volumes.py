@@ -117,6 +117,7 @@ def open_volumes(
     matched_to: Literal["own", "other"],
     device: torch.device,
     folds: int = 1,
+    poses_kept: bool = False,
 ) -> OpenedVolumes:
     """Read and check everything, cheap checks first; each image meets its own half's references in
     `refine`, made without its own fold, and the other half's in `class3d`.
@@ -135,6 +136,8 @@ def open_volumes(
     )
     if options.local:
         _inputs.require_orientations(data, "--local")
+    elif not poses_kept:
+        _inputs.refuse_expanded(data)
     start = _inputs.read_references(
         maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device, progress=progress
     )

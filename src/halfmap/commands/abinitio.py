@@ -213,6 +213,7 @@ def abinitio(
             passthrough=passthrough,
             contrast=contrast,
         )
+        _inputs.refuse_expanded(data)
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         solvent = _inputs.solvent_mask(
             mask, data, radius_px, dimensions=3, device=where, progress=progress

@@ -179,6 +179,7 @@ def class2d(
             passthrough=passthrough,
             contrast=contrast,
         )
+        _inputs.refuse_expanded(data)
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
         problem = _setup.open_problem(
             data,

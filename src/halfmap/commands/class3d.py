@@ -204,6 +204,7 @@ def class3d(
             classes=classes,
             matched_to="other",
             device=run.device,
+            poses_kept=not alignment,
         )
         problem = opened.problem
         settings = _focused(opened, particles, focus_mask, progress, alignment=alignment)

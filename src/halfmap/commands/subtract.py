@@ -1,0 +1,329 @@
+"""Signal outside a mask removed from particles, and the way back."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.alignment import Alignment, centre_of_mass_px
+from halfmap.commands._maps import diameter_px, map_of, read_map_with_size, refuse_existing
+from halfmap.commands._options import (
+    Annotated,
+    Ctf,
+    DataDir,
+    Option,
+    OverwriteFile,
+    Threads,
+)
+from halfmap.commands._summaries import counted, where
+from halfmap.engine.preprocessing import background
+from halfmap.errors import InputError
+from halfmap.io.mrc import StackWriter, same_pixel_size, write_map
+from halfmap.io.new_images import blocks_of_new_images
+from halfmap.io.paths import ImageNames, rename_images, resolve_all, split_image_names
+from halfmap.io.relion import ParticleTables
+from halfmap.io.star import write_star
+from halfmap.io.subtracted import (
+    ORIGINAL_NAME,
+    reverted_tables,
+    subtracted_columns,
+    with_original_box,
+)
+from halfmap.masks import read_mask
+from halfmap.options import command
+from halfmap.particles import Particles, load_particles
+from halfmap.resizing import crop_or_pad
+from halfmap.signal_subtraction import (
+    Views,
+    fit_scale,
+    recentred_shift,
+    subtract_views,
+    views_of,
+    windows,
+)
+from halfmap.so3 import euler_to_matrix
+from halfmap.workspace.machine import use_threads
+
+_BATCH_BYTES = 1 << 26  # of images in memory at a time; transforms take a few times that
+_SCALE = "rlnGroupScaleCorrection"
+
+
+@dataclass(frozen=True)
+class Subtracted:
+    """The STAR written, its stack, the scale of the map in the images by optics group, and the map
+    and mask moved with the images."""
+
+    path: Path
+    count: int
+    stack: Path | None
+    scales: tuple[float, ...] = ()
+    map_path: Path | None = None
+
+    @property
+    def summary(self) -> str:
+        if self.stack is None or self.map_path is None:
+            count = counted(self.count, "particle")
+            return f"{count} with their images from before: {where(self.path)}"
+        scales = ", ".join(f"{s:.3f}" for s in self.scales)
+        return (
+            f"{counted(self.count, 'image')} in {where(self.stack)} (scale of the map {scales}), "
+            f"map of the part {where(self.map_path)}: {where(self.path)}"
+        )
+
+
+@command
+def subtract(
+    source: Annotated[
+        str | Path,
+        Option(
+            "Job folder of a refinement, or particles with poses (STAR) and --reference",
+            positional=True,
+            metavar="JOB|STAR",
+        ),
+    ],
+    out: Annotated[
+        str | Path,
+        Option("STAR to write; its stack (.mrcs) beside it", metavar="STAR", recorded=False),
+    ],
+    *,
+    mask: Annotated[
+        str | Path | None,
+        Option("Mask of the part that stays, values 0 to 1", metavar="MAP", unset="for --revert"),
+    ] = None,
+    reference: Annotated[
+        str | Path | None, Option("Refined map", metavar="MAP", unset="the job's")
+    ] = None,
+    box: Annotated[
+        int | None,
+        Option("Cut the images to this box", unit="px", at_least=16, unset="as it is"),
+    ] = None,
+    recentre: Annotated[
+        bool, Option("Move the mask's centre of mass to the images' centre")
+    ] = False,
+    diameter_angstrom: Annotated[
+        float | None,
+        Option(
+            "Diameter of the particle, beyond which is background",
+            unit="A",
+            above=0,
+            unset="measured in the map",
+        ),
+    ] = None,
+    ctf: Ctf = True,
+    revert: Annotated[
+        bool, Option("Go back to the images from before, at the poses that particles have now")
+    ] = False,
+    data_dir: DataDir = None,
+    threads: Threads = None,
+    overwrite: OverwriteFile = False,
+) -> Subtracted:
+    """Take off particle images what a refined map shows outside a mask, at each particle's pose,
+    shift, CTF and scale; cut and recentre the images on the part that stays, if asked for.
+
+    The scale of the map in the images is fitted for each optics group, and follows
+    `rlnGroupScaleCorrection` where the file has it. Map and mask of the part, moved and cut as the
+    images, are written beside the stack. `--revert` undoes it all.
+
+    Example: halfmap subtract refined --mask part.mrc --recentre --box 96 --out part.star
+
+    Raises:
+        InputError: no poses, no CTF with `ctf`, no mask, one that leaves nothing to subtract or
+            does not fit, sizes that differ, or `out` exists.
+    """
+    path = Path(out)
+    if path.suffix.lower() != ".star":
+        raise InputError(f"--out {out}: expected the name of a STAR file, ending in .star")
+    use_threads(threads)
+    star = Path(source) / "particles.star" if Path(source).is_dir() else Path(source)
+    if revert:
+        if any(one is not None for one in (mask, reference, box)) or recentre:
+            raise InputError("--revert: takes no mask, map, box or centre; the file tells them")
+        refuse_existing([path], overwrite=overwrite)
+        return _reverted(star, path, data_dir)
+    task = _task(source, star, mask, reference, box, diameter_angstrom, data_dir, ctf=ctf)
+    stack, part = path.with_suffix(".mrcs"), path.with_name(f"{path.stem}_map.mrc")
+    outputs = [path, stack, part, path.with_name(f"{path.stem}_mask.mrc")]
+    refuse_existing(outputs, overwrite=overwrite)
+    centre = centre_of_mass_px(task.mask) if recentre else torch.zeros(3)
+    scales = task.scales()
+    moved, left = task.moves(centre)
+    _write_images(task, stack, scales, moved)
+    _write_table(task, path, stack, moved.numpy(), left.numpy(), centre)
+    laid = Alignment(torch.eye(3), centre, False, 1.0)
+    for density, file in ((task.map * task.mask, outputs[2]), (task.mask, outputs[3])):
+        placed = crop_or_pad(laid.apply_to_map(density), task.box, dimensions=3)
+        placed = placed.clamp(0, 1) if density is task.mask else placed
+        write_map(file, placed.numpy(), task.data.pixel_size_angstrom)
+    group = task.data.optics_group
+    shown = tuple(float(scales[group == g].mean()) for g in np.unique(group))
+    return Subtracted(path, len(task.data), stack, shown, part)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Particles, the map and the mask of the part that stays, the new box, the radius beyond which
+    is background."""
+
+    data: Particles
+    map: Float[Tensor, "N N N"]
+    mask: Float[Tensor, "N N N"]
+    box: int
+    radius_px: float
+    ctf: bool
+
+    def batches(self) -> Iterator[np.ndarray]:
+        size = max(1, _BATCH_BYTES // (4 * self.data.box**2))
+        for first in range(0, len(self.data), size):
+            yield np.arange(first, min(first + size, len(self.data)))
+
+    def relative_scale(self) -> np.ndarray:
+        """The scale that the file tells of each particle, 1 where it does not."""
+        table = self.data.table
+        return table.floats(_SCALE) if _SCALE in table else np.ones(len(self.data))
+
+    def normalised(self, rows: np.ndarray) -> tuple[Float[Tensor, "B N N"], Float[Tensor, " B"]]:
+        """Images, and the standard deviation of their background."""
+        images = torch.from_numpy(self.data.images(rows))
+        return images, background(images, self.radius_px)[1]
+
+    def scales(self) -> np.ndarray:
+        """Scale of the whole map in each image, in deviations of its background: fitted by optics
+        group, times what the file tells."""
+        views = views_of(self.map, use_ctf=self.ctf)
+        relative, group = self.relative_scale(), self.data.optics_group
+        sums = np.zeros((2, int(group.max()) + 1))
+        for rows in self.batches():
+            images, deviation = self.normalised(rows)
+            shown = views.of(self.data, rows) * torch.from_numpy(relative[rows]).float()[:, None]
+            cross, power = fit_scale(images / deviation[:, None, None], shown, views.plane)
+            np.add.at(sums[0], group[rows], cross.double().numpy())
+            np.add.at(sums[1], group[rows], power.double().numpy())
+        fitted = sums[0] / np.maximum(sums[1], 1e-30)
+        if (fitted[np.unique(group)] <= 0).any():
+            raise InputError(
+                f"{self.data.path}: the map does not correlate with the images at these poses; "
+                "expected the map that the poses are of, and images of its contrast"
+            )
+        return fitted[group] * relative
+
+    def moves(
+        self, centre: Float[Tensor, " 3"]
+    ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
+        """Whole pixels by which images move, and origins that are left, in pixels."""
+        data = self.data
+        shift_px = torch.from_numpy(data.shift_angstrom / data.pixel_size_angstrom)
+        if not bool(centre.any()) and self.box == data.box:
+            return torch.zeros_like(shift_px), shift_px
+        rotations = euler_to_matrix(torch.from_numpy(data.rotations_deg))
+        return recentred_shift(shift_px, rotations, centre.double())
+
+
+def _task(
+    source: str | Path,
+    star: Path,
+    mask: str | Path | None,
+    reference: str | Path | None,
+    box: int | None,
+    diameter_angstrom: float | None,
+    data_dir: str | Path | None,
+    *,
+    ctf: bool,
+) -> _Task:
+    if mask is None:
+        raise InputError("--mask: expected the mask of the part that stays; only --revert has none")
+    if reference is None and not Path(source).is_dir():
+        raise InputError(f"{source}: is no job folder; give the refined map with --reference")
+    map_path = map_of(source if reference is None else reference)
+    volume, voxel = read_map_with_size(map_path)
+    data = load_particles(star, data_dir=data_dir, use_ctf=ctf)
+    if not data.has_poses:
+        raise InputError(f"{star}: no poses (rlnAngleRot ...); give the result of a refinement")
+    if ctf and not data.has_ctf:
+        raise InputError(f"{star}: no CTF columns (rlnDefocusU ...); add them, or say --no-ctf")
+    if volume.shape[-1] != data.box or not same_pixel_size(voxel, data.pixel_size_angstrom):
+        raise InputError(
+            f"{map_path}: {volume.shape[-1]} voxels of {voxel:.4g} A, images have {data.box} of "
+            f"{data.pixel_size_angstrom:.4g} A; resample the map"
+        )
+    if len(data.grids) > 1:
+        raise InputError(
+            f"{star}: optics groups are stored on several grids; bring them onto one first, with "
+            "halfmap stack"
+        )
+    kept = read_mask(mask, data.box, data.pixel_size_angstrom)
+    outside = volume * (1 - kept)
+    if float(outside.square().sum()) <= 1e-6 * float(volume.square().sum()):
+        raise InputError(f"mask {mask}: holds all of the map; nothing is outside to be subtracted")
+    if box is not None and box > data.box:
+        raise InputError(f"--box {box}: expected at most {data.box}, the images' box")
+    across = diameter_px(diameter_angstrom, volume, data.pixel_size_angstrom)
+    return _Task(data, volume, kept, box or data.box, across / 2, ctf)
+
+
+def _write_images(
+    task: _Task, stack: Path, scales: np.ndarray, moved: Float[Tensor, "n 2"]
+) -> None:
+    """The stack, batch by batch."""
+    views: Views = views_of(task.map * (1 - task.mask), use_ctf=task.ctf)
+    whole = task.box == task.data.box and not bool(moved.any())
+    with StackWriter(stack, task.data.pixel_size_angstrom) as writer:
+        for rows in task.batches():
+            images, deviation = task.normalised(rows)
+            strength = deviation * torch.from_numpy(scales[rows]).float()
+            images = subtract_views(images, views.of(task.data, rows), views.plane, strength)
+            writer.append((images if whole else windows(images, moved[rows], task.box)).numpy())
+
+
+def _write_table(
+    task: _Task,
+    path: Path,
+    stack: Path,
+    moved_px: np.ndarray,
+    left_px: np.ndarray,
+    centre_px: Float[Tensor, " 3"],
+) -> None:
+    data, pixel = task.data.stored_as_read(), task.data.pixel_size_angstrom
+    names = ImageNames(data.files, data.image_file, data.image_index)
+    before = data.star_blocks(path)  # with names as they will be found from there
+    columns, table = subtracted_columns(
+        before["particles"], moved_px, centre_px.double().numpy() * pixel
+    )
+    if moved_px.any() or centre_px.any():
+        left = left_px * pixel
+        columns |= {"rlnOriginXAngst": left[:, 0], "rlnOriginYAngst": left[:, 1]}
+    tables = ParticleTables(data.path, table, before["optics"], data.optics_group)
+    optics = before["optics"]
+    original = optics.ints("rlnImageSize") if "rlnImageSize" in optics else [data.box] * len(optics)
+    blocks = blocks_of_new_images(
+        tables,
+        [f"{i + 1:06d}@{stack}" for i in range(len(names.index))],
+        shift_angstrom=data.shift_angstrom,
+        pixel_size_angstrom=pixel,
+        box=task.box,
+        columns=columns,
+    )
+    blocks["optics"] = with_original_box(blocks["optics"], np.asarray(original))
+    write_star(path, blocks)
+
+
+def _reverted(star: Path, path: Path, data_dir: str | Path | None) -> Subtracted:
+    """The particles with their images from before."""
+    data = load_particles(star, data_dir=data_dir, check_images=False, use_ctf=False)
+    if ORIGINAL_NAME not in data.table or data.optics is None:
+        raise InputError(
+            f"{star}: column _{ORIGINAL_NAME} is missing; --revert takes what halfmap subtract "
+            "wrote, or a refinement of it"
+        )
+    rotations = euler_to_matrix(torch.from_numpy(data.rotations_deg)).numpy()
+    blocks = reverted_tables(
+        data.table, data.optics, rotations, data.shift_angstrom, data.pixel_size_angstrom
+    )
+    names = split_image_names(blocks["particles"].strings("rlnImageName").tolist(), str(star))
+    found = resolve_all(names.files, star, data_dir)
+    blocks["particles"] = rename_images(blocks["particles"], names, found, path)
+    write_star(path, blocks)
+    return Subtracted(path, len(data), None)
