@@ -1,6 +1,7 @@
 """The job `halfmap refine`: one map from particles and a starting map, in two independent halves
 (gold standard)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from halfmap.commands._job import open_job
@@ -36,6 +37,7 @@ from halfmap.commands._options import (
     TauFudge,
     Threads,
     WienerConstant,
+    check_symmetry,
 )
 from halfmap.commands._results import (
     RefinementResult,
@@ -50,8 +52,10 @@ from halfmap.commands._results import (
     write_pictures,
 )
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
+from halfmap.errors import InputError
 from halfmap.methods.registry import make_method
 from halfmap.options import command
+from halfmap.symmetries import point_group
 
 ITERATIONS = 20
 
@@ -86,6 +90,16 @@ def refine(
     shift_step_px: ShiftStep = 1.0,
     local: Local = False,
     local_range_deg: LocalRange = None,
+    relax_symmetry: Annotated[
+        str | None,
+        Option(
+            "Point group that nearly holds: the posterior of each particle is over its mates too; "
+            "with --local",
+            metavar="G",
+            check=check_symmetry,
+            unset="none",
+        ),
+    ] = None,
     tau_fudge: TauFudge = None,
     folds: Folds = 4,
     wiener_constant: WienerConstant = None,
@@ -116,6 +130,11 @@ def refine(
     """
     arguments = locals()
     options = volume_options(arguments)
+    if relax_symmetry is not None and not local:
+        raise InputError(
+            f"--relax-symmetry {relax_symmetry}: looks at the symmetry mates of given poses; say "
+            "--local, and give particles that have poses"
+        )
     limit = iterations or ITERATIONS
     with open_job(refine, arguments, iterations=limit) as run:
         job, progress = run.job, run.progress
@@ -131,6 +150,8 @@ def refine(
             folds=folds,
         )
         problem, settings = opened.problem, opened.settings
+        if relax_symmetry is not None:
+            settings = replace(settings, relaxed_symmetry=point_group(relax_symmetry))
         chosen = make_method(method, problem, settings)
         both_halves = opened.start.expand(problem.n_parts, *opened.start.shape[1:])[:, None]
         state = run_iterations(

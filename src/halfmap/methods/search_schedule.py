@@ -19,6 +19,7 @@ from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
 from halfmap.pose_search.centring import particles_outside
 from halfmap.pose_search.refinement import refine_candidates, score_classes
 from halfmap.projection import FourierReferences
+from halfmap.symmetries import SymmetryOperators
 
 SETTLED_CLASSES = 0.01  # share of images that may still change class
 # Of a shift whose two coordinates are Gaussian, the length exceeds c medians with a probability of
@@ -36,6 +37,7 @@ GAINED = 1.005
 LOST = 0.97  # of a shell at radius 33: more than one
 FEWEST_ITERATIONS = 4  # two pairs, of which the second is compared with all before
 STILL_FALLING = 0.7  # of the last change: poses that move no less than that have stopped settling
+FIRST_RADIUS_OF_MATES = 8  # shells
 AT_REST_STEP = 0.02  # of the grid's step: 0.15 degrees of 7.5
 GLOBAL_CHECK_EVERY = (
     4  # once poses have settled, every so many iterations all orientations are looked at again
@@ -48,6 +50,9 @@ def prepare(
     """Global search until poses settle; then each image is refined around the pose it has, with a
     global check now and then."""
     plane, radius = problem.plane, state.radius
+    relaxed = settings.relaxed_symmetry
+    # mates are many, and few shells tell most of them apart
+    first_radius = radius if relaxed is None else max(FIRST_RADIUS_OF_MATES, radius // 2)
     settings = replace(settings, search=replace(settings.search, specimen=problem.specimen))
 
     known_before = significant_poses(state)
@@ -57,6 +62,9 @@ def prepare(
 
     def local(batch: Batch, poses: Poses) -> Candidates:
         start = before(batch)
+        # the first maps are made at the poses given: against a symmetric one all mates are alike
+        if relaxed is not None and state.iteration > 0:
+            start = start.append(mates_of(as_candidates(poses), relaxed))
         if problem.dimensions == 3 and problem.n_classes > 1:
             # volumes share a frame: the same pose may fit another class better
             start = start.append(in_every_class(start, problem.n_classes))
@@ -72,10 +80,11 @@ def prepare(
             plane,
             start,
             radius=radius,
-            first_radius=radius,
+            first_radius=first_radius,
             settings=settings.search,
             step_deg=step_deg,
             anchor=anchor,
+            mates=relaxed,
         )
 
     if settings.poses_known:
@@ -119,6 +128,18 @@ def prepare(
         return searched_again(around, batch.scored, found, rows, centre_px)
 
     return everywhere
+
+
+def mates_of(candidates: Candidates, operators: SymmetryOperators) -> Candidates:
+    """The first candidate of each image from the operators' other mates, A S for each S, moved by
+    what a translation of the object takes with it."""
+    first = candidates.select_poses(torch.zeros_like(candidates.classes[:, :1]))
+    others = operators.to(first.rotations.device)
+    rotations = first.rotations @ others.rotations[1:]
+    moved = torch.einsum("bnij,gj->bgi", first.rotations, others.translations_px[1:])[..., :2]
+    n = rotations.shape[1]
+    everywhere = first.select_poses(torch.zeros_like(first.classes).expand(-1, n))
+    return replace(everywhere, rotations=rotations, shift_px=everywhere.shift_px - moved)
 
 
 def at_edge(
@@ -187,4 +208,7 @@ def converged(settings: Settings, state: State) -> bool:
         return False
     moved = [record.angular_change_deg for record in state.history[-2:]]
     at_rest_deg = AT_REST_STEP * settings.search.angular_step_deg
+    if settings.relaxed_symmetry is not None:
+        # particles that go from mate to mate have not found theirs yet
+        return moved[1] < at_rest_deg
     return moved[1] > STILL_FALLING * moved[0] or moved[1] < at_rest_deg

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from halfmap.engine.state import Poses
 from halfmap.pose_search.refinement import SearchSettings
+from halfmap.symmetries import SymmetryOperators
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class Settings:
     """With an `anchor`, poses are refined locally, held near it by the search's restraint; never
     globally.
 
+    `relaxed_symmetry` are operators that nearly hold: each image is then looked at from all mates
+    of the pose it has, and which of them it is has a posterior like everything else.
     `resolution_threshold` is the correlation that sets the resolution: 0.143 between independent
     halves; 0.5 where both halves were aligned to one reference, whose noise they then share.
     `tau_fudge` is RELION's T, by which the expected SSNR is multiplied. Independent halves share
@@ -33,5 +36,6 @@ class Settings:
     tau_fudge: float = 1.0
     join_halves_angstrom: float | None = None
     branch_and_bound: bool = False
+    relaxed_symmetry: SymmetryOperators | None = None
     poses_known: bool = False
     focus_mask: Float[Tensor, "*box"] | None = None

@@ -26,7 +26,7 @@ from halfmap.pose_search.gauss_newton import (
 )
 from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector
-from halfmap.symmetries import Specimen
+from halfmap.symmetries import Specimen, SymmetryOperators
 
 # candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
 NEGLIGIBLE_LOG_WEIGHT = 12.0
@@ -164,6 +164,7 @@ def refine_candidates(
     settings: SearchSettings,
     step_deg: float,
     anchor: Poses | None = None,
+    mates: SymmetryOperators | None = None,
 ) -> Candidates:
     """Refine all candidates on few shells, the better third of those still probable on twice as
     many, and so on: most work is spent on poses that can win, and an image whose posterior is sharp
@@ -180,6 +181,7 @@ def refine_candidates(
             step_deg=step_deg,
             settings=settings,
             anchor=anchor,
+            mates=mates,
         )
         survivors = max(FOLLOWED_CANDIDATES, survivors // CANDIDATES_PER_SURVIVOR)
         shells = min(radius, 2 * shells)
@@ -194,6 +196,7 @@ def refine_candidates(
         step_deg=step_deg,
         settings=settings,
         anchor=anchor,
+        mates=mates,
     )
     if settings.prior is not None:
         hessian = _hessian(equations, settings, step_deg, references.dimensions)
@@ -244,13 +247,16 @@ def refine_each(
     step_deg: float,
     settings: SearchSettings,
     anchor: Poses | None = None,
+    mates: SymmetryOperators | None = None,
 ) -> tuple[Candidates, Float[Tensor, "B n 27"]]:
     """Every candidate moved to its local optimum on shells 1..radius, by steps of at most half a
     grid cell, weighed by its score alone; and its `pose_equations`. The settings' restraint, if
-    any, holds it near its image's anchor."""
+    any, holds it near its image's anchor, or the nearest of the anchor's mates."""
     used = torch.isfinite(candidates.log_weight)
     image, place = torch.nonzero(used, as_tuple=True)
     held = None if anchor is None else (anchor.rotations[image], anchor.shift_px[image])
+    if held is not None and mates is not None:
+        held = _nearest_mate(*held, candidates.rotations[image, place], mates)
     rotations, shift_px, equations = refine_poses(
         references,
         terms,
@@ -281,6 +287,21 @@ def refine_each(
         candidates.accuracy,
     )
     return moved, all_equations
+
+
+def _nearest_mate(
+    rotations: Float[Tensor, "M 3 3"],
+    shift_px: Float[Tensor, "M 2"],
+    wanted: Float[Tensor, "M 3 3"],
+    operators: SymmetryOperators,
+) -> tuple[Float[Tensor, "M 3 3"], Float[Tensor, "M 2"]]:
+    """Of each pose the mate A S nearest to a wanted rotation (of the largest trace of their
+    quotient), and its shift."""
+    others = operators.to(rotations.device)
+    overlap = torch.einsum("mij,gjk,mik->mg", rotations, others.rotations, wanted)
+    chosen = overlap.argmax(1)
+    moved = torch.einsum("mij,mj->mi", rotations, others.translations_px[chosen])[:, :2]
+    return rotations @ others.rotations[chosen], shift_px - moved
 
 
 def _put(old: Tensor, where: Bool[Tensor, "B n"], values: Tensor) -> Tensor:
