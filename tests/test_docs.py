@@ -159,6 +159,20 @@ def test_the_readme_lists_every_command() -> None:
     assert sorted(listed) == sorted(COMMANDS)
 
 
+def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
+    """Each figure of the table against other programs stands in docs/benchmarks.md."""
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| measured on the same images .*?(?=\n\n)", text, re.M | re.S)
+    assert table
+    figures = []
+    for row in table[0].splitlines()[2:]:
+        for cell in row.split("|")[2:4]:
+            figures += [re.sub(r" \(.*\)", "", one).strip() for one in cell.split(";")]
+    assert len(figures) > 20
+    assert not [one for one in figures if one.replace("stopped at ", "") not in benchmarks]
+
+
 def test_pages_of_benchmarks_are_those_of_the_records(monkeypatch, tmp_path) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import run

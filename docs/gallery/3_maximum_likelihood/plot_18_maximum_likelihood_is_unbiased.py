@@ -20,7 +20,8 @@ import torch
 
 from halfmap.engine.accumulation import sums_of_images
 from halfmap.engine.posterior_weights import assign_hard, assign_posterior
-from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform
+from halfmap.engine.state import as_candidates, known_poses
+from halfmap.fourier import half_plane
 from halfmap.likelihood import LOG_LIKELIHOOD
 from halfmap.plots.panels import show_images
 from halfmap.pose_search.exhaustive import search_exhaustively
@@ -33,8 +34,8 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.transfer_function import CTFParameters
 
 SMALL = os.environ.get("HALFMAP_GALLERY") == "small"
-BOX, PIXEL, SNR, STEP_DEG, ITERATIONS = 24, 8.0, 0.04, 15.0, 3 if SMALL else 8
-NUMBERS = (100, 1600) if SMALL else (100, 400, 1600, 6400)
+BOX, PIXEL, SNR, STEP_DEG, ITERATIONS = 24, 8.0, 0.02, 15.0, 3 if SMALL else 6
+NUMBERS = (100, 1600) if SMALL else (100, 400, 1600, 4800)
 
 # %%
 # Images of one view at angles of a grid in the plane, in focus: nothing but the angle is unknown.
@@ -52,10 +53,14 @@ def images(psi_deg, snr):
 chosen = torch.randint(len(psi), (N,), generator=torch.Generator().manual_seed(2))
 data = images(psi[chosen], SNR)
 terms = data.terms(plane)
-clean = fourier_transform(images(psi[:1], float("inf")).images, plane)
-clean[:, 0] = 0  # the mean is not scored
-(object_,) = inverse_fourier_transform(clean, plane)
 rotations = euler_to_matrix(torch.stack([0 * psi, 0 * psi, psi], -1))
+
+# %%
+# The right answer: what the same sums make of every angle once, without noise and at known poses.
+clean = images(psi, float("inf")).terms(plane, sigma2=1.0)
+none, first = torch.zeros(len(psi), 2), torch.zeros(len(psi), dtype=torch.long)
+known = assign_hard(as_candidates(known_poses(rotations, none, first)))
+object_ = unregularised(sums_of_images(clean, known, plane, n_classes=1, dimensions=2))[0]
 
 # %%
 # Both begin with the truth.
@@ -72,7 +77,7 @@ for name, assign in zip(errors, (assign_hard, assign_posterior), strict=True):
             a = unregularised(sums)[0]
         errors[name].append(float((a - object_).square().sum() / object_.square().sum()))
     averages.append(a)
-titles = ["one image", "truth", *(f"{name}, N = {N}" for name in errors)]
+titles = ["one image", "right answer", "hard", "maximum likelihood"]
 show_images([data.images[0], object_, *averages], titles)
 
 # %%
@@ -86,5 +91,5 @@ axes.legend()
 plt.show()
 print({name: [f"{v:.3f}" for v in values] for name, values in errors.items()})
 hard, soft = errors.values()
-assert soft[-1] < (0.8 if SMALL else 0.6) * hard[-1]
-assert soft[-1] < 0.3 * soft[0]
+assert soft[-1] < (0.9 if SMALL else 0.7) * hard[-1]
+assert soft[-1] < 0.5 * soft[0]
