@@ -16,6 +16,7 @@ engine
 reports
 workspace | plots
 simulation restoration alignment symmetry_search grey_scale signal_subtraction postprocessing
+orientation_diagnostics local_resolution
 likelihood | reconstruction
 resolution mask_making
 projection kernels

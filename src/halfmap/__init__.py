@@ -19,6 +19,7 @@ _COMMANDS = (
     "info",
     "join",
     "mask",
+    "orientations",
     "postprocess",
     "project",
     "reconstruct",

@@ -81,7 +81,7 @@ class HalfMapCurves:
         return self.corrected or self.masked or self.unmasked
 
 
-def _column_weights(box: int, device: torch.device) -> Float[Tensor, " half"]:
+def coefficient_weights(box: int, device: torch.device | str = "cpu") -> Float[Tensor, " half"]:
     """How many coefficients of the full transform each column kx of an rfftn stands for.
 
     The half that rfftn leaves out is the conjugate of the half it keeps, so a kept coefficient
@@ -104,7 +104,7 @@ def _shell_sums(values: Float[Tensor, "batch *half"]) -> Float[Tensor, "batch sh
     )  # the corners: one more bin, dropped
     sums = torch.zeros(values.shape[0], n_shells + 1, dtype=torch.float64, device=values.device)
     sums.index_add_(
-        1, shells.flatten(), (values.double() * _column_weights(box, values.device)).flatten(1)
+        1, shells.flatten(), (values.double() * coefficient_weights(box, values.device)).flatten(1)
     )
     return sums[:, :n_shells]
 

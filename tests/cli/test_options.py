@@ -57,6 +57,7 @@ FLAGS = {
     "--junk --overwrite --quiet",
     "project": "--particles --out --ctf --data-dir --threads --overwrite",
     "fsc": "--mask --diameter --out --seed --overwrite",
+    "orientations": "--out --particles --symmetry --mask --overwrite --quiet",
     "mask": "--out --threshold --lowpass --parts --extend --soft-edge --combine --like "
     "--atom-radius --centred --overwrite",
     "postprocess": "--out --mask --b-factor --fit-from --fit-to --lowpass --fsc-weighting "
@@ -74,6 +75,7 @@ POSITIONAL = {
     "fsc": ["map1", "map2"],
     "mask": ["source"],
     "postprocess": ["source"],
+    "orientations": ["source"],
     "select": ["source"],
     "convert": ["source", "out"],
     "resume": ["folder"],

@@ -26,7 +26,13 @@ PANELS = {
         "reconstruct",
         "restore",
     ),
-    "From half maps to a finished map": ("mask", "postprocess", "symmetry", "volume"),
+    "From half maps to a finished map": (
+        "mask",
+        "postprocess",
+        "orientations",
+        "symmetry",
+        "volume",
+    ),
     "Around them": (
         "simulate",
         "project",

@@ -9,17 +9,30 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._half_maps import HalfMaps, read_solvent_mask, whole_sphere
 from halfmap.commands._summaries import angstrom
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_map
+from halfmap.io.star import write_star
+from halfmap.io.table import Table
 from halfmap.mask_making import mask_from_half_maps
+from halfmap.orientation_diagnostics import (
+    ConicalFsc,
+    Sampling,
+    conical_fsc,
+    fourier_sampling,
+    viewing_directions,
+    warning_in_words,
+)
 from halfmap.plots.curves import save_fsc_plot
+from halfmap.plots.directional import save_directional_plot
 from halfmap.plots.guinier import save_guinier_plot
 from halfmap.plots.tiles import save_map_picture
 from halfmap.postprocessing import Sharpened, SharpeningOptions, sharpen, write_postprocess_star
 from halfmap.resolution import RANDOMISED, HalfMapCurves, half_map_curves, resolution_at
 from halfmap.workspace.progress import Progress, drawing
 
+ORIENTATIONS = "orientations.star"
 SHARPENED, TABLE, MASK = "map_sharpened.mrc", "postprocess.star", "mask.mrc"
 
 
@@ -104,6 +117,68 @@ def sharpen_into(
             f"low-passed at {angstrom(sharpened.lowpass_angstrom)}",
         )
     return sharpened
+
+
+def diagnose_into(
+    place: Place,
+    halves: tuple[Float[Tensor, "N N N"], Float[Tensor, "N N N"]],
+    pixel_size_angstrom: float,
+    mask: FscMask,
+    *,
+    rotations: Float[Tensor, "n 3 3"] | None,
+    symmetry: Float[Tensor, "G 3 3"],
+) -> tuple[ConicalFsc, Sampling | None, tuple[str, ...]]:
+    """FSC in cones and sampling by the views, in `orientations.star` and `directional_fsc.png`;
+    and the warning, if there is one."""
+    cones = conical_fsc(*halves, pixel_size_angstrom=pixel_size_angstrom, mask=mask.values)
+    sampling = None
+    if rotations is not None and len(rotations):
+        sampling = fourier_sampling(viewing_directions(rotations.double(), symmetry.double()))
+    write_orientations_star(place.folder / ORIENTATIONS, cones, sampling, mask_name=mask.name)
+    with drawing("directional_fsc.png"):
+        save_directional_plot(
+            place.pictures / "directional_fsc.png", cones, sampling, mask=mask.name
+        )
+    warning = warning_in_words(cones)
+    return cones, sampling, (warning,) if warning else ()
+
+
+def write_orientations_star(
+    path: Path, cones: ConicalFsc, sampling: Sampling | None, *, mask_name: str
+) -> None:
+    """The numbers, and a row for each cone."""
+    found = cones.resolutions_angstrom.numpy()
+    general: dict[str, float | str] = {
+        "halfmapConicalFscAreaRatio": cones.cfar,
+        "halfmapBestDirectionAngstrom": float(found.min()),
+        "halfmapWorstDirectionAngstrom": min(float(found.max()), 999.0),
+        "halfmapAnisotropyOfResolution": cones.anisotropy,
+        "rlnMaskName": mask_name,
+    }
+    if sampling is not None:
+        general |= {
+            "halfmapSamplingCompensationFactor": sampling.scf_star,
+            "halfmapDirectionsNeverMet": sampling.missing,
+        }
+    columns = {
+        **{f"halfmapAxis{name}": cones.axes[:, n].numpy() for n, name in enumerate("XYZ")},
+        "halfmapConicalFscArea": cones.areas.numpy(),
+        "rlnAngstromResolution": found.clip(max=999.0),
+    }
+    one_row = Table.from_columns({name: [value] for name, value in general.items()}, is_loop=False)
+    write_star(path, {"general": one_row, "cones": Table.from_columns(columns)})
+
+
+def mask_of_halves(mask: str | Path | None, halves: HalfMaps) -> FscMask:
+    """The mask given, that of the job, or one made of the half maps."""
+    if mask is None and halves.job is not None and (halves.job / MASK).exists():
+        mask = halves.job / MASK
+    if mask is not None:
+        return FscMask(read_solvent_mask(mask, halves), str(mask), f"mask {Path(mask).name}")
+    sphere = whole_sphere(halves.box)
+    return own_mask(
+        halves.half1, halves.half2, halves.pixel_size_angstrom, sphere, "the largest sphere"
+    )
 
 
 def save_half_map_plot(path: Path, curves: HalfMapCurves, *, title: str) -> None:

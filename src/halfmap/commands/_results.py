@@ -15,6 +15,7 @@ from halfmap.commands._finishing import (
     FscMask,
     Place,
     curves_in,
+    diagnose_into,
     finishing,
     own_mask,
     save_half_map_plot,
@@ -373,9 +374,10 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
 
 
 def finish_refinement(
-    job: Job, progress: Progress, problem: Problem, final: FinalMaps
+    job: Job, progress: Progress, problem: Problem, state: State, final: FinalMaps
 ) -> tuple[str, ...]:
-    """`map_sharpened.mrc` with `postprocess.star`; what is to be said. What fails is a note."""
+    """`map_sharpened.mrc` with `postprocess.star`, and the diagnosis of orientations; what is to be
+    said. What fails is a note."""
     if not is_first():
         return ()
     progress.start_stage("sharpening", 0)
@@ -388,6 +390,19 @@ def finish_refinement(
         )
         job.update(b_factor_angstrom2=sharpened.b_factor)
         notes += sharpened.notes
+    progress.start_stage("orientations", 0)
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    with finishing("diagnosis of orientations", progress):
+        cones, sampling, warnings = diagnose_into(
+            place,
+            halves,
+            problem.particles.pixel_size_angstrom,
+            final.mask,
+            rotations=state.poses.select_images(used).rotations,
+            symmetry=problem.symmetry.rotations.cpu(),
+        )
+        job.update(cfar=cones.cfar, scf_star=sampling.scf_star if sampling else None)
+        notes += warnings
     return notes
 
 

@@ -11,6 +11,7 @@ from halfmap.commands._finishing import (
     FscMask,
     Place,
     curves_in,
+    mask_of_halves,
     own_mask,
     save_half_map_plot,
     sharpen_into,
@@ -18,7 +19,6 @@ from halfmap.commands._finishing import (
 from halfmap.commands._half_maps import (
     HalfMaps,
     read_half_maps,
-    read_solvent_mask,
     whole_sphere,
 )
 from halfmap.commands._job import open_job
@@ -121,7 +121,7 @@ def postprocess(
     options = SharpeningOptions(
         b_factor, fit_from_angstrom, fit_to_angstrom, lowpass_angstrom, fsc_weighting, curve
     )
-    solvent = _mask(mask, halves)
+    solvent = mask_of_halves(mask, halves)
     curves = curves_in(halves.half1, halves.half2, pixel, solvent)
     resolution = resolution_at(curves.final, 0.143)
     if not math.isfinite(resolution):
@@ -154,18 +154,6 @@ def postprocess(
         sharpened.b_factor,
         solvent.words,
         (*_remarks(halves, solvent), *sharpened.notes),
-    )
-
-
-def _mask(mask: str | Path | None, halves: HalfMaps) -> FscMask:
-    """The mask given, that of the job, or one made of the half maps."""
-    if mask is None and halves.job is not None and (halves.job / MASK).exists():
-        mask = halves.job / MASK
-    if mask is not None:
-        return FscMask(read_solvent_mask(mask, halves), str(mask), f"mask {Path(mask).name}")
-    sphere = whole_sphere(halves.box)
-    return own_mask(
-        halves.half1, halves.half2, halves.pixel_size_angstrom, sphere, "the largest sphere"
     )
 
 

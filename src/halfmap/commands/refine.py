@@ -179,7 +179,7 @@ def refine(
         )
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)
-        notes = finish_refinement(job, progress, problem, final)
+        notes = finish_refinement(job, progress, problem, state, final)
         resolution = final.resolutions_angstrom[0]
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
     return refinement_result(
