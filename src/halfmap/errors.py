@@ -1,4 +1,7 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
+
+import errno
+import os
 
 
 class InputError(ValueError):
@@ -7,3 +10,47 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class StorageError(InputError):
+    """A disk that is full, gone or read-only, told in one line with the path and the way on."""
+
+
+# of the system's words, what they ask of the user
+_WAYS_OUT = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "the file system takes no file so large; choose another place",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "no permission to write here; choose another place",
+    errno.EPERM: "no permission to write here; choose another place",
+    errno.ENOENT: "the folder is not there any more; bring it back",
+    errno.ENOTDIR: "a folder of the path is a file; choose another place",
+    errno.EIO: "the disk gives errors; choose another place",
+    errno.ESTALE: "the network file system has lost the file; mount it again",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+}
+
+
+def storage_error(error: OSError, path: str | os.PathLike[str] | None = None) -> StorageError:
+    """What the system said of a file that could not be written, with the path and the way out.
+
+    numpy says of a full disk only that fewer bytes were written, without a number of the error.
+    """
+    where = path or error.filename or "a file"
+    number = error.errno
+    if number is None and " requested and " in str(error):
+        number = errno.ENOSPC
+    way = _WAYS_OUT.get(number or 0, "choose another place")
+    return StorageError(f"{os.fspath(where)}: cannot be written ({error.strerror or error}): {way}")
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether an error is the disk's, whatever was at work, and not the program's."""
+    disks = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
+    return isinstance(error, OSError) and (error.errno in disks or " requested and " in str(error))
+
+
+def is_gone(error: OSError) -> bool:
+    """Whether the folder is not there any more."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)

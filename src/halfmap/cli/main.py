@@ -9,7 +9,7 @@ import typer.main
 
 from halfmap import __version__
 from halfmap.cli.application import SETTINGS, Commands
-from halfmap.errors import InputError
+from halfmap.errors import InputError, is_of_storage, storage_error
 
 # Threads that wait for others spin for a few microseconds and then sleep. torch's OpenMP would have
 # them spin for milliseconds: beside a second job of two threads a refinement took 68 s of CPU and
@@ -59,7 +59,7 @@ def run(arguments: list[str] | None = None) -> None:
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except InputError as error:
-        _leave(str(error), 2)
+        _leave("; ".join([str(error), *getattr(error, "__notes__", [])]), 2)
     except KeyboardInterrupt as error:
         _leave(str(error) or "stopped", 130)
     except typer.Abort:
@@ -74,6 +74,8 @@ def run(arguments: list[str] | None = None) -> None:
             _leave(f"{error.format_message()} ({name} --help shows the options)", 2)  # type: ignore[attr-defined]
         if os.environ.get("HALFMAP_DEBUG"):
             raise
+        if is_of_storage(error):
+            _leave(str(storage_error(error)), 2)  # type: ignore[arg-type]
         notes = (
             "; ".join(getattr(error, "__notes__", []))
             or "halfmap --debug COMMAND shows the traceback"

@@ -1,6 +1,7 @@
 """cryoSPARC's `.cs` files on disk: structured numpy arrays, in a main file and its passthrough
 files, joined by uid."""
 
+import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -187,6 +188,12 @@ def _merge(
 
 
 def write_cs(path: str | os.PathLike[str], data: np.ndarray) -> None:
-    """Write a structured array as a `.cs` file, atomically."""
+    """Write a structured array as a `.cs` file, atomically.
+
+    Through a buffer: numpy writes into a file by a way of its own, on which a full disk may go
+    unnoticed.
+    """
+    encoded = io.BytesIO()
+    np.save(encoded, data, allow_pickle=False)
     with replacing(path) as temporary, open(temporary, "wb") as out:
-        np.save(out, data, allow_pickle=False)
+        out.write(encoded.getbuffer())

@@ -1,11 +1,12 @@
 """Files that are either whole or absent: written under a temporary name, then renamed."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from halfmap.errors import InputError
+from halfmap.errors import InputError, storage_error
 
 
 @contextmanager
@@ -16,7 +17,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader sees the old file or the whole new one, never a part, even when the process is killed.
 
     Raises:
-        InputError: the folder does not exist or cannot be written to.
+        InputError: the folder does not exist.
+        StorageError: it cannot be written to, or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,9 +31,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 written.fileno()
             )  # else a crash soon after the rename could leave an empty file
         os.replace(temporary, path)
-    except PermissionError as error:
-        raise InputError(
-            f"{path}: no permission to write here ({error.strerror}); choose another place"
-        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around the writing of a file: what the disk refuses is told with its path.
+
+    Raises:
+        StorageError: a full disk, a folder that is gone, no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from error

@@ -15,7 +15,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from halfmap.errors import InputError
-from halfmap.io.files import replacing
+from halfmap.io.files import replacing, writing
 from halfmap.io.mrc_layout import (
     HEADER_BYTES,
     Layout,
@@ -269,10 +269,11 @@ def _header(
 @contextmanager
 def _kept_on_failure(partial: Path, path: Path) -> Iterator[Path]:
     """As `replacing`, under a name that stays where the block fails."""
-    yield partial
-    with open(partial, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, path)
+    with writing(path):
+        yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, path)
 
 
 class StackWriter:
@@ -330,8 +331,9 @@ class StackWriter:
     def save(self) -> np.ndarray:
         """Bring what was appended to the disk; the numbers with which another writer goes on
         (`saved`) from here, in the `partial` file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         ny, nx = self._shape or (0, 0)
         return np.array([self._count, ny, nx, self._sum, self._sum2, self._min, self._max])
 

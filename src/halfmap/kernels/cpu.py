@@ -10,8 +10,15 @@ from typing import Any
 import numba
 import numpy as np
 
+from halfmap.kernels.cache import choose_cache
+
 _jit: Any = partial(
-    numba.njit, parallel=True, fastmath=True, cache=True, boundscheck=False, error_model="numpy"
+    numba.njit,
+    parallel=True,
+    fastmath=True,
+    cache=choose_cache(),
+    boundscheck=False,
+    error_model="numpy",
 )
 
 

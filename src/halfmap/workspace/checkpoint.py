@@ -1,6 +1,7 @@
 """The checkpoint of a job: the arrays and numbers of the last finished iteration, whole at every
 moment."""
 
+import contextlib
 import json
 import os
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from halfmap.errors import InputError
+from halfmap.io.files import writing
 from halfmap.workspace.earlier_job import CHECKPOINT
 from halfmap.workspace.machine import rename_durably
 from halfmap.workspace.records import as_json
@@ -25,15 +27,23 @@ def save_checkpoint(
 
     Written to a temporary name, synced and renamed: at every moment either the previous or this
     checkpoint is whole on the disk.
+
+    Raises:
+        StorageError: the disk is full, or gone.
     """
     encoded = np.frombuffer(json.dumps(as_json(meta, keep_nan=True)).encode(), dtype=np.uint8)
     temporary = folder / f"{CHECKPOINT}.new"
-    with open(temporary, "wb") as file:
-        contents: dict[str, Any] = {**arrays, _META: encoded}
-        np.savez(file, **contents)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(temporary, folder / CHECKPOINT)
+    try:
+        with writing(folder / CHECKPOINT):
+            with open(temporary, "wb") as file:
+                contents: dict[str, Any] = {**arrays, _META: encoded}
+                np.savez(file, **contents)
+                file.flush()
+                os.fsync(file.fileno())
+            rename_durably(temporary, folder / CHECKPOINT)
+    finally:
+        with contextlib.suppress(OSError):  # of a full disk it would take what is left
+            temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from halfmap.errors import InputError
+from halfmap.errors import InputError, StorageError, is_gone, is_of_storage, storage_error
+from halfmap.io.files import writing
 from halfmap.options import NamedOption
 from halfmap.workspace import earlier_job
 from halfmap.workspace.admission import check_may_overwrite, check_same
 from halfmap.workspace.checkpoint import load_checkpoint, save_checkpoint
-from halfmap.workspace.earlier_job import JOB
+from halfmap.workspace.earlier_job import CHECKPOINT, JOB
 from halfmap.workspace.machine import (
     cpu_seconds,
     lock_folder,
@@ -141,7 +142,8 @@ class Job:
         elif folder.exists() and any(folder.iterdir()):
             check_may_overwrite(folder, previous, asked, overwrite, out)
         made = [one for one in (folder, *folder.parents) if not one.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         if lock is None:
             raise InputError(
@@ -188,7 +190,8 @@ class Job:
     def path(self, name: str) -> Path:
         """The path of file `name` inside the job folder; folders on the way are made."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def event(self, **fields: Any) -> None:
@@ -197,7 +200,8 @@ class Job:
         line = json.dumps(
             as_json({**fields, "elapsed_seconds": round(self._elapsed(), 3)}), allow_nan=False
         )
-        with open(self.folder / EVENTS, "a", encoding="utf-8") as file:
+        path = self.folder / EVENTS
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def save_checkpoint(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
@@ -239,9 +243,10 @@ class Job:
                 message = f"stopped; {how_to_go_on(self._record['command'], self.folder)}"
                 self._write("stopped", message)
                 raise JobStopped(message) from error
+            elif isinstance(error, StorageError) or is_of_storage(error):
+                self._end_on_storage(error)
             elif isinstance(error, InputError):
-                self._write("failed", str(error))
-                self._withdraw()
+                self._end_on_input(error)
             elif self._fresh and earlier_job.is_there(self.folder):
                 earlier_job.put_back(self.folder)
                 error.add_note(
@@ -249,9 +254,10 @@ class Job:
                     "traceback"
                 )
             else:
-                (self.folder / ERROR).write_text(
-                    "".join(traceback.format_exception(error)), encoding="utf-8"
-                )
+                with contextlib.suppress(OSError):
+                    (self.folder / ERROR).write_text(
+                        "".join(traceback.format_exception(error)), encoding="utf-8"
+                    )
                 self._write("failed", f"{type(error).__name__}: {error}")
                 error.add_note(
                     f"the traceback is in {self.folder / ERROR}; "
@@ -259,6 +265,31 @@ class Job:
                 )
         finally:
             os.close(self._lock)
+
+    def _end_on_input(self, error: InputError) -> None:
+        """Bad input, such as a stack that is not there any more: what was reached stays."""
+        message = str(error)
+        if (self.folder / CHECKPOINT).exists():
+            message = f"{message}; then {how_to_go_on(self._record['command'], self.folder)}"
+            error.add_note(f"then {how_to_go_on(self._record['command'], self.folder)}")
+        self._write("failed", message)
+        self._withdraw()
+
+    def _end_on_storage(self, error: BaseException | None) -> None:
+        """A disk that is full, gone or read-only: said in one line, and in `job.json` as far as
+        that can still be written."""
+        told = error if isinstance(error, StorageError) else None
+        if told is None and isinstance(error, OSError):
+            told = storage_error(error, error.filename or self.folder)
+        if self._fresh and earlier_job.is_there(self.folder):
+            with contextlib.suppress(OSError):
+                earlier_job.put_back(self.folder)
+            way = f"the earlier job is back in {self.folder}; run the command again"
+        else:
+            way = f"then {how_to_go_on(self._record['command'], self.folder)}"
+            with contextlib.suppress(OSError, StorageError):
+                self._write("failed", f"{told}; {way}")
+        raise StorageError(f"{told}; {way}") from error
 
     def _withdraw(self) -> None:
         """Leave the place as it was where bad input ended a job before it made anything, so that
@@ -288,12 +319,28 @@ class Job:
             "cpu_seconds": round(self._earlier["cpu_seconds"] + cpu_seconds() - self._cpu_start, 3),
             "peak_memory_bytes": int(max(self._earlier["peak_memory_bytes"], peak_memory_bytes())),
         }
+        text = json.dumps({**self._record, **cost}, indent=1) + "\n"
+        try:
+            self._replace_record(text)
+        except OSError as error:
+            if status == "running" or is_gone(error):
+                raise storage_error(error, self.folder / JOB) from error
+            # no room for a second file: into the blocks that the first one has
+            with open(self.folder / JOB, "r+", encoding="utf-8") as file:
+                file.write(json.dumps({**self._record, **cost}) + "\n")
+                file.truncate()
+
+    def _replace_record(self, text: str) -> None:
         temporary = self.folder / f"{JOB}.new"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps({**self._record, **cost}, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        rename_durably(temporary, self.folder / JOB)
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            rename_durably(temporary, self.folder / JOB)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:
