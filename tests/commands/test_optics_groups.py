@@ -18,6 +18,7 @@ from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation
 from halfmap.simulation.phantom import phantom
+from halfmap.so3 import angular_distance_deg, euler_to_matrix
 from halfmap.workspace.progress import Progress
 from optics_scenes import BOX, CLEAN, COARSE, PIXEL, Group, two_groups, without
 
@@ -96,6 +97,33 @@ def test_maps_and_masks_of_another_grid_are_brought_to_the_images(
     assert "mask.mrc: 45 pixels of 5 A, resampled" in notes[1]
 
 
+def test_projections_are_on_the_grid_of_each_image_with_its_aberrations(
+    mixed, truth, tmp_path
+) -> None:
+    """Beside noise-free images: the same, but for a factor of grey values; a map of another grid
+    does as well."""
+    write_map(tmp_path / "map.mrc", truth.numpy(), PIXEL)
+    write_map(tmp_path / "other.mrc", phantom(50, 3.9, symmetry="C1").numpy(), 3.9)
+    data = load_particles(mixed)
+    for name in ("map", "other"):
+        made = halfmap.project(
+            tmp_path / f"{name}.mrc", mixed, tmp_path / f"{name}.mrcs", ctf=True, threads=1
+        )
+        assert [path.name for path in made.stacks] == [f"{name}_1.mrcs", f"{name}_2.mrcs"]
+        assert any("resampled to 44 pixels" in note for note in made.notes)
+        projections = load_particles(tmp_path / f"{name}.star")
+        assert projections.grids == data.grids
+        pairs = zip(data.stored_images([3, 47]), projections.stored_images([3, 47]), strict=True)
+        for (_, grid, images), (_, other, projected) in pairs:
+            assert grid == other
+            correlation = np.corrcoef(images.ravel(), projected.ravel())[0, 1]
+            assert correlation > 0.99, (name, grid)
+    plain = halfmap.project(tmp_path / "map.mrc", mixed, tmp_path / "plain.mrcs", threads=1)
+    found = load_particles(plain.path.with_suffix(".star"))
+    assert not found.has_ctf
+    assert found.grids == data.grids  # distorted as the images are
+
+
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory) -> Path:
     groups = [CLEAN, COARSE, Group(41, 4.5, {"voltage_kv": 200.0, "premultiplied": True})]
@@ -143,3 +171,48 @@ def test_relion_reconstruct_agrees(mixed, truth, tmp_path) -> None:
     assert abs(last[0] - last[1]) <= 1, (ours, theirs)
     assert (ours - theirs)[2:21].min() > -0.005
     assert theirs[2:21].min() > 0.98, theirs
+
+
+def pose_error_deg(star: Path, truth_star: Path) -> float:
+    """Median angle between poses found and true, C1."""
+    found, true = load_particles(star, check_images=False), load_particles(truth_star)
+    names = true.table.strings("rlnImageName").tolist()
+    rows = [names.index(name) for name in _names(found)]
+    a = euler_to_matrix(torch.from_numpy(found.rotations_deg))
+    b = euler_to_matrix(torch.from_numpy(true.rotations_deg[rows]))
+    return float(angular_distance_deg(a, b, symmetry=torch.eye(3)[None].double()).median())
+
+
+def _names(particles) -> list[str]:
+    """Image names as number@file, without folders."""
+    text = particles.table.strings("rlnImageName").tolist()
+    return [f"{name.split('@')[0]}@{Path(name.split('@')[1]).name}" for name in text]
+
+
+def refined(star: Path, out: Path, truth: torch.Tensor) -> tuple[float, float]:
+    """Pose error in degrees, and mean FSC with the truth on the outer shells, of a refinement from
+    25 A."""
+    start = out.with_name("start.mrc")
+    write_map(start, truth.numpy(), PIXEL)
+    told = {"quiet": True, "threads": 1, "diameter_angstrom": 170.0, "folds": 1, "iterations": 8}
+    halfmap.refine(star, start, out, initial_lowpass_angstrom=25.0, **told)
+    error = pose_error_deg(out / "particles.star", star)
+    return error, float(correlation(out / "map.mrc", truth)[8:19].mean())
+
+
+@pytest.mark.slow
+def test_refinement_of_two_groups_is_that_of_one_and_ignoring_any_is_worse(tmp_path, truth) -> None:
+    """Pose error within a tenth and FSC within 0.02 of the same particles in one clean group."""
+    one = refined(two_groups(tmp_path / "a", [CLEAN], 800, snr=0.2), tmp_path / "one", truth)
+    star = two_groups(tmp_path / "b", [CLEAN, COARSE], 800, snr=0.2)
+    two = refined(star, tmp_path / "two", truth)
+    assert two[0] < 1.15 * one[0] + 0.1, (one, two)
+    assert two[1] > one[1] - 0.02, (one, two)
+    ignored = (
+        without(star, "rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"),
+        without(star, "rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike"),
+        without(star, rlnImagePixelSize=PIXEL),
+    )
+    for number, left_out in enumerate(ignored):
+        worse = refined(left_out, tmp_path / f"worse{number}", truth)
+        assert worse[0] > 1.05 * two[0] or worse[1] < two[1] - 0.01, (left_out, two, worse)
