@@ -12,8 +12,9 @@ from halfmap.commands._summaries import counted
 from halfmap.errors import InputError
 from halfmap.io.conditions import rows_that_meet
 from halfmap.io.relion import ParticleTables
-from halfmap.options import command
+from halfmap.options import command, recorded
 from halfmap.particles import Particles, load_particles
+from halfmap.workspace.records import keep_record_beside
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def select(
         InputError: no such file or column, a condition that cannot be read, a class or optics group
             that no particle is in, no wish, nothing left, or `out` exists.
     """
+    arguments = recorded(select, locals())
     if min_distance_angstrom is not None and not unique:
         raise InputError(
             f"--min-distance {min_distance_angstrom:g}: has no effect without --unique; add that, "
@@ -150,6 +152,7 @@ def select(
     if share is not None:
         chosen.keep(f"--share {share:g}", _drawn(chosen.kept, share, seed))
     particles.take(chosen.kept).write_star(out)
+    keep_record_beside(Path(out), "select", arguments, kept=chosen.count, of=len(particles))
     return Selected(Path(out), chosen.count, len(particles), wanted, tuple(chosen.steps))
 
 

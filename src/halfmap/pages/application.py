@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from halfmap.commands._signatures import command_signature
 from halfmap.errors import InputError
-from halfmap.pages import forms, pictures, selection
+from halfmap.pages import forms
 from halfmap.pages.processes import Processes
 from halfmap.pages.safety import Gate, inside, within_new
 from halfmap.pages.watch import Watch
 from halfmap.pages.workers import Workers
 from halfmap.reports.job_data import job_data
 from halfmap.reports.jobs import job_record
-from halfmap.reports.report import STATIC, report_page, report_policy
+from halfmap.reports.report import STATIC, report_policy
 
 KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -78,18 +80,20 @@ class Server:
     async def directions(self, request: Request) -> Response:
         job = self._job(request)
         symmetry = job_record(self.root, job)["parameters"].get("symmetry") or "C1"
-        found = await self.torch_workers.run(pictures.directions_of, str(self.root / job), symmetry)
+        found = await self.torch_workers.run(
+            "pages.pictures:directions_of", str(self.root / job), symmetry
+        )
         return JSONResponse(found)
 
     async def thumbnail(self, request: Request) -> Response:
         job = self._job(request)
-        return _png(await self.workers.run(pictures.thumbnail, str(self.root / job)))
+        return _png(await self.workers.run("pages.pictures:thumbnail", str(self.root / job)))
 
     async def surface(self, request: Request) -> Response:
         level = _number(request, "level", None)
         size = int(_number(request, "size", 128) or 128)
         body = await self.workers.run(
-            pictures.surface,
+            "pages.pictures:surface",
             str(self._map(request)),
             self._class(request),
             level,
@@ -100,35 +104,37 @@ class Server:
     async def slice(self, request: Request) -> Response:
         axis, at = int(_number(request, "axis", 0) or 0), _number(request, "at", 0.5) or 0.0
         path, index = str(self._map(request)), self._class(request)
-        return _png(await self.workers.run(pictures.slice_png, path, index, axis % 3, at))
+        return _png(await self.workers.run("pages.pictures:slice_png", path, index, axis % 3, at))
 
     async def projection(self, request: Request) -> Response:
         axis = int(_number(request, "axis", 0) or 0)
         path, index = str(self._map(request)), self._class(request)
-        return _png(await self.workers.run(pictures.projection_png, path, index, axis % 3))
+        return _png(await self.workers.run("pages.pictures:projection_png", path, index, axis % 3))
 
     async def classes(self, request: Request) -> Response:
         path = inside(self.root, f"{self._job(request)}/classes.mrcs")
-        return _png(await self.workers.run(pictures.classes_png, str(path)))
+        return _png(await self.workers.run("pages.pictures:classes_png", str(path)))
 
     async def some_particles(self, request: Request) -> Response:
         job = self._job(request)
         chosen = [int(k) for k in request.query_params.get("classes", "").split(",") if k]
         path = self._particles(job)
-        return _png(await self.workers.run(selection.some_particles_png, str(path), chosen))
+        return _png(await self.workers.run("pages.selection:some_particles_png", str(path), chosen))
 
     async def particles(self, request: Request) -> Response:
         path = self._particles(self._job(request))
         first = int(_number(request, "first", 0) or 0)
         sort = request.query_params.get("sort", "")
         only = int(_number(request, "class", 0) or 0)
-        found = await self.workers.run(selection.particle_rows, str(path), first, sort, only)
+        found = await self.workers.run(
+            "pages.selection:particle_rows", str(path), first, sort, only
+        )
         return JSONResponse(found)
 
     async def particle(self, request: Request) -> Response:
         job, index = self._job(request), int(_number(request, "index", 0) or 0)
         part = "particle_posterior" if "posterior" in request.query_params else "particle"
-        told = await self.torch_workers.run(particle_of, part, str(self.root / job), index)
+        told = await self.torch_workers.run(f"pages.particle:{part}", str(self.root / job), index)
         return JSONResponse(told)
 
     async def class_likelihoods(self, request: Request) -> Response:
@@ -136,7 +142,7 @@ class Server:
         if not (self.root / job / "particles.star").exists():
             return JSONResponse({})
         path = self._particles(job)
-        return JSONResponse(await self.workers.run(selection.class_likelihoods, str(path)))
+        return JSONResponse(await self.workers.run("pages.selection:class_likelihoods", str(path)))
 
     async def picture(self, request: Request) -> Response:
         path = inside(self.root, f"{self._job(request)}/{request.query_params.get('name', '')}")
@@ -158,7 +164,9 @@ class Server:
     async def report(self, request: Request) -> Response:
         job = self._job(request)
         chain = "chain" in request.query_params
-        page = await self.torch_workers.run(report_page, self.root, job, command_signature, chain)
+        page = await self.torch_workers.run(
+            "reports.report:report_page", self.root, job, command_signature, chain
+        )
         name = f"{(self.root / job).name}_{'chain' if chain else 'report'}.html"
         headers = {"content-security-policy": report_policy()}
         if "save" in request.query_params:
@@ -169,7 +177,7 @@ class Server:
         return JSONResponse([forms.form(name) for name in forms.commands()])
 
     async def inputs(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(selection.inputs, self.root))
+        return JSONResponse(await self.workers.run("pages.selection:inputs", self.root))
 
     async def log(self, request: Request) -> Response:
         return Response(
@@ -195,7 +203,9 @@ class Server:
         command, given = str(asked.get("command")), _values(asked)
         try:
             values = forms.values_of(command, given)
-            told = await self.torch_workers.run(forms.estimate, command, values, str(self.root))
+            told = await self.torch_workers.run(
+                "pages.forms:estimate", command, values, str(self.root)
+            )
             return JSONResponse({**told, "shell": _shell(command, given)})
         except InputError as error:  # what a form says while it is being filled in is no failure
             return JSONResponse({"error": " ".join(str(error).split())})
@@ -224,7 +234,7 @@ class Server:
             raise InputError(f"--out {asked.get('out')}: a name that ends in .star is expected")
         out.parent.mkdir(parents=True, exist_ok=True)
         kept, of = await self.workers.run(
-            selection.write_selection, str(self.root / job), classes, str(out)
+            "pages.selection:write_selection", str(self.root / job), classes, str(out)
         )
         name = out.relative_to(self.root).as_posix()
         return JSONResponse({"out": name, "kept": kept, "of": of})
@@ -263,14 +273,6 @@ class Server:
         return inside(self.root, f"{job}/particles.star")
 
 
-def particle_of(part: str, folder: str, index: int) -> dict[str, Any]:
-    """A function of `particle.py`, which the server itself does not load: torch is only in a
-    worker."""
-    from halfmap.pages import particle
-
-    return getattr(particle, part)(folder, index)
-
-
 def make_application(server: Server) -> Starlette:
     """The application, without its gate."""
 
@@ -290,6 +292,7 @@ def make_application(server: Server) -> Starlette:
 
     return Starlette(
         lifespan=life,
+        middleware=[Middleware(GZipMiddleware, minimum_size=4000, compresslevel=4)],
         routes=[
             get("/", server.page),
             get("/static/{path:path}", server.static),

@@ -13,18 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.commands._setup import image_settings
 from halfmap.engine.checkpoint import state_from_arrays
 from halfmap.engine.image_model import noise_variance
-from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, largest_radius, shift_phases
 from halfmap.pages.pictures import png, to_grey
 from halfmap.pages.selection import smoothed
 from halfmap.particles import Particles, load_particles
-from halfmap.pose_search.direction_posterior import direction_posterior, effective_number
-from halfmap.pose_search.sampling import radius_of_step
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import direction_pixels, euler_to_matrix, grid_step_deg
 from halfmap.symmetries import point_group
@@ -178,6 +174,12 @@ def _class_image(opened: Opened, references: Tensor, index: int) -> np.ndarray:
 def posterior(opened: Opened, index: int) -> dict[str, Any]:
     """The lecture's P(phi | X, V) over viewing directions, rows of tilt and columns of rot, as a
     share of the largest; and over how many directions it is spread."""
+    # loaded when first needed: the pictures of a particle need not wait for it
+    from halfmap.commands._setup import image_settings
+    from halfmap.engine.preprocessing import load_batch
+    from halfmap.pose_search.direction_posterior import direction_posterior, effective_number
+    from halfmap.pose_search.sampling import radius_of_step
+
     particles, state = opened.particles, opened.state
     symmetry = str(opened.parameters.get("symmetry") or "C1")
     group = point_group(symmetry)

@@ -5,17 +5,16 @@ while, and a new one takes its place when it dies.
 """
 
 import asyncio
+import importlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 from halfmap.errors import InputError
 
-T = TypeVar("T")
 IDLE_SECONDS = 120.0
 LONGEST_SECONDS = 120.0  # of one task
 _AT_ONCE = 16  # tasks that wait; more are refused, so that a queue never grows without end
@@ -29,8 +28,9 @@ class Workers:
         self._last = 0.0
         self._waiting = 0
 
-    async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The function's value, from the other process.
+    async def run(self, function: str, *arguments: Any) -> Any:
+        """The value of a function of this package, from the other process: `pages.pictures:surface`
+        is named, so that what it computes with is loaded there and not here.
 
         Raises:
             InputError: what the function raises; it took too long; too many wait.
@@ -41,7 +41,7 @@ class Workers:
         try:
             for attempt in range(2):
                 try:
-                    future = self._started().submit(function, *arguments)
+                    future = self._started().submit(_call, function, *arguments)
                     return await asyncio.wait_for(asyncio.wrap_future(future), LONGEST_SECONDS)
                 except BrokenProcessPool:
                     self.close()
@@ -72,6 +72,11 @@ class Workers:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_begin)
         return self._pool
+
+
+def _call(function: str, *arguments: Any) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(f"halfmap.{module}"), name)(*arguments)
 
 
 def _begin() -> None:

@@ -11,13 +11,12 @@ from typing import Any
 from halfmap.errors import InputError
 from halfmap.workspace.earlier_job import JOB
 from halfmap.workspace.progress import PROGRESS
-from halfmap.workspace.records import EVENTS, load_record, read_events, read_job
+from halfmap.workspace.records import BESIDE, EVENTS, load_record, read_events, read_job
 
 DEPTH = 5  # folders below the one that is served in which jobs are looked for
 MOST_JOBS = 2000  # a folder with more is no folder of jobs of one project
 # a job of another machine holds no lock that is seen here: it is at work while it writes
 SILENT_SECONDS = 900.0
-SELECTION = ".json"  # beside the STAR that `halfmap select` wrote, after its whole name
 _SKIPPED = ("pictures", "shown", "node_modules", "__pycache__")
 
 
@@ -29,9 +28,9 @@ def find_jobs(root: Path) -> list[str]:
         if JOB in files:
             found.append(relative)
         found += [
-            f"{relative}/{name.removesuffix(SELECTION)}".removeprefix("./")
+            f"{relative}/{name.removesuffix(BESIDE)}".removeprefix("./")
             for name in files
-            if name.endswith(f".star{SELECTION}") and name.removesuffix(SELECTION) in files
+            if name.endswith(f".star{BESIDE}") and name.removesuffix(BESIDE) in files
         ]
         if len(found) >= MOST_JOBS:
             break
@@ -58,7 +57,7 @@ def stamp(root: Path, job: str) -> tuple[float, ...]:
     as it goes, and of its folder."""
     place = root / job
     if place.suffix == ".star":
-        return _stamp_of(place) + _stamp_of(place.with_name(place.name + SELECTION))
+        return _stamp_of(place) + _stamp_of(place.with_name(place.name + BESIDE))
     told = (JOB, EVENTS, PROGRESS, "pictures")
     return _stamp_of(place) + tuple(n for name in told for n in _stamp_of(place / name))
 
@@ -89,7 +88,7 @@ def job_record(root: Path, job: str) -> dict[str, Any]:
             record["message"] = note
         return record
     try:
-        told = place.with_name(place.name + SELECTION).read_text(encoding="utf-8")
+        told = place.with_name(place.name + BESIDE).read_text(encoding="utf-8")
         record = json.loads(told)
         return record | {"status": "finished", "command": str(record["command"])}
     except (OSError, ValueError, KeyError, TypeError):

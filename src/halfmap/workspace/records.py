@@ -12,9 +12,10 @@ from typing import Any
 import halfmap
 from halfmap.errors import InputError
 from halfmap.workspace.earlier_job import JOB
-from halfmap.workspace.machine import lock_folder, rename_durably
+from halfmap.workspace.machine import lock_folder, rename_durably, versions
 
 EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
+BESIDE = ".json"  # after the name of a file, the record of how it was made
 
 
 def read_job(folder: str | Path) -> dict[str, Any]:
@@ -88,6 +89,23 @@ def how_to_go_on(command: str, folder: Path) -> str:
     if can_resume(command):
         return f"go on with: halfmap resume {folder}"
     return f"halfmap {command} starts from the beginning: run it again with --overwrite"
+
+
+def keep_record_beside(
+    file: Path, command: str, parameters: Mapping[str, Any], **results: Any
+) -> None:
+    """`FILE.json` beside a file that a command without a job folder wrote: what it was made of and
+    how, for whoever asks later where it comes from."""
+    record = {
+        "command": command,
+        "parameters": parameters,
+        "working_directory": os.getcwd(),
+        "started": now(),
+        "results": results,
+        "versions": versions(),
+    }
+    beside = file.with_name(f"{file.name}{BESIDE}")
+    beside.write_text(json.dumps(as_json(record), indent=1) + "\n", encoding="utf-8")
 
 
 def as_json(value: Any, *, keep_nan: bool = False) -> Any:

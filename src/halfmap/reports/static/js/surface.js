@@ -70,7 +70,7 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   lights.add(sun);
   camera.add(lights);
   scene.add(camera);
-  const material = new THREE.MeshStandardMaterial({ roughness: 0.62, metalness: 0, side: THREE.DoubleSide });
+  const material = new THREE.MeshLambertMaterial({ side: THREE.DoubleSide });
   const mesh = new THREE.Mesh(new THREE.BufferGeometry(), material);
   scene.add(mesh);
   const turning = new THREE.TrackballControls(camera, canvas);
