@@ -373,7 +373,7 @@ def test_the_report_opens_without_a_network(chromium, jobs, server) -> None:
     path = jobs / "refined" / "report.html"
     assert path.stat().st_size < 10e6
     page.goto(f"file://{path}")
-    page.locator(".viewer canvas").wait_for()
+    page.locator(".viewer canvas").first.wait_for()
     until(page, "document.querySelector('.viewer').viewer.drawnFrames() > 0")
     assert "refined in" not in page.inner_text("body")
     assert "Å at a Fourier shell correlation" in page.inner_text("body").replace(" A at", " Å at")

@@ -79,7 +79,8 @@ def thumbnail(folder: str) -> bytes:
     if place.is_file():
         particles = load_particles(place, check_images=False)
         rows = np.linspace(0, len(particles) - 1, 4).astype(int)
-        return png(mosaic([to_grey(_small(one)) for one in particles.images(rows)]), THUMBNAIL)
+        seen = [coarse(one) for one in particles.images(rows)]
+        return png(mosaic([to_grey(_small(one)) for one in seen]), THUMBNAIL)
     if (place / "classes.mrcs").exists():
         stack = open_stack(place / "classes.mrcs")
         images = stack.read(np.arange(min(4, len(stack))))
@@ -107,6 +108,13 @@ def thumbnail(folder: str) -> bytes:
 def directions_of(folder: str, symmetry: str) -> dict[str, Any] | None:
     """Viewing directions of the particles, for the sphere."""
     return directions(Path(folder), symmetry)
+
+
+def coarse(image: np.ndarray) -> np.ndarray:
+    """An image in which a particle can be seen: low-passed by a Gaussian of a 32nd of the box."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, image.shape[0] / 32)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -210,7 +210,7 @@ def map_files(place: Path) -> list[dict[str, Any]]:
             found.append(
                 {"file": path.name, "label": path.stem, "box": shape[0], "pixel_angstrom": pixel}
             )
-    found.sort(key=lambda one: ("half" in one["label"], one["label"]))
+    found.sort(key=lambda one: ("mask" in one["label"], "half" in one["label"], one["label"]))
     for name in _listed(place / "shown", (".npz",)):
         if name.startswith("maps_"):
             iteration = int(name[5:8])

@@ -131,7 +131,8 @@ def _told(root: Path, job: str, signature: Signature, heaviest: int) -> dict[str
 
 
 def _meshes(place: Path, maps: list[dict[str, Any]], heaviest: int) -> Any:
-    shown = [m for m in maps if "iteration" not in m and "half" not in m["label"]][:MOST_MAPS]
+    final = [m for m in maps if "iteration" not in m]
+    shown = [m for m in final if not re.search("half|mask", m["label"])][:MOST_MAPS]
     for one in shown:
         try:
             packed = _light_mesh(place / one["file"], heaviest // len(shown))

@@ -139,7 +139,7 @@ function nextSteps(data) {
     steps.push(["2D classes", { command: "class2d", particles, classes: 50, ...own(["diameter_angstrom"]) }]);
     steps.push(["Starting map", { command: "abinitio", particles, ...carried }]);
   }
-  for (const map of data.maps.filter((one) => !one.iteration && one.iteration !== 0 && !one.label.includes("half"))) {
+  for (const map of data.maps.filter((one) => !one.iteration && one.iteration !== 0 && !/half|mask|sharpened/.test(one.label))) {
     const reference = `${data.id}/${map.file}`;
     const name = data.maps.length > 1 && map.label !== "map" ? ` from ${map.label}` : "";
     const number = /^class(\d+)$/.exec(map.label);
