@@ -22,6 +22,7 @@ import classes3d
 import estep
 import from_nothing
 import gallery
+import known_poses
 import low_signal
 import many_processes
 import others
@@ -63,6 +64,9 @@ ALL = {
         accuracy.accuracy,
         gallery.gallery,
         refine_simulated.reconstruct,
+        known_poses.ctfrefine,
+        known_poses.focus,
+        known_poses.relaxed,
         real_data.real_ribosome,
         real_data.trpv1_real,
         others.restore_methods,

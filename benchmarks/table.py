@@ -42,6 +42,10 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "search": ("Search and accuracy", ("branch_and_bound", "accuracy", "gallery")),
     "cost": ("Cost, stage by stage", ("yardstick", "cost_growth", "stages", "estep")),
     "processes": ("Many processes", ("many_processes",)),
+    "known_poses": (
+        "CTF refinement, small parts and symmetry mates at known poses",
+        ("ctfrefine", "focus", "relaxed"),
+    ),
     "real_data": ("Real data", ("real_ribosome", "trpv1_real")),
     "files": ("Undoing the CTF, reading files", ("restore_methods", "star_readers")),
 }
