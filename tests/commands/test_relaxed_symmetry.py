@@ -106,3 +106,31 @@ def test_without_poses_to_start_from_it_is_refused(scene):
         halfmap.refine(
             folder / "mixed.star", folder / "carrier.mrc", folder / "refused", relax_symmetry=group
         )
+
+
+def test_a_narrow_prior_holds_poses_where_they_were(scene):
+    """The pose and shift of each particle move no farther than a few standard deviations."""
+    folder, _group = scene
+    before = load_particles(folder / "mixed.star")
+    held = _refine(folder, "held", iterations=2, sigma_rotation_deg=0.05, sigma_shift_angstrom=0.02)
+    free = _refine(folder, "free", iterations=2)
+    moved = {}
+    for name, result in (("held", held), ("free", free)):
+        after = load_particles(result.folder / "particles.star")
+        turn = [
+            halfmap.euler_to_matrix(torch.from_numpy(one.rotations_deg)) for one in (before, after)
+        ]
+        cosine = ((turn[0].mT @ turn[1]).diagonal(dim1=1, dim2=2).sum(1) - 1) / 2
+        angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+        shift = np.abs(after.shift_angstrom - before.shift_angstrom)
+        moved[name] = float(angle.median()), float(np.median(shift))
+    assert moved["held"][0] < 0.3
+    assert moved["held"][1] < 0.1
+    assert moved["free"][0] > 2 * moved["held"][0]
+    assert moved["free"][1] > 2 * moved["held"][1]
+
+
+def test_two_words_for_one_prior_are_refused(scene):
+    folder, _ = scene
+    with pytest.raises(InputError, match="--sigma-rotation 1: is a third of"):
+        _refine(folder, "refused", local_range_deg=3, sigma_rotation_deg=1)

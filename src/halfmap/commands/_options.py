@@ -181,6 +181,25 @@ LocalRange = Annotated[
         unset="5 degrees",
     ),
 ]
+SigmaRotation = Annotated[
+    float | None,
+    Option(
+        "Standard deviation of the prior around the given orientations; with --local, in place of "
+        "--local-range",
+        unit="deg",
+        above=0,
+        unset="a third of --local-range",
+    ),
+]
+SigmaShift = Annotated[
+    float | None,
+    Option(
+        "Standard deviation of the prior around the given shifts, along x and along y; with --local",
+        unit="A",
+        above=0,
+        unset="what --sigma-rotation moves the particle's rim by",
+    ),
+]
 GridPixelSize = Annotated[
     float | None,
     Option(

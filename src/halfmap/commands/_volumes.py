@@ -3,7 +3,7 @@ up to the first iteration."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -50,6 +50,8 @@ class VolumeOptions:
     shift_step_px: float
     local: bool
     local_range_deg: float | None
+    sigma_rotation_deg: float | None
+    sigma_shift_angstrom: float | None
     wiener_constant: float | None
     tau_fudge: float | None
     ctf: bool
@@ -65,6 +67,13 @@ class VolumeOptions:
     def lowpass_angstrom(self) -> float:
         return self.initial_lowpass_angstrom or INITIAL_LOWPASS_ANGSTROM
 
+    @property
+    def range_deg(self) -> float:
+        """Of a local search: three standard deviations of the rotation."""
+        if self.sigma_rotation_deg is not None:
+            return 3 * self.sigma_rotation_deg
+        return self.local_range_deg or LOCAL_RANGE_DEG
+
     def check(self) -> None:
         """Refuse options that do not go together, before anything is read.
 
@@ -76,10 +85,20 @@ class VolumeOptions:
                 f"--search {self.search}: is for all orientations; --local looks around the given "
                 "ones only"
             )
-        if self.local_range_deg is not None and not self.local:
+        around = {
+            "--local-range": self.local_range_deg,
+            "--sigma-rotation": self.sigma_rotation_deg,
+            "--sigma-shift": self.sigma_shift_angstrom,
+        }
+        for flag, value in around.items():
+            if value is not None and not self.local:
+                raise InputError(
+                    f"{flag} {value:g}: has no effect without --local; add that, or leave it out"
+                )
+        if self.local_range_deg is not None and self.sigma_rotation_deg is not None:
             raise InputError(
-                f"--local-range {self.local_range_deg:g}: has no effect without --local; add that, "
-                "or leave it out"
+                f"--sigma-rotation {self.sigma_rotation_deg:g}: is a third of what --local-range "
+                "says; give one of them"
             )
         check_method(
             self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant
@@ -167,8 +186,11 @@ def open_volumes(
         options.angular_step_deg or ANGULAR_STEP_DEG,
         options.shift_range_px,
         options.shift_step_px,
-        local_range_deg=(options.local_range_deg or LOCAL_RANGE_DEG) if options.local else None,
+        local_range_deg=options.range_deg if options.local else None,
     )
+    if options.sigma_shift_angstrom is not None and search.restraint is not None:
+        sigma_px = options.sigma_shift_angstrom / data.pixel_size_angstrom
+        search = replace(search, restraint=replace(search.restraint, sigma_px=sigma_px))
     anchor = _inputs.poses_of(data) if options.local else None
     join = JOIN_HALVES_ANGSTROM if matched_to == "other" or options.method == ML else None
     settings = Settings(

@@ -40,6 +40,8 @@ from halfmap.commands._options import (
     Sequence,
     ShiftRange,
     ShiftStep,
+    SigmaRotation,
+    SigmaShift,
     Symmetry,
     TauFudge,
     Threads,
@@ -148,6 +150,8 @@ def class3d(
     ] = None,
     local: Local = False,
     local_range_deg: LocalRange = None,
+    sigma_rotation_deg: SigmaRotation = None,
+    sigma_shift_angstrom: SigmaShift = None,
     tau_fudge: TauFudge = None,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
@@ -283,6 +287,8 @@ def _refuse_searches(options: VolumeOptions) -> None:
     searches = {
         "--local": options.local,
         "--local-range": options.local_range_deg is not None,
+        "--sigma-rotation": options.sigma_rotation_deg is not None,
+        "--sigma-shift": options.sigma_shift_angstrom is not None,
         "--angular-step": options.angular_step_deg is not None,
         "--search": options.search != "adaptive",
     }

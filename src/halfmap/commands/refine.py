@@ -33,6 +33,8 @@ from halfmap.commands._options import (
     Seed,
     ShiftRange,
     ShiftStep,
+    SigmaRotation,
+    SigmaShift,
     Symmetry,
     TauFudge,
     Threads,
@@ -90,6 +92,8 @@ def refine(
     shift_step_px: ShiftStep = 1.0,
     local: Local = False,
     local_range_deg: LocalRange = None,
+    sigma_rotation_deg: SigmaRotation = None,
+    sigma_shift_angstrom: SigmaShift = None,
     relax_symmetry: Annotated[
         str | None,
         Option(
