@@ -194,7 +194,7 @@ SigmaRotation = Annotated[
 SigmaShift = Annotated[
     float | None,
     Option(
-        "Standard deviation of the prior around the given shifts, along x and along y; with --local",
+        "Standard deviation of the prior around the given shifts, x and y alike; with --local",
         unit="A",
         above=0,
         unset="what --sigma-rotation moves the particle's rim by",
