@@ -32,6 +32,7 @@ import refine_simulated
 import relion_beside
 import scaling
 import stages
+import symmetry_finding
 from common import Skip, keep
 from table import write_docs
 
@@ -69,6 +70,8 @@ ALL = {
         known_poses.relaxed,
         real_data.real_ribosome,
         real_data.trpv1_real,
+        symmetry_finding.symmetry_found,
+        symmetry_finding.symmetry_of_molecules,
         others.restore_methods,
         others.star_readers,
     )

@@ -47,6 +47,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("ctfrefine", "focus", "relaxed"),
     ),
     "real_data": ("Real data", ("real_ribosome", "trpv1_real")),
+    "symmetry": ("Symmetry of maps", ("symmetry_found", "symmetry_of_molecules")),
     "files": ("Undoing the CTF, reading files", ("restore_methods", "star_readers")),
 }
 
