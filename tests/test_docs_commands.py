@@ -64,6 +64,7 @@ def test_every_page_with_commands_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_commands_and_python_of_the_documentation_run(monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
     for name in FLOWS:
