@@ -34,6 +34,7 @@ exclude_patterns = [
     "_built/gallery/*/*.ipynb",
     "examples",
     "gallery",
+    "tutorial",
     "job_notes",
     "_built/api/modules.rst",
 ]
