@@ -467,3 +467,14 @@ def test_options_without_effect_are_refused(tmp_path):
         halfmap.refine(path, tmp_path / "a.mrc", tmp_path / "r", local_range_deg=3)
     with pytest.raises(InputError, match=r"--relion 3.0: is for STAR files"):
         halfmap.convert(path, tmp_path / "x.cs", relion="3.0")
+
+
+def test_one_table_never_contradicts_itself(tmp_path):
+    """Magnification columns that another program left say what the optics table says."""
+    path = star(
+        tmp_path / "in.star", rlnMagnification=[50000.0] * 6, rlnDetectorPixelSize=[5.0] * 6
+    )
+    convert(path, tmp_path / "old.star", relion="3.0")
+    (table,) = read_star(tmp_path / "old.star").blocks.values()
+    size = table.floats("rlnDetectorPixelSize") * 1e4 / table.floats("rlnMagnification")
+    np.testing.assert_allclose(size, 1.5)

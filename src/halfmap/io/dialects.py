@@ -105,7 +105,12 @@ def relion30_blocks(
     if ORIGINS[0] in table or ORIGINS[1] in table:
         table = table.without(*ORIGINS)
         added |= dict(zip(OLD_ORIGINS, (shift_angstrom.T / pixel_size_angstrom), strict=True))
-    if "rlnMagnification" not in table or "rlnDetectorPixelSize" not in table:
+    names = ("rlnMagnification", "rlnDetectorPixelSize")
+    stale = True  # or there is none, or what other programs left says another pixel size
+    if all(name in table for name in names):
+        magnification, detector = (table.floats(name) for name in names)
+        stale = not np.allclose(detector * 1e4, pixel_size_angstrom * magnification, rtol=1e-3)
+    if stale:
         added |= {
             "rlnMagnification": [10000.0] * n,
             "rlnDetectorPixelSize": pixel_size_angstrom,
