@@ -4,6 +4,8 @@ shows, against what is known."""
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -161,10 +163,31 @@ def test_a_job_of_another_machine_is_killed_only_after_a_silence(jobs, tmp_path)
     (root / "node" / "job.json").write_text(json.dumps(record))
     assert job_row(root, "node")["status"] == "running"
     past = time.time() - 3600
-    os.utime(root / "node" / "job.json", (past, past))
+    for name in ("job.json", "events.jsonl"):
+        os.utime(root / "node" / name, (past, past))
     row = job_row(root, "node")
     assert row["status"] == "killed"
     assert "node17 for 60 minutes" in row["message"]
+
+
+def test_the_server_loads_nothing_that_computes(jobs) -> None:
+    """Neither to start, nor to read a job that was killed: it stays small beside the jobs."""
+    code = (
+        "import sys; from pathlib import Path; import halfmap.pages.application as a; "
+        "from halfmap.pages.watch import Watch; w = Watch(Path(sys.argv[1])); w.look(); "
+        "assert w.rows; a.job_data(w.root, 'refined', a.command_signature); "
+        "print([m for m in ('torch', 'pandas', 'numba', 'matplotlib', 'skimage') if m in sys.modules])"
+    )
+    record = jobs / "refined" / "job.json"
+    before = record.read_text()
+    record.write_text(json.dumps(json.loads(before) | {"status": "running"}))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(jobs)], check=True, capture_output=True, text=True
+        )
+    finally:
+        record.write_text(before)
+    assert done.stdout.strip() == "[]"
 
 
 def test_even_views_are_told_from_uneven_ones() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from halfmap.errors import InputError
 from halfmap.workspace.earlier_job import JOB
+from halfmap.workspace.machine import lock_folder
 from halfmap.workspace.progress import PROGRESS
-from halfmap.workspace.records import BESIDE, EVENTS, load_record, read_events, read_job
+from halfmap.workspace.records import BESIDE, EVENTS, load_record, read_events
 
 DEPTH = 5  # folders below the one that is served in which jobs are looked for
 MOST_JOBS = 2000  # a folder with more is no folder of jobs of one project
@@ -78,14 +79,11 @@ def job_record(root: Path, job: str) -> dict[str, Any]:
     """
     place = root / job
     if place.suffix != ".star":
-        record = read_job(place)
-        if record["status"] == "killed" and _is_elsewhere(record):
-            silent = time.time() - max(_stamp_of(place / name)[0] for name in (JOB, PROGRESS))
-            if silent < SILENT_SECONDS:
-                return record | {"status": "running", "message": None}
-            host = record.get("machine", {}).get("host")
-            note = f"no word from {host} for {silent / 60:.0f} minutes; {record['message']}"
-            record["message"] = note
+        record = load_record(place)
+        # `read_job` says how to go on, for which it loads the command, and torch with it
+        if record["status"] == "running" and (lock := lock_folder(place)) is not None:
+            os.close(lock)
+            record |= _without_process(record, place)
         return record
     try:
         told = place.with_name(place.name + BESIDE).read_text(encoding="utf-8")
@@ -93,6 +91,17 @@ def job_record(root: Path, job: str) -> dict[str, Any]:
         return record | {"status": "finished", "command": str(record["command"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{place}: no record of a selection was found beside it") from None
+
+
+def _without_process(record: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """Status and message of a job that says that it runs, and of which no process is seen here."""
+    gone = "its process is gone"
+    if _is_elsewhere(record):
+        silent = time.time() - max(_stamp_of(place / name)[0] for name in (JOB, EVENTS, PROGRESS))
+        if silent < SILENT_SECONDS:
+            return {}
+        gone = f"no word from {record['machine']['host']} for {silent / 60:.0f} minutes"
+    return {"status": "killed", "message": f"{gone}; go on with: halfmap resume {place}"}
 
 
 def _is_elsewhere(record: Mapping[str, Any]) -> bool:
