@@ -271,7 +271,10 @@ def follow(folder: Path, iterations: int, stop: threading.Event) -> None:
     """Write what a job of a node of a cluster writes, and nothing else."""
     record = json.loads((folder / "job.json").read_text())
     record |= {"status": "running", "ended": None, "machine": {"host": "node17"}, "results": {}}
-    (folder / "job.json").write_text(json.dumps(record))
+    (folder / "job.json.new").write_text(json.dumps(record))
+    (folder / "job.json.new").replace(
+        folder / "job.json"
+    )  # whole at every moment, as a job does it
     (folder / "events.jsonl").write_text("")
     for iteration in range(1, iterations + 1):
         if stop.wait(0.7):

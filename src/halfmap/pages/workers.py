@@ -17,7 +17,7 @@ from halfmap.errors import InputError
 
 IDLE_SECONDS = 120.0
 LONGEST_SECONDS = 120.0  # of one task
-_AT_ONCE = 16  # tasks that wait; more are refused, so that a queue never grows without end
+_AT_ONCE = 256  # tasks that wait, six for each of 40 pages; more are refused: a queue has an end
 
 
 class Workers:
