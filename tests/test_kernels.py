@@ -12,9 +12,9 @@ import torch
 from halfmap import kernels
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, shift_phases
+from halfmap.gridding import PADDING
 from halfmap.kernels import cpu, reference
 from halfmap.projection import (
-    PADDING,
     empty_sums,
     extract_slices,
     grid_shape,
@@ -90,6 +90,20 @@ def test_insertion_equals_the_reference_mate_by_mate(dimensions, device, parts):
     kernels.insert(*sums, *slices, padding=PADDING)
     _close(sums[0], num, 1e-5)
     _close(sums[1], den, 1e-5)
+
+
+def test_symmetrised_grids_equal_the_reference(device, parts):
+    """With translations, and of real grids, which have no phases."""
+    num, den = _grid(3), _real(2, *grid_shape(RADIUS, 3))
+    rotations, moved = _rotations(3, 3), 3 * _real(3, 3)
+    z, reach = torch.arange(num.shape[1]) - (num.shape[1] - 1) // 2, 2 * RADIUS + 1.5
+    for grid in (num, den):
+        theirs = reference.symmetrised(grid, rotations, moved, 0.1, reach, z)
+        ours = kernels.symmetrised(*_on(device, grid, rotations, moved), turn=0.1, reach=reach)
+        _close(ours, theirs, 1e-5)
+    still = reference.symmetrised(num, rotations, 0 * moved, 0.1, reach, z)
+    assert (theirs != 0).float().mean() > 0.3
+    assert (still - reference.symmetrised(num, rotations, moved, 0.1, reach, z)).norm() > 0.1
 
 
 def test_gathering_equals_the_reference_and_moves_images_back(device):

@@ -19,7 +19,8 @@ simulation restoration alignment symmetry_search grey_scale signal_subtraction p
 orientation_diagnostics local_resolution
 likelihood | reconstruction
 resolution mask_making
-projection kernels
+symmetrisation
+projection kernels gridding
 particles
 transfer_function masks so3 symmetries fourier resizing resampling image_grids
 distributed

@@ -12,8 +12,8 @@ from halfmap.fourier import (
     largest_radius,
     shift_phases,
 )
+from halfmap.gridding import PADDING
 from halfmap.projection import (
-    PADDING,
     backproject,
     empty_sums,
     extract_slices,
@@ -22,8 +22,7 @@ from halfmap.projection import (
     prepare_references,
 )
 from halfmap.simulation.forward_model import exact_slices
-from halfmap.so3 import compose, random_rotations, rotation_2d
-from halfmap.symmetries import SymmetryOperators, rotations_alone
+from halfmap.so3 import random_rotations, rotation_2d
 
 
 def _rotations(n: int, dimensions: int, seed: int = 3) -> torch.Tensor:
@@ -153,33 +152,3 @@ def test_half_plane_transform_round_trip(box):
         samples * shift_phases(torch.tensor([3.0, -2.0]), plane), plane
     )
     torch.testing.assert_close(moved, filtered.roll((-2, 3), dims=(-2, -1)), rtol=1e-4, atol=1e-4)
-
-
-def test_operators_with_translations_insert_what_the_symmetric_density_shows():
-    """A two-fold axis beside the centre: `x -> S x + t` with t = c - S c. Blobs and their mates are
-    a density that has it, and a slice inserted at A gives at A S what is seen there."""
-    box, plane = 32, half_plane(32, 10)
-    turn, axis = torch.diag(torch.tensor([-1.0, -1.0, 1.0])), torch.tensor([2.0, -1.5, 0.0])
-    move = axis - turn @ axis
-    places = torch.tensor([[5.0, 3.0, -4.0], [-3.0, 1.0, 6.0], [1.0, -5.0, 2.0]])
-    volume = torch.zeros(box, box, box)
-    for weight, place in zip((1.0, 0.6, 0.8), places, strict=True):
-        for one in (place, turn @ place + move):
-            volume = volume + weight * _blob(box, 3, tuple(one.tolist()), 2.0)
-    rotations = _rotations(7, 3)
-    mates = compose(rotations, turn)
-    references = prepare_references(volume[None], 10)
-    seen, seen_at_mate = (extract_slices(references, a, plane) for a in (rotations, mates))
-    operators = SymmetryOperators(
-        torch.stack([torch.eye(3), turn]), torch.stack([torch.zeros(3), move])
-    )
-    sums, explicit, wrong = (empty_sums(1, box, 10, 3) for _ in range(3))
-    weights = torch.ones(seen.shape)
-    insert_slices(sums, seen, weights, rotations, plane, symmetry=operators)
-    insert_slices(explicit, seen, weights, rotations, plane)
-    insert_slices(explicit, seen_at_mate, weights, mates, plane)
-    assert (sums.num - explicit.num).norm() < 0.02 * explicit.num.norm()
-    torch.testing.assert_close(sums.den, explicit.den)
-    turned = rotations_alone(operators.rotations)  # without the translation it is not so
-    insert_slices(wrong, seen, weights, rotations, plane, symmetry=turned)
-    assert (wrong.num - explicit.num).norm() > 0.2 * explicit.num.norm()

@@ -7,16 +7,9 @@ import pytest
 import torch
 
 from halfmap.fourier import half_plane, lowpass, shift_phases
+from halfmap.gridding import PADDING, grid_to_density
 from halfmap.kernels import reference as torch_kernels
-from halfmap.projection import (
-    PADDING,
-    Sums,
-    empty_sums,
-    grid_to_density,
-    hermitian_mates,
-    insert_slices,
-    prepare_references,
-)
+from halfmap.projection import Sums, empty_sums, hermitian_mates, insert_slices, prepare_references
 from halfmap.reconstruction import (
     constant_regulariser,
     shell_weight,

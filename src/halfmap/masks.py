@@ -13,6 +13,23 @@ from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, same_pixel_size
 
 
+def resampled(mask: Float[Tensor, "*N"], box: int) -> Float[Tensor, "*n"]:
+    """A mask on a grid of the same extent with `box` pixels, linear between its own, centre on
+    centre `N // 2`: it stays between 0 and 1."""
+    n = mask.shape[-1]
+    if n == box:
+        return mask
+    place = ((torch.arange(box, device=mask.device) - box // 2) * (n / box) + n // 2).clamp(
+        0, n - 1
+    )
+    low = place.floor().long()
+    high, share = (low + 1).clamp(max=n - 1), place - low
+    for axis in range(mask.ndim):
+        along = share.view([-1 if a == axis else 1 for a in range(mask.ndim)])
+        mask = torch.lerp(mask.index_select(axis, low), mask.index_select(axis, high), along)
+    return mask
+
+
 def soft_sphere(
     box: int,
     *,

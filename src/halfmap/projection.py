@@ -7,7 +7,7 @@ flat z axis; see `kernels`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -16,11 +16,9 @@ from torch import Tensor
 from halfmap import kernels
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane, shift_phases
-from halfmap.so3 import compose
-from halfmap.symmetries import SymmetryOperators
+from halfmap.fourier import HalfPlane
+from halfmap.gridding import PADDING, grid_to_density, padded_transform
 
-PADDING = 2
 _OUT_OF_PLANE = 1e-4  # that a view may lean out of a class image's plane by rounding
 
 
@@ -44,78 +42,32 @@ def grid_shape(radius: int, dimensions: int) -> tuple[int, int, int]:
     return (2 * reach + 1 if dimensions == 3 else 2, 2 * reach + 1, reach + 1)
 
 
-def gridding_correction(
-    box: int, dimensions: int, *, device: torch.device | str = "cpu"
-) -> Float[Tensor, "..."]:
-    """Transform of the (bi-, tri-)linear kernel, `prod_axes sinc^2(n / (padding N))`, on the box in
-    real space."""
-    n = (torch.arange(box, device=device) - box // 2) / (PADDING * box)
-    axis = torch.sinc(n) ** 2
-    grids = torch.meshgrid(*([axis] * dimensions), indexing="ij")
-    return torch.stack(grids).prod(0)
-
-
 @takes_arrays
 def prepare_references(
-    references: Float[Tensor, "K N N"] | Float[Tensor, "K N N N"], radius: int
+    references: Float[Tensor, "K N N"] | Float[Tensor, "K N N N"],
+    radius: int,
+    *,
+    box: int | None = None,
 ) -> FourierReferences:
     """Transforms of K class images (K, N, N) or volumes (K, N, N, N), ready to be sliced up to
-    `radius` Fourier pixels.
+    `radius` Fourier pixels. With `box`, that of the images, the same densities sampled more
+    coarsely: beyond half of their own box they have nothing.
 
     Raises:
         InputError: another shape: a single volume comes as `volume[None]`.
     """
-    dimensions, box = references.ndim - 1, references.shape[-1]
+    dimensions, own_box = references.ndim - 1, references.shape[-1]
+    box = box or own_box
     shape = grid_shape(radius, dimensions)
     grid = torch.zeros(len(references), *shape, dtype=torch.complex64, device=references.device)
-    correction = gridding_correction(box, dimensions, device=references.device)
-    reach = min(shape[2] - 1, PADDING * box // 2)
+    reach = min(shape[2] - 1, PADDING * own_box // 2)
     inner = slice((shape[1] - 1) // 2 - reach, (shape[1] - 1) // 2 + reach + 1)
-    for k in range(
-        len(references)
-    ):  # one at a time: a padded transform is the largest array of a run
-        transform = _padded_transform(references[k] / correction, reach)
-        if dimensions == 3:
-            grid[k, inner, inner, : reach + 1] = transform
-        else:
-            grid[k, 0, inner, : reach + 1] = transform
+    for k, reference in enumerate(references):
+        own = grid[k, inner] if dimensions == 3 else grid[k, 0]
+        padded_transform(reference, reach, out=own[..., inner, : reach + 1])
+    if own_box < box:
+        grid *= (box / own_box) ** dimensions
     return FourierReferences(grid, box, radius, dimensions)
-
-
-def _padded_transform(density: Float[Tensor, "*box"], reach: int) -> Complex[Tensor, "*grid"]:
-    """Transform of the density in a box padded `PADDING` times, its centre N // 2 at the origin;
-    frequencies -reach..reach (0..reach in x).
-
-    One axis at a time, each padded just before and cropped just after its own transform: far less
-    work than a transform of the padded box.
-    """
-    box, size, last = density.shape[-1], PADDING * density.shape[-1], density.ndim - 1
-    transform: Tensor = density
-    for axis in range(last, -1, -1):
-        padded = _spread(transform, axis, box // 2, size)
-        if axis == last:
-            transform = torch.fft.rfft(padded, dim=axis).narrow(axis, 0, reach + 1)
-        else:
-            transform = _gather(torch.fft.fft(padded, dim=axis), axis, reach, 2 * reach + 1)
-    return transform
-
-
-def _spread(array: Tensor, axis: int, centre: int, size: int) -> Tensor:
-    """The array along one axis of `size` zeros, its element `centre` at 0 and those before it at
-    the end, as FFTs order things."""
-    n = array.shape[axis]
-    out = array.new_zeros([size if a == axis else m for a, m in enumerate(array.shape)])
-    out.narrow(axis, 0, n - centre).copy_(array.narrow(axis, centre, n - centre))
-    out.narrow(axis, size - centre, centre).copy_(array.narrow(axis, 0, centre))
-    return out
-
-
-def _gather(array: Tensor, axis: int, centre: int, n: int) -> Tensor:
-    """The inverse of `_spread`: n elements of which `centre` is the array's element 0."""
-    return torch.cat(
-        [array.narrow(axis, array.shape[axis] - centre, centre), array.narrow(axis, 0, n - centre)],
-        axis,
-    )
 
 
 @takes_arrays
@@ -198,18 +150,18 @@ def _classes(
 @dataclass(frozen=True)
 class Sums:
     """The two sums of every method: `num = sum Gamma P^T S^-1 C X / sigma^2`, `den = sum Gamma P^T
-    C^2 / sigma^2`, per class."""
+    C^2 / sigma^2`, per class. `interpolated` is the share of what is in them that was interpolated
+    once more after insertion (`symmetrisation`)."""
 
     num: Complex[Tensor, "K Z Y X"]
     den: Float[Tensor, "K Z Y X"]
     box: int
     radius: int
     dimensions: int
+    interpolated: float = 0.0
 
     def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.num + other.num, self.den + other.den, self.box, self.radius, self.dimensions
-        )
+        return replace(self, num=self.num + other.num, den=self.den + other.den)
 
 
 def empty_sums(
@@ -230,13 +182,9 @@ def insert_slices(
     plane: HalfPlane,
     *,
     classes: Int[Tensor, " M"] | None = None,
-    symmetry: SymmetryOperators | None = None,
 ) -> None:
     """`P^T`: add slices and their weights into the sums, in place; the adjoint of `extract_slices`
     up to `hermitian_mates`.
-
-    With `symmetry`, each slice is inserted at A S for every operator `x -> S x + t` of the group,
-    moved by -(A t)_xy.
 
     The one function here that writes into its argument: the sums of a run are too large to copy for
     every batch.
@@ -251,16 +199,7 @@ def insert_slices(
     half = plane.hermitian_weight / 2  # k = 0 is its own mate and enters once
     values, weights = (values * half).to(sums.num), (weights * half).to(sums.den)
     grids = (sums.num, sums.den)
-    if symmetry is None or not symmetry.has_translations:
-        operators = [] if symmetry is None else list(symmetry.rotations.to(rotations))
-        mates = torch.cat([compose(rotations, s) for s in operators] or [rotations])
-        kernels.insert(*grids, values, weights, mates, classes, kx, ky, padding=PADDING)
-        return
-    shifts = symmetry.translations_px.to(rotations)
-    for s, t in zip(symmetry.rotations.to(rotations), shifts, strict=True):
-        moved = values * shift_phases(-(rotations * t).sum(-1)[:, :2], plane)
-        mates = compose(rotations, s)
-        kernels.insert(*grids, moved, weights, mates, classes, kx, ky, padding=PADDING)
+    kernels.insert(*grids, values, weights, rotations, classes, kx, ky, padding=PADDING)
 
 
 def hermitian_mates(sums: Sums) -> Sums:
@@ -270,28 +209,6 @@ def hermitian_mates(sums: Sums) -> Sums:
     sums.num[..., 0] += sums.num[..., 0].flip(mirror).conj()
     sums.den[..., 0] += sums.den[..., 0].flip(mirror)
     return sums
-
-
-@takes_arrays
-def grid_to_density(
-    grid: Complex[Tensor, "Z Y X"], box: int, dimensions: int
-) -> Float[Tensor, "*box"]:
-    """Inverse transform of one padded half-grid, cropped to the box, the interpolation kernel's
-    transform divided out.
-
-    One axis at a time, as `_padded_transform`.
-    """
-    size = PADDING * box
-    centre, reach = (grid.shape[1] - 1) // 2, min(grid.shape[2] - 1, (size - 1) // 2)
-    inner = slice(centre - reach, centre + reach + 1)
-    transform = grid[inner, inner, : reach + 1] if dimensions == 3 else grid[0, inner, : reach + 1]
-    last = dimensions - 1
-    for axis in range(last):
-        transform = _gather(
-            torch.fft.ifft(_spread(transform, axis, reach, size), dim=axis), axis, box // 2, box
-        )
-    density = _gather(torch.fft.irfft(transform, n=size, dim=last), last, box // 2, box)
-    return density / gridding_correction(box, dimensions, device=grid.device)
 
 
 @takes_arrays

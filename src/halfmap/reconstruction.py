@@ -5,37 +5,29 @@
 and an inverse transform.
 """
 
-from functools import lru_cache
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.arrays import takes_arrays
-from halfmap.projection import PADDING, Sums, grid_to_density
+from halfmap.gridding import PADDING, density_of_rows, pieces
+from halfmap.projection import Sums
 
 
-def grid_shells(sums: Sums) -> Int[Tensor, "Z Y X"]:
-    """round(|k|) in unpadded Fourier pixels for each cell of the grids, at most radius + 1."""
-    return _grid_shells(tuple(sums.den.shape[1:]), sums.dimensions, sums.radius, sums.den.device)
-
-
-@lru_cache(maxsize=2)
-def _grid_shells(
-    shape: tuple[int, int, int], dimensions: int, radius: int, device: torch.device
-) -> Int[Tensor, "Z Y X"]:
-    nz, ny, nx = shape
-    z = (
-        (torch.arange(nz, device=device) - (nz - 1) // 2).float()
-        if dimensions == 3
-        else torch.zeros(nz, device=device)
-    )
-    y, x = (
-        (torch.arange(ny, device=device) - (ny - 1) // 2).float(),
-        torch.arange(nx, device=device).float(),
-    )
+def grid_shells(sums: Sums, rows: slice = slice(None)) -> Int[Tensor, "Z y X"]:
+    """round(|k|) in unpadded Fourier pixels for each cell of the grids, at most radius + 1; of all
+    rows (along y), or some."""
+    nz, ny, nx = sums.den.shape[1:]
+    device = sums.den.device
+    z = torch.arange(nz, device=device).float() - (nz - 1) // 2
+    if sums.dimensions == 2:
+        z = torch.zeros_like(z)
+    y = torch.arange(ny, device=device)[rows].float() - (ny - 1) // 2
+    x = torch.arange(nx, device=device).float()
     r = (z[:, None, None] ** 2 + (y**2)[:, None] + x**2).sqrt_().div_(PADDING).round_()
-    return r.clamp_(max=radius + 1).int()
+    return r.clamp_(max=sums.radius + 1).int()
 
 
 def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
@@ -46,45 +38,53 @@ def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
     neglected: it does not change a mean by shell.
     """
     planes = slice(None) if sums.dimensions == 3 else slice(0, 1)
-    index = grid_shells(sums)[planes].reshape(-1)
-    n = sums.radius + 2  # the last collects what lies outside
-    count = torch.bincount(index, minlength=n).clamp(min=1)
-    totals = [
-        torch.bincount(index, weights=den[planes].reshape(-1), minlength=n) for den in sums.den
-    ]
-    return (torch.stack(totals) / count)[:, :-1].to(sums.den.dtype)
+    n, (nz, ny, nx) = sums.radius + 2, sums.den.shape[1:]  # the last collects what lies outside
+    count = torch.zeros(n, dtype=torch.long, device=sums.den.device)
+    totals = torch.zeros(len(sums.den), n, dtype=torch.float64, device=sums.den.device)
+    for rows in pieces(ny, nz * nx):
+        index = grid_shells(sums, rows)[planes].reshape(-1)
+        count += torch.bincount(index, minlength=n)
+        for total, den in zip(totals, sums.den, strict=True):
+            total += torch.bincount(index, weights=den[planes, rows].reshape(-1), minlength=n)
+    return (totals / count.clamp(min=1))[:, :-1].to(sums.den.dtype)
 
 
 @takes_arrays
-def wiener_update(sums: Sums, constant: Float[Tensor, "K S"]) -> Float[Tensor, "K *box"]:
+def wiener_update(
+    sums: Sums, constant: Float[Tensor, "K S"], *, box: int | None = None
+) -> Float[Tensor, "K *box"]:
     """`A = num / (k(s) + den)` on every shell s up to the sums' radius, and zero beyond; one k(s)
-    per class.
+    per class. On a coarser `box` than the images' the same densities are sampled more coarsely:
+    nothing is lost where it holds every shell of the sums.
 
     Lecture, "Image restoration when spectral SNR is known": with num and den carrying 1/sigma^2,
     `k(s)` is `1 / (sigma^2 SSNR)`, or any constant (`constant_regulariser`, `ssnr_regulariser`).
     """
-    shells = grid_shells(sums)
-    volumes = []
-    for k in range(len(sums.den)):
-        table = torch.cat(
-            [constant[k].to(sums.den), sums.den.new_tensor([torch.inf])]
-        )  # nothing is left beyond the radius
-        weight = table.index_select(0, shells.reshape(-1)).view(shells.shape).add_(sums.den[k])
+    out = box or sums.box
+
+    def rows_of(k: int, rows: slice) -> Tensor:
+        # nothing is left beyond the radius
+        table = torch.cat([constant[k].to(sums.den), sums.den.new_tensor([torch.inf])])
+        shells = grid_shells(sums, rows)
+        weight = table.index_select(0, shells.reshape(-1)).view(shells.shape)
+        weight.add_(sums.den[k][:, rows])
         # an empty cell under k = 0 has num = 0 as well: leave it 0
-        volumes.append(
-            grid_to_density(
-                sums.num[k] / weight.clamp_(min=torch.finfo(weight.dtype).tiny),
-                sums.box,
-                sums.dimensions,
-            )
+        return sums.num[k][:, rows] / weight.clamp_(min=torch.finfo(weight.dtype).tiny)
+
+    shape, scale = sums.den.shape[1:], (out / sums.box) ** sums.dimensions
+    densities = sums.den.new_empty(len(sums.den), *([out] * sums.dimensions))
+    for k in range(len(densities)):
+        densities[k] = density_of_rows(
+            partial(rows_of, k), shape, out, sums.dimensions, interpolated=sums.interpolated
         )
-    return torch.stack(volumes)
+    return densities if scale == 1 else densities.mul_(scale)
 
 
-def unregularised(sums: Sums) -> Float[Tensor, "K *box"]:
+def unregularised(sums: Sums, *, box: int | None = None) -> Float[Tensor, "K *box"]:
     """`num / den` with a floor of a thousandth of the shell's mean weight: half maps for the FSC,
     to be filtered by nobody yet."""
-    return wiener_update(sums, 1e-3 * shell_weight(sums) + torch.finfo(torch.float32).tiny)
+    floor = 1e-3 * shell_weight(sums) + torch.finfo(torch.float32).tiny
+    return wiener_update(sums, floor, box=box)
 
 
 @takes_arrays

@@ -37,8 +37,8 @@ class SymmetryOperators:
     """G operators `x -> S x + t` that leave a density as it is, `V(S x + t) = V(x)`; S rotates
     about the centre, t in pixels, x, y, z; the identity first, and with each operator its inverse.
 
-    What is seen at the pose A is then seen at A S as well, moved by -(A t)_xy: `insert_slices` puts
-    an image in at all of them. A point group has t = 0; a helix has its rise there.
+    What is seen at the pose A is then seen at A S as well, moved by -(A t)_xy: `symmetrisation`
+    adds them all. A point group has t = 0; a helix has its rise there.
     """
 
     rotations: Float[Tensor, "G 3 3"]

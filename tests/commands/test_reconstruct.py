@@ -18,11 +18,11 @@ from halfmap.fourier import (
     largest_radius,
     shift_phases,
 )
+from halfmap.gridding import gridding_correction
 from halfmap.io.mrc import StackWriter, read_map
 from halfmap.io.star import read_star, write_star
 from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles
-from halfmap.projection import gridding_correction
 from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at
 from halfmap.so3 import euler_to_matrix
 from halfmap.transfer_function import ctf

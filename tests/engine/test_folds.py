@@ -10,6 +10,7 @@ import halfmap
 from halfmap.commands import _halves, _setup
 from halfmap.engine.image_model import NoiseSpectra, ReferenceVariance, load_images
 from halfmap.engine.loop import iterate
+from halfmap.engine.memory import JobSize
 from halfmap.engine.method import Update
 from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.preprocessing import ImageSettings
@@ -48,6 +49,19 @@ def _problem(folder: Path, n_folds: int) -> Problem:
     fold = _halves.divide_into_folds(particles, n_folds, 1) if n_folds > 1 else None
     half = torch.arange(N) % 2
     return Problem(particles, images, half, "own", SPECIMEN, 3, 1, 64, fold=fold, n_folds=n_folds)
+
+
+def _first_state(problem: Problem, references: torch.Tensor) -> State:
+    shells = problem.plane.radius + 1
+    rotations = random_rotations(N, torch.Generator().manual_seed(2))
+    return State(
+        iteration=0,
+        references=references,
+        poses=known_poses(rotations, torch.zeros(N, 2), torch.zeros(N, dtype=torch.long)),
+        radius=4,
+        curves=torch.zeros(1, shells),
+        statistics=(NoiseSpectra(torch.ones(1, shells)),),
+    )
 
 
 def _excess(folder: Path, n_folds: int) -> tuple[float, float]:
@@ -118,7 +132,7 @@ def test_each_part_of_the_data_has_its_own_references(noise):
     assert [crossed.reference_set(h) for h in range(2)] == [1, 0]
 
 
-def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so():
+def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so(monkeypatch):
     notes: list[str] = []
 
     class Told(Progress):
@@ -126,7 +140,7 @@ def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so():
             notes.append(text)
 
     def needed(folds: int) -> int:
-        return sum(_setup.memory_needed(128, 3, 1, folds=folds))
+        return JobSize(128, 3, 1, folds).least_bytes(1)
 
     def affordable(memory: int) -> int:
         with Told("test", quiet=True) as progress:
@@ -134,6 +148,7 @@ def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so():
                 4, 128, 3, 1, memory=memory, device=torch.device("cpu"), progress=progress
             )
 
+    monkeypatch.setattr(JobSize, "final_bytes", lambda size, reached=None: 0)
     assert affordable(needed(4)) == 4
     assert not notes
     assert affordable(needed(4) - 1) == 2
@@ -142,6 +157,38 @@ def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so():
     assert "meet themselves" in notes[-1]
     with pytest.raises(InputError, match="--memory: a box of 128"):
         affordable(needed(1) - 1)
+
+
+def test_folds_are_given_up_when_resolution_grows_beyond_the_memory(noise):
+    """What four folds need on few shells is not enough for them on many; each fold of two is two of
+    the four, and the next iteration goes on with it."""
+    problem = replace(_problem(noise, 4), batch_size=1)
+    size = problem.job_size
+    limit = (size.iteration_bytes(3) + size.iteration_bytes(problem.plane.radius)) // 2
+    tight = replace(problem, memory_bytes=limit)
+    assert problem.folds_at(problem.plane.radius) == 4
+    assert tight.folds_at(3) == 4
+    assert tight.folds_at(problem.plane.radius) in (1, 2)
+    two = problem.with_reference_sets(4)
+    assert two.n_folds == 2
+    assert torch.equal(two.fold, problem.fold % 2)
+    nothing = replace(problem, memory_bytes=1)
+    whole = torch.ones(BOX, BOX, BOX)
+    state = _first_state(problem, phantom(BOX, PIXEL)[None, None].repeat(8, 1, 1, 1, 1))
+    search = SearchSettings(SPECIMEN)
+    settings = Settings(search, 0.143, reference_mask=whole, fsc_mask=whole, anchor=state.poses)
+    method = projection_matching(problem, settings)
+    one, _ = iterate(nothing, method, state)
+    assert len(one.references) == 2  # a set for each half, of all of its parts
+    again, _ = iterate(nothing, method, one)
+    assert again.iteration == 2
+    full, _ = iterate(problem, method, state)
+    assert len(full.references) == 8
+    both = full.references.unflatten(0, (2, 4)).mean(1)  # of what leaves out each quarter once
+    assert (
+        torch.nn.functional.cosine_similarity(both.flatten(1), one.references.flatten(1)).min()
+        > 0.9
+    )
 
 
 def test_the_variance_of_references_is_that_of_their_errors(noise):

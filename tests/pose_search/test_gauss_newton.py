@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from halfmap.fourier import half_plane, shift_phases
+from halfmap.gridding import PADDING
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import CORRELATION, LOG_LIKELIHOOD
 from halfmap.pose_search.gauss_newton import (
@@ -15,7 +16,7 @@ from halfmap.pose_search.gauss_newton import (
     pose_equations,
     refine_poses,
 )
-from halfmap.projection import PADDING, extract_slices, prepare_references
+from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import angular_distance_deg, random_rotations, rotation_vector_to_matrix
 
 SCORES = pytest.mark.parametrize("score", [CORRELATION, LOG_LIKELIHOOD])

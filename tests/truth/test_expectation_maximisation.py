@@ -32,6 +32,7 @@ from halfmap.fourier import (
     shell_index,
     shift_phases,
 )
+from halfmap.gridding import PADDING, grid_to_density, gridding_correction
 from halfmap.kernels import reference as torch_kernels
 from halfmap.likelihood import (
     LOG_LIKELIHOOD,
@@ -46,13 +47,10 @@ from halfmap.pose_search import adaptive as search
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.pose_search.sampling import shift_step
 from halfmap.projection import (
-    PADDING,
     Sums,
     backproject,
     empty_sums,
     extract_slices,
-    grid_to_density,
-    gridding_correction,
     hermitian_mates,
     prepare_references,
 )
@@ -233,7 +231,6 @@ def expectation(model: Model, references: torch.Tensor) -> Expectation:
             slice_terms(terms.select_images(part), gamma, plane),
             gamma,
             plane,
-            rotations_alone(IDENTITY),
         )
     w = torch.einsum("btm,bj->mj", posterior.float(), terms.power)
     return Expectation(float(log_likelihood), hermitian_mates(sums), slices, w)
@@ -466,7 +463,6 @@ def test_the_engine_with_every_cell_kept_makes_the_same_e_step(dimensions, n_cla
         slice_terms(model.terms, gamma, model.plane),
         gamma,
         model.plane,
-        rotations_alone(IDENTITY),
     )
     sums = hermitian_mates(sums)
     assert (sums.num - expected.sums.num).norm() < 1e-3 * expected.sums.num.norm()

@@ -15,7 +15,6 @@ from halfmap.projection import Sums, empty_sums, extract_slices, hermitian_mates
 from halfmap.reconstruction import shell_weight, unregularised, wiener_update
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.so3 import random_rotations, rotation_2d
-from halfmap.symmetries import point_group
 
 
 def some_rotations(n: int, dimensions: int, generator: torch.Generator) -> torch.Tensor:
@@ -44,7 +43,7 @@ def sums_at(
         torch.zeros(n, dtype=torch.long),
     )
     sums = empty_sums(1, plane.box, plane.radius, dimensions)
-    accumulate(sums, slice_terms(terms, gamma, plane), gamma, plane, point_group("C1"))
+    accumulate(sums, slice_terms(terms, gamma, plane), gamma, plane)
     return hermitian_mates(sums)
 
 

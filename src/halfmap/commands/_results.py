@@ -21,6 +21,7 @@ from halfmap.commands._finishing import (
     save_half_map_plot,
     sharpen_into,
 )
+from halfmap.commands._setup import gigabytes
 from halfmap.commands._snapshots import (
     plot_direction_snapshots,
     save_direction_snapshot,
@@ -59,6 +60,8 @@ from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
 from halfmap.workspace.job import Job, read_events
 from halfmap.workspace.progress import Progress, drawing
+
+TOLD_AGAIN = 1.1  # times what was said before, that the next iteration needs to be worth a line
 
 
 @dataclass(frozen=True)
@@ -156,11 +159,11 @@ def run_iterations(
         return images
 
     draw(state)
-    images, reduced = start(state), reduced_bytes()
+    images, reduced, told = start(state), reduced_bytes(), _needed(problem, state)
     for new, seconds in run(
         problem, method, state, iterations=iterations, advance=progress.advance
     ):
-        state = new
+        fewer_sets, state = len(new.references) < len(state.references), new
         record = state.history[-1]
         cost_ms = 1e3 * sum(seconds.values()) / images
         strength = _strength(problem, state)
@@ -182,8 +185,33 @@ def run_iterations(
             iteration_in_words(record, problem, cost_ms, outliers=outliers),
             reached=reached(record, problem),
         )
+        told = _tell_memory(problem, state, told, progress, fewer_folds=fewer_sets)
         images = start(state)
     return state
+
+
+def _needed(problem: Problem, state: State) -> int:
+    """Memory of the next iteration, and of final maps."""
+    size = problem.with_reference_sets(len(state.references)).job_size
+    return size.least_bytes(problem.batch_size, state.radius)
+
+
+def _tell_memory(
+    problem: Problem, state: State, told: int, progress: Progress, *, fewer_folds: bool
+) -> int:
+    """Say what the next iteration needs, where that is more than was said before, and what is given
+    up for it; returns what has been said."""
+    if fewer := state.history[-1].report.get("batch_size"):
+        progress.note(f"memory ran out, and the work was repeated in batches of {int(fewer)}")
+    if fewer_folds:
+        folds = len(state.references) // 2
+        progress.note(f"the memory is enough for {folds} of {problem.n_folds} folds from here on")
+    needed = _needed(problem, state)
+    if needed > TOLD_AGAIN * told:
+        at = angstrom(problem.resolution_of(state.radius))
+        progress.note(f"scored to {at} an iteration needs about {gigabytes(needed)} of memory")
+        return needed
+    return told
 
 
 def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
@@ -258,10 +286,21 @@ def last_maps(
     mask: str | Path | None,
 ) -> FinalMaps:
     """The final maps of the last state: both halves summed to the last shell, at the poses and
-    weights it holds. `mask` is the file that the settings' masks are of, if there is one."""
-    progress.start_stage("final maps", int((problem.half >= 0).sum()))
-    sums = sum_at_significant_poses(problem, method.assign, state, advance=progress.advance)
-    return final_maps(problem, settings, sums, noise_variance(state), mask)
+    weights it holds, class by class. `mask` is the file that the settings' masks are of, if there
+    is one."""
+    progress.start_stage("final maps", problem.n_classes * int((problem.half >= 0).sum()))
+    of_classes = []
+    for k in range(problem.n_classes):  # one at a time: their sums are the largest of a job
+        sums = sum_at_significant_poses(
+            problem, method.assign, state, advance=progress.advance, only_class=k
+        )
+        of_classes.append(final_maps(problem, settings, sums, noise_variance(state), mask))
+    return FinalMaps(
+        maps=torch.cat([one.maps for one in of_classes]),
+        halves=torch.cat([one.halves for one in of_classes], 1),
+        curves=[one.curves[0] for one in of_classes],
+        mask=of_classes[0].mask,
+    )
 
 
 def final_maps(
@@ -272,14 +311,18 @@ def final_maps(
     mask: str | Path | None,
 ) -> FinalMaps:
     """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
-    the mask, or the constant asked for."""
+    the mask, or the constant asked for. The sums of the first half become those of both."""
     halves = torch.stack([unregularised(s).cpu() for s in sums])
+    total, other = sums
+    total.num.add_(other.num)
+    total.den.add_(other.den)
+    sums.clear()
+    del other  # nobody needs it any more: there may be no room for both and for what follows
     inside = FscMask(
         settings.fsc_mask.cpu(), MASK if mask is None else str(mask), mask_in_words(problem, mask)
     )
     pixel = problem.particles.pixel_size_angstrom
     curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
-    total = sums[0] + sums[1]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
     maps = regularised(
         total, settings, variance.to(total.den.device), trusted_ssnr(fsc, of_sum=True)

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from halfmap.commands import _halves, _inputs
 from halfmap.distributed import size_on_host
+from halfmap.engine.memory import JobSize
 from halfmap.engine.preprocessing import ImageSettings, background
 from halfmap.engine.problem import Problem
 from halfmap.engine.ramps import have_ramps, remove_planes
 from halfmap.errors import InputError
-from halfmap.fourier import largest_radius
 from halfmap.particles import Particles
 from halfmap.pose_search.gauss_newton import Restraint
 from halfmap.pose_search.refinement import SearchSettings
-from halfmap.projection import PADDING, grid_shape
 from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.job import Job
 from halfmap.workspace.machine import physical_memory_bytes, use_threads
@@ -29,20 +28,11 @@ _LARGEST_BATCH = 256
 # A choice: images are normalised if, in the median of a few hundred, their background's mean is
 # within a fifth of 0 and its deviation within a quarter of 1.
 NORMALISED_MEAN, NORMALISED_SPREAD, IMAGES_LOOKED_AT = 0.2, (0.8, 1.25), 300
-# Memory, as a sum of what is held at once; `job.json` has the peak that came of it.
-CELL_BYTES = 8 + 4  # of the two sums: a complex number and a weight
-SUMS_HELD = 2 * 2  # both halves, and as much again for their total and quotient
-DENSITIES_HELD = 8  # of each class: references of both halves, before and after, and copies
-TRANSFORMS_HELD = 4  # padded, complex: one of a map in the making, its input and what FFTs work on
-# of the machine's memory, that a job with folds may need; what is needed is counted for maps that
-# reach the last shell, and is seldom more than two thirds of it
-MOST_FOR_FOLDS = 0.75
-# the table of a search's slices (`PassSizes.table_bytes`, 1 GiB), the slices of one pass
-# (16 million samples of 12 bytes, and copies), Python with its libraries; in 2D there is no table
-SEARCH_BYTES = {3: 2 << 30, 2: 2 << 27}
-# of an image in a batch: itself, its masked copy, both transforms, CTF, noise, and the terms of
-# E-step and M-step take about 50; there is room for slices of thirty significant poses, 5 each
-BYTES_PER_PIXEL = 200
+# of the machine's memory, that a job with folds may need, and one without: folds are given up
+# one by one as resolution grows
+MOST_FOR_FOLDS, MOST_WITHOUT = 0.75, 0.5
+# of images together: more of them in a batch save next to nothing
+LARGEST_BATCH_BYTES = 1 << 30
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -142,7 +132,14 @@ def make_problem(
     for note in particles.notes:
         progress.note(note)
     specimen = Specimen(point_group(symmetry).to(device), radius_px)
-    fixed, per_image = memory_needed(particles.box, dimensions, n_classes, folds=n_folds)
+    size = JobSize(
+        particles.box,
+        dimensions,
+        n_classes,
+        n_folds,
+        symmetric=len(specimen.symmetry) > 1,
+        makes_final_maps=matched_to != "shared",
+    )
     batch = batch_size(
         particles.box,
         dimensions=dimensions,
@@ -154,7 +151,7 @@ def make_problem(
     progress.note(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} "
         f"A) on {device}; "
-        f"needs about {_gb(fixed + batch * per_image)} of memory, batches of {batch}"
+        f"needs about {gigabytes(size.least_bytes(batch))} of memory, batches of {batch}"
     )
     if learn_norm_and_scale and bool(
         particles.transfer.premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()
@@ -176,6 +173,7 @@ def make_problem(
         learn_norm_and_scale,
         fold=fold,
         n_folds=n_folds,
+        memory_bytes=_budget(memory, device, n_folds),
     )
 
 
@@ -249,8 +247,8 @@ def affordable_folds(
     """
     fewer = folds
     while fewer > 1:
-        fixed, per_image = memory_needed(box, dimensions, n_classes, folds=fewer)
-        if fixed + per_image <= _budget(memory, device, fewer):
+        needed = JobSize(box, dimensions, n_classes, fewer).least_bytes(1)
+        if needed <= _budget(memory, device, fewer):
             break
         fewer //= 2
     batch_size(box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
@@ -262,21 +260,6 @@ def affordable_folds(
             "references, and the largest weights in particles.star are too large"
         )
     return max(fewer, 1)
-
-
-def memory_needed(box: int, dimensions: int, n_classes: int, *, folds: int = 1) -> tuple[int, int]:
-    """(fixed bytes, bytes per image of a batch): the grids of sums and references, transforms in
-    the making, search tables. With folds there are as many sums and references of each half, and
-    those of both halves beside."""
-    grid = int(np.prod(grid_shape(largest_radius(box), dimensions)))
-    complex_bytes, float_bytes = 8, 4
-    sums = (SUMS_HELD + 2 * (folds - 1)) * n_classes * grid * CELL_BYTES
-    references = n_classes * grid * complex_bytes
-    transforms = TRANSFORMS_HELD * (PADDING * box) ** dimensions * complex_bytes
-    held = DENSITIES_HELD + 4 * (folds - 1)
-    density = held * n_classes * box**dimensions * float_bytes
-    fixed = sums + references + transforms + density + SEARCH_BYTES[dimensions]
-    return fixed, BYTES_PER_PIXEL * box * box
 
 
 def batch_size(
@@ -294,21 +277,23 @@ def batch_size(
     Raises:
         InputError: not even one image fits.
     """
-    fixed, per_image = memory_needed(box, dimensions, n_classes, folds=folds)
-    budget = _budget(memory, device, folds)
-    if fixed + per_image > budget:
+    size = JobSize(box, dimensions, n_classes, folds)
+    budget, needed = _budget(memory, device, folds), size.least_bytes(1)
+    if needed > budget:
         raise InputError(
             f"--memory: a box of {box} with {n_classes} class(es) needs at least "
-            f"{_gb(fixed + per_image)}, got {_gb(budget)}"
+            f"{gigabytes(needed)}, got {gigabytes(budget)}"
         )
-    return int(min(_LARGEST_BATCH, (budget - fixed) // per_image))
+    each = size.image_bytes(size.largest_radius)
+    affordable = 1 + (budget - needed) // each
+    return max(1, int(min(_LARGEST_BATCH, LARGEST_BATCH_BYTES // each, affordable)))
 
 
 def _budget(memory: int | None, device: torch.device, folds: int) -> int:
     """What was asked for; else half of the machine's memory, or with folds `MOST_FOR_FOLDS`."""
     if memory is not None:
         return memory
-    return int((MOST_FOR_FOLDS if folds > 1 else 0.5) * _machine_memory(device))
+    return int((MOST_FOR_FOLDS if folds > 1 else MOST_WITHOUT) * _machine_memory(device))
 
 
 def _machine_memory(device: torch.device) -> int:
@@ -317,7 +302,8 @@ def _machine_memory(device: torch.device) -> int:
     return physical_memory_bytes() // size_on_host()
 
 
-def _gb(size: float) -> str:
+def gigabytes(size: float) -> str:
+    """In words."""
     return f"{size / 1e9:.1f} GB"
 
 

@@ -74,7 +74,7 @@ def direction_gamma(problem: Problem, settings: Settings, state: State) -> Float
     centre = state.poses.shift_px[index].to(device)
     terms = load_images(problem, state, index, plane).scored
     compared_with = state.references[problem.reference_set(0)].to(device)
-    references = prepare_references(compared_with, radius)
+    references = prepare_references(compared_with, radius, box=box)
     reach = settings.search.shift_range_px
     step = searched_step_px(settings.search, box, radius)
     if state.iteration == 0:

@@ -9,7 +9,8 @@ from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.projection import Sums, empty_sums, hermitian_mates, insert_slices
-from halfmap.symmetries import SymmetryOperators, rotations_alone
+from halfmap.symmetries import SymmetryOperators
+from halfmap.symmetrisation import symmetrised
 
 
 def slice_terms(terms: ImageTerms, gamma: PosteriorWeights, plane: HalfPlane) -> ImageTerms:
@@ -62,24 +63,16 @@ def accumulate(
     terms: ImageTerms,
     gamma: PosteriorWeights,
     plane: HalfPlane,
-    symmetry: SymmetryOperators,
 ) -> None:
     """Add a batch into the sums, in place, from the terms of Gamma's slices (`slice_terms`):
 
         num += sum_e Gamma_e P^T S^-1 C X / sigma^2        den += sum_e Gamma_e P^T C^2 / sigma^2
 
-    Each slice is inserted once (and once more for each symmetry mate A S), however many images it
-    is the sum of.
+    Each slice is inserted once, however many images it is the sum of; symmetry mates come in when
+    all are there (`symmetrisation`).
     """
-    insert_slices(
-        sums,
-        terms.data,
-        terms.power,
-        gamma.rotations,
-        plane,
-        classes=gamma.classes,
-        symmetry=symmetry,
-    )
+    rotations, classes = gamma.rotations, gamma.classes
+    insert_slices(sums, terms.data, terms.power, rotations, plane, classes=classes)
 
 
 def sums_of_images(
@@ -97,5 +90,6 @@ def sums_of_images(
     device = terms.power.device
     sums = empty_sums(n_classes, plane.box, plane.radius, dimensions, device=device)
     slices = slice_terms(terms, gamma, plane)
-    accumulate(sums, slices, gamma, plane, symmetry or rotations_alone(torch.eye(3)[None]))
-    return hermitian_mates(sums)
+    accumulate(sums, slices, gamma, plane)
+    whole = hermitian_mates(sums)
+    return whole if symmetry is None else symmetrised(whole, symmetry)

@@ -2,25 +2,37 @@
 M-step (update) and the statistics; and the loop around it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.distributed import all_sum, broadcast_object, my_share_of_sets, only_first
 from halfmap.engine.accumulation import accumulate, slice_terms
+from halfmap.engine.batching import in_batches
 from halfmap.engine.clock import Clock
 from halfmap.engine.image_model import NoiseSpectra, load_images
-from halfmap.engine.method import Iteration, Method, Update, WeighedBatch
+from halfmap.engine.method import Iteration, Method, Search, Statistic, Update, WeighedBatch
 from halfmap.engine.particle_values import gather_over_processes, recentred_poses
-from halfmap.engine.posterior_weights import assign_hard, best_poses
-from halfmap.engine.preprocessing import batches
+from halfmap.engine.posterior_weights import assign_hard, best_poses, weights_of_class
 from halfmap.engine.problem import Problem
 from halfmap.engine.significant_poses import significant_poses
 from halfmap.engine.state import Candidates, IterationRecord, Poses, PosteriorWeights, State
 from halfmap.fourier import HalfPlane, half_plane
-from halfmap.projection import Sums, empty_sums, hermitian_mates, prepare_references
+from halfmap.likelihood import ImageTerms
+from halfmap.projection import (
+    FourierReferences,
+    Sums,
+    empty_sums,
+    hermitian_mates,
+    prepare_references,
+)
 from halfmap.so3 import angular_distance_deg
+from halfmap.symmetries import SymmetryOperators
+from halfmap.symmetrisation import symmetrised
 
 Advance = Callable[[int], None]
 
@@ -31,40 +43,34 @@ def iterate(
     """The pure function from one iteration's state to the next; also the seconds spent by stage
     (not part of the state)."""
     clock, iteration = Clock(problem.device), _begin(problem, method, state)
+    problem = iteration.problem
     sums = [_empty_sums(problem, iteration.plane) for _ in range(problem.n_parts)]
-    partial = [statistic.empty(iteration) for statistic in method.statistics]
+    sampled = [statistic.empty(iteration) for statistic in method.statistics]
     found: list[tuple[Tensor, Poses]] = []
     shares = my_share_of_sets([iteration.members(part) for part in iteration.parts])
+    size = problem.batch_size
     for part, share in zip(iteration.parts, shares, strict=True):
         if not len(share):  # others work on this part, and prepare its references
             continue
         with clock("references"):
             compared_with = state.references[problem.reference_set(part)].to(problem.device)
-            references = prepare_references(compared_with, state.radius)
+            box = problem.particles.box
+            references = prepare_references(compared_with, state.radius, box=box)
             search = method.prepare(references, state)
-        for index in batches(share, problem.batch_size):
-            with clock("images"):
-                batch = method.load(iteration, index)
-            with clock("search"):
-                candidates = search(batch, state.poses.select_images(index).to(problem.device))
-                weights = method.assign(candidates)
-                found.append((index, best_poses(candidates, weights).to("cpu")))
-            weighed = WeighedBatch(iteration, references, batch, candidates, weights)
-            with clock("sums"):
-                terms = method.terms(weighed)
-                accumulate(sums[part], terms, weights, iteration.plane, problem.symmetry)
-            for n, statistic in enumerate(method.statistics):
-                with clock(statistic.name):
-                    partial[n] = statistic.add(partial[n], weighed)
-            advance(len(index))
+        weigh = partial(_weigh, clock, method, iteration, references, search)
+        steps = [partial(_keep_poses, found), partial(_add_sums, clock, method, sums[part])]
+        steps += [partial(_sample, clock, sampled, n, s) for n, s in enumerate(method.statistics)]
+        size = in_batches(share, size, weigh, steps, advance=advance)
     with clock("update"):
         poses = gather_over_processes(state.poses, found, iteration.half >= 0)
         whole = [_reduced(s) for s in sums]
-        update = only_first(lambda: method.update(iteration, poses, whole))
+        update = only_first(
+            lambda: method.update(iteration, poses, _symmetrised(whole, problem.symmetry))
+        )
         new = _next_state(iteration, update, poses)
-        for statistic, summed in zip(method.statistics, partial, strict=True):
+        for statistic, summed in zip(method.statistics, sampled, strict=True):
             new = statistic.finish(statistic.reduce(summed), iteration, update, new)
-    return new, clock.seconds
+    return _remembering(new, problem, size), clock.seconds
 
 
 def run(
@@ -83,7 +89,53 @@ def run(
         yield state, seconds
 
 
+def _weigh(
+    clock: Clock,
+    method: Method,
+    iteration: Iteration,
+    references: FourierReferences,
+    search: Search,
+    index: Int[Tensor, " B"],
+) -> WeighedBatch:
+    """The E-step of a batch."""
+    state, device = iteration.state, iteration.problem.device
+    with clock("images"):
+        batch = method.load(iteration, index)
+    with clock("search"):
+        candidates = search(batch, state.poses.select_images(index).to(device))
+        weights = method.assign(candidates)
+    return WeighedBatch(iteration, references, batch, candidates, weights)
+
+
+def _keep_poses(found: list[tuple[Tensor, Poses]], weighed: WeighedBatch) -> None:
+    poses = best_poses(weighed.candidates, weighed.weights).to("cpu")
+    found.append((weighed.batch.index.cpu(), poses))
+
+
+def _add_sums(clock: Clock, method: Method, sums: Sums, weighed: WeighedBatch) -> None:
+    with clock("sums"):
+        terms = method.terms(weighed)
+        accumulate(sums, terms, weighed.weights, weighed.iteration.plane)
+
+
+def _sample(
+    clock: Clock, sampled: list[Any], n: int, statistic: Statistic[Any], weighed: WeighedBatch
+) -> None:
+    with clock(statistic.name):
+        sampled[n] = statistic.add(sampled[n], weighed)
+
+
+def _remembering(state: State, problem: Problem, size: int) -> State:
+    """The state whose last record tells that batches had to be made smaller."""
+    if size >= problem.batch_size:
+        return state
+    last = state.history[-1]
+    last = replace(last, report={**last.report, "batch_size": size})
+    return replace(state, history=(*state.history[:-1], last))
+
+
 def _begin(problem: Problem, method: Method, state: State) -> Iteration:
+    problem = problem.with_reference_sets(len(state.references))
     plane = method.plane(problem, state.radius)
     return Iteration(
         problem=problem,
@@ -147,6 +199,7 @@ def sum_at_poses(
     poses: Poses,
     noise_variance: Float[Tensor, "G S"],
     *,
+    plane: HalfPlane | None = None,
     advance: Advance = lambda n: None,
 ) -> list[Sums]:
     """The two sums of each half with every particle at its given pose: reconstruction without a
@@ -159,7 +212,7 @@ def sum_at_poses(
         curves=torch.zeros(1, 1),
         statistics=(NoiseSpectra(noise_variance.cpu()),),
     )
-    return sum_at_significant_poses(problem, assign_hard, state, advance=advance)
+    return sum_at_significant_poses(problem, assign_hard, state, plane=plane, advance=advance)
 
 
 def sum_at_significant_poses(
@@ -167,30 +220,55 @@ def sum_at_significant_poses(
     assign: Callable[[Candidates], PosteriorWeights],
     state: State,
     *,
+    plane: HalfPlane | None = None,
+    only_class: int | None = None,
     advance: Advance = lambda n: None,
 ) -> list[Sums]:
-    """The two sums of each half, to the last shell, with the poses and weights that the state
-    holds."""
-    candidates, plane = significant_poses(state), problem.plane
-    sums = [_empty_sums(problem, plane) for _ in range(2)]
-    shares = my_share_of_sets([torch.nonzero(problem.half == half)[:, 0] for half in range(2)])
+    """The two sums of each half, to the last shell or that of `plane`, with the poses and weights
+    that the state holds; of all classes or of one."""
+    candidates, plane = significant_poses(state), plane or problem.plane
+    n_classes = problem.n_classes if only_class is None else 1
+
+    def terms_of(index: Int[Tensor, " B"]) -> tuple[ImageTerms, PosteriorWeights]:
+        weights = assign(candidates.select_images(index).to(problem.device))
+        if only_class is not None:
+            weights = weights_of_class(weights, only_class)
+        unmoved = torch.zeros(len(index), 2)  # the mask is for scores alone
+        batch = load_images(problem, state, index, plane, radius=1, centre=unmoved)
+        return slice_terms(batch.whole, weights, plane), weights
+
+    taking_part = problem.half
+    if only_class is not None:
+        seen = (candidates.classes == only_class) & torch.isfinite(candidates.log_weight)
+        taking_part = torch.where(seen.any(1), problem.half, -1)
+        advance(int(((problem.half >= 0) & (taking_part < 0)).sum()))
+    sums = [_empty_sums(problem, plane, n_classes) for _ in range(2)]
+    shares = my_share_of_sets([torch.nonzero(taking_part == half)[:, 0] for half in range(2)])
     for half, share in enumerate(shares):
-        for index in batches(share, problem.batch_size):
-            weights = assign(candidates.select_images(index).to(problem.device))
-            unmoved = torch.zeros(len(index), 2)  # the mask is for scores alone
-            batch = load_images(problem, state, index, plane, radius=1, centre=unmoved)
-            terms = slice_terms(batch.whole, weights, plane)
-            accumulate(sums[half], terms, weights, plane, problem.symmetry)
-            advance(len(index))
-    return [_reduced(s) for s in sums]
+        steps = [partial(_add_terms, sums[half], plane)]
+        in_batches(share, problem.batch_size, terms_of, steps, advance=advance)
+    return _symmetrised([_reduced(s) for s in sums], problem.symmetry)
 
 
-def _empty_sums(problem: Problem, plane: HalfPlane) -> Sums:
+def _add_terms(sums: Sums, plane: HalfPlane, found: tuple[ImageTerms, PosteriorWeights]) -> None:
+    accumulate(sums, *found, plane)
+
+
+def _empty_sums(problem: Problem, plane: HalfPlane, n_classes: int | None = None) -> Sums:
     box, device = problem.particles.box, problem.device
-    return empty_sums(problem.n_classes, box, plane.radius, problem.dimensions, device=device)
+    n_classes = n_classes or problem.n_classes
+    return empty_sums(n_classes, box, plane.radius, problem.dimensions, device=device)
 
 
 def _reduced(sums: Sums) -> Sums:
     all_sum(sums.num)
     all_sum(sums.den)
     return hermitian_mates(sums)
+
+
+def _symmetrised(parts: list[Sums], symmetry: SymmetryOperators) -> list[Sums]:
+    """The parts with their symmetry mates, each in the place of what it was: one grid more is held
+    at a time."""
+    for n, part in enumerate(parts):
+        parts[n] = symmetrised(part, symmetry)
+    return parts

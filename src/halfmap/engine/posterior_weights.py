@@ -94,3 +94,18 @@ def best_poses(candidates: Candidates, gamma: PosteriorWeights) -> Poses:
     total = torch.logsumexp(candidates.log_weight, dim=1)
     rotations, shift_px, classes, score, _, _, accuracy = (field[:, 0] for field in best.fields())
     return Poses(rotations, shift_px, classes, score, largest, significant, total, accuracy)
+
+
+def weights_of_class(weights: PosteriorWeights, k: int) -> PosteriorWeights:
+    """The entries and slices of class k alone, which becomes class 0."""
+    kept = weights.classes == k
+    entries = kept[weights.reference]
+    place = torch.cumsum(kept, 0) - 1
+    return PosteriorWeights(
+        image=weights.image[entries],
+        reference=place[weights.reference[entries]],
+        shift_px=weights.shift_px[entries],
+        weight=weights.weight[entries],
+        rotations=weights.rotations[kept],
+        classes=torch.zeros_like(weights.classes[kept]),
+    )

@@ -1,7 +1,6 @@
 """What stays the same over the iterations of a job."""
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -10,17 +9,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from halfmap.engine.memory import JobSize
 from halfmap.engine.preprocessing import ImageSettings
 from halfmap.fourier import HalfPlane, half_plane, largest_radius
 from halfmap.particles import Particles
 from halfmap.symmetries import Specimen, SymmetryOperators
 
 LEAST_PER_MICROGRAPH = 5  # images; below, in the median, a scale per micrograph tells nothing
-# RELION's current image size is the same thought: the sums reach beyond what is scored, so that
-# the resolution can grow by as much as an iteration ever lets it (methods.reference_update)
-SUMMED_BEYOND_SCORED = 1.25
-SUMMED_SHELLS_MORE = 3
-SUMMED_SHARE_OF_BOX = 4  # and no less than half of what there is
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,8 @@ class Problem:
     (classification: no image is compared with itself), or references that both "share".
     Each half may be divided into `n_folds` folds (`fold`, from 0): an image is then compared with
     references made of its half without its fold, so that it does not meet its own noise there.
+    With `memory_bytes` an iteration may not need more: folds are given up for it, when resolution
+    grows.
     `learn_norm_and_scale` tells whether the strength of signal and noise in each image is learnt
     (`engine.norm_and_scale`) or taken to be 1.
     """
@@ -47,6 +44,7 @@ class Problem:
     learn_norm_and_scale: bool = False
     fold: Int[Tensor, " N"] | None = None
     n_folds: int = 1
+    memory_bytes: int | None = None
 
     @property
     def symmetry(self) -> SymmetryOperators:
@@ -64,10 +62,18 @@ class Problem:
     def plane_for(self, radius: int) -> HalfPlane:
         """The plane of sums and noise of an iteration that scores up to `radius`: a quarter and
         three shells more, and no less than half of what there is."""
-        box = self.particles.box
-        reach = math.ceil(SUMMED_BEYOND_SCORED * radius) + SUMMED_SHELLS_MORE
-        enough = max(reach, box // SUMMED_SHARE_OF_BOX)
-        return half_plane(box, min(enough, largest_radius(box)), self.device)
+        reach = self.job_size.summed_radius(radius)
+        return half_plane(self.particles.box, reach, self.device)
+
+    @property
+    def job_size(self) -> JobSize:
+        """What its memory depends on."""
+        box, symmetric = self.particles.box, len(self.symmetry) > 1
+        return JobSize(box, self.dimensions, self.n_classes, self.n_folds, symmetric)
+
+    def reference_box(self, radius: int) -> int:
+        """The box that references with shells up to `radius` are kept in (`JobSize`)."""
+        return self.job_size.reference_box(radius)
 
     def resolution_of(self, radius: int) -> float:
         """Resolution of a Fourier shell, Angstrom."""
@@ -89,6 +95,25 @@ class Problem:
     def share_compared(self) -> float:
         """Of a half's images, those that a set of references is made of."""
         return 1.0 if self.n_folds == 1 else 1 - 1 / self.n_folds
+
+    def folds_at(self, scored_radius: int) -> int:
+        """As many folds as the memory allows an iteration that scores up to a radius: all, or half
+        as many, and so on."""
+        folds = self.n_folds
+        while folds > 1 and self.memory_bytes is not None:
+            size = self.job_size.with_folds(folds)
+            batch = self.batch_size * size.image_bytes(size.summed_radius(scored_radius))
+            if size.iteration_bytes(scored_radius) + batch <= self.memory_bytes:
+                break
+            folds //= 2
+        return folds
+
+    def with_reference_sets(self, n: int) -> "Problem":
+        """The problem whose folds belong to n sets of references: where there are fewer than
+        before, folds are put together."""
+        if self.fold is None or self.matched_to != "own" or n == self.n_parts:
+            return self
+        return replace(self, fold=self.fold % (n // 2), n_folds=n // 2)
 
     def reference_set(self, part: int) -> int:
         """Which set of references the images of a part are compared with."""

@@ -38,7 +38,8 @@ class ReferenceVarianceStatistic:
         return None
 
     def finish(self, partial: None, iteration: Iteration, update: Update, state: State) -> State:
-        kept = ReferenceVariance(reference_variance(iteration.problem, update).cpu())
+        problem = iteration.problem.with_reference_sets(len(update.references))
+        kept = ReferenceVariance(reference_variance(problem, update).cpu())
         return state.keeping(kept)
 
 
@@ -46,7 +47,12 @@ def reference_variance(problem: Problem, update: Update) -> Float[Tensor, " S"]:
     """v by shell, the mean over classes; 0 on shells of which the references show nothing. The
     power is that of the first set of references."""
     power = shell_power(update.references[0])[:, : update.curves.shape[1]]
+    power = power * (problem.particles.box / update.references.shape[-1]) ** (
+        2 * problem.dimensions
+    )
     fsc = update.curves.to(power)[:, : power.shape[1]].clamp(min=0)
     ssnr = ssnr_from_fsc(fsc, of_sum=problem.matched_to == "shared") * problem.share_compared
     variance = power / ssnr.clamp(min=LEAST_SSNR)
-    return torch.where(ssnr > LEAST_SSNR, variance, torch.zeros_like(variance)).mean(0).float()
+    known = torch.where(ssnr > LEAST_SSNR, variance, torch.zeros_like(variance)).mean(0).float()
+    missing = update.curves.shape[1] - len(known)  # of references kept in a smaller box
+    return torch.nn.functional.pad(known, (0, max(0, missing)))

@@ -1,5 +1,5 @@
-"""The only hand-written compute: slice, insert, gather, pose equations, each as a numba kernel for
-the CPU (`cpu`) and in plain torch for any device (`reference`).
+"""The only hand-written compute: slice, insert, symmetrise, gather, pose equations, each as a numba
+kernel for the CPU (`cpu`) and in plain torch for any device (`reference`).
 
 A reference grid has shape (K, Z, Y, X): x = 0..R, y and z centred, on a transform padded `padding`
 times; frequency (x, y, z) of the padded transform is at `[cz + z, cy + y, x]` with `cz = (Z - 1) //
@@ -117,6 +117,38 @@ def insert(
     cpu = _compiled()
     arguments = _arrays(values, weights, rotations, classes, kx, ky)
     cpu.insert(_written(num), _written(den), *arguments, padding, _slabs(num.shape[1]))
+
+
+def symmetrised(
+    grid: Complex[Tensor, "K Z Y X"] | Float[Tensor, "K Z Y X"],
+    rotations: Float[Tensor, "G 3 3"],
+    shifts: Float[Tensor, "G 3"],
+    *,
+    turn: float,
+    reach: float,
+) -> Complex[Tensor, "K Z Y X"] | Float[Tensor, "K Z Y X"]:
+    """`out(k) = sum_g exp(i turn S_g k . t_g) grid(S_g k)` for |k| <= reach (at most one cell less
+    than the grid's own), 0 beyond; values between cells are trilinear, and a real grid is without
+    phases."""
+    if not uses_numba(grid.device):
+        z = torch.arange(grid.shape[1], device=grid.device) - (grid.shape[1] - 1) // 2
+        planes = max(1, SAMPLES_AT_ONCE // grid[0, 0].numel())
+        parts = [
+            reference.symmetrised(grid, rotations, shifts, turn, reach, part)
+            for part in z.split(planes)
+        ]
+        return torch.cat(parts, 1)
+    cpu = _compiled()
+    out = torch.zeros_like(grid)
+    arrays = [
+        array if grid.is_complex() else array[..., None]
+        for array in (_written(grid), _written(out))
+    ]
+    still = shifts if grid.is_complex() else torch.zeros_like(shifts)
+    cpu.symmetrised(
+        arrays[0], *_arrays(rotations, still), np.float32(turn), np.float32(reach), arrays[1]
+    )
+    return out
 
 
 def gather(

@@ -123,6 +123,56 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
                         den[k, iz + dz, iy + dy, ix + 1] += a1 * weight
 
 
+@_jit()
+def symmetrised(grid, rotations, shifts, turn, reach, out):
+    """out[k] = sum over operators g of `exp(i turn S_g k . t_g)` times the trilinear value of the
+    grid at S_g k, for |k| <= reach; parts of complex numbers are the last axis, of length 2, or 1
+    where values are real."""
+    n_classes, planes, rows, columns, parts = grid.shape
+    cz, cy = (planes - 1) // 2, (rows - 1) // 2
+    limit = np.float32(reach * reach)
+    for task in numba.prange(n_classes * planes):
+        k, kz = task // planes, task % planes - cz
+        for ky in range(-cy, rows - cy):
+            for kx in range(columns):
+                if np.float32(kx * kx + ky * ky + kz * kz) > limit:
+                    continue
+                re, im = np.float32(0), np.float32(0)
+                for g in range(len(rotations)):
+                    s = rotations[g]
+                    x = s[0, 0] * kx + s[0, 1] * ky + s[0, 2] * kz
+                    y = s[1, 0] * kx + s[1, 1] * ky + s[1, 2] * kz
+                    z = s[2, 0] * kx + s[2, 1] * ky + s[2, 2] * kz
+                    angle = turn * (x * shifts[g, 0] + y * shifts[g, 1] + z * shifts[g, 2])
+                    sign = np.float32(-1.0) if x < 0 else np.float32(1.0)
+                    x, y, z = sign * x, sign * y, sign * z
+                    fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
+                    wx, wy, wz = x - fx, y - fy, z - fz
+                    ix, iy, iz = int(fx), int(fy) + cy, int(fz) + cz
+                    r, i = np.float32(0), np.float32(0)
+                    for dz in range(2):
+                        az = wz if dz else np.float32(1) - wz
+                        for dy in range(2):
+                            ay = az * (wy if dy else np.float32(1) - wy)
+                            a0, a1 = ay * (np.float32(1) - wx), ay * wx
+                            low, high = (
+                                grid[k, iz + dz, iy + dy, ix],
+                                grid[k, iz + dz, iy + dy, ix + 1],
+                            )
+                            r += a0 * low[0] + a1 * high[0]
+                            if parts == 2:
+                                i += a0 * low[1] + a1 * high[1]
+                    i *= sign
+                    if angle != 0:
+                        c, d = np.cos(angle), np.sin(angle)
+                        r, i = c * r - d * i, c * i + d * r
+                    re += r
+                    im += i
+                out[k, kz + cz, ky + cy, kx, 0] = re
+                if parts == 2:
+                    out[k, kz + cz, ky + cy, kx, 1] = im
+
+
 @numba.njit(fastmath=True, inline="always")
 def _phases(shift, box, reach, table):
     """table[axis, reach + k] = exp(-2 pi i k shift[axis] / N), (re, im): the shift's phase
@@ -318,10 +368,13 @@ def pose_equations(
             out[m, n] = sums[n]
 
 
+KERNELS = (slices, insert, gather, pose_equations, symmetrised)
+
+
 def in_cache() -> bool:
     """Whether numba's cache holds all kernels for this processor; true where it cannot tell."""
     try:
-        return all(_is_cached(kernel) for kernel in (slices, insert, gather, pose_equations))
+        return all(_is_cached(kernel) for kernel in KERNELS)
     except (AttributeError, OSError):  # numba's own business, which it may rearrange
         return True
 

@@ -80,6 +80,42 @@ def insert(
         den.view(-1).index_add_(0, (index + step).reshape(-1), (corner * weights).reshape(-1))
 
 
+def symmetrised(
+    grid: Tensor, rotations: Tensor, shifts: Tensor, turn: float, reach: float, z: Tensor
+) -> Tensor:
+    """Planes z of `sum_g exp(i turn S_g k . t_g) grid(S_g k)`, k within `reach`, the grid's values
+    trilinear between its cells; real grids have no phases."""
+    _, nz, ny, nx = grid.shape
+    axes = z, torch.arange(ny, device=z.device) - (ny - 1) // 2, torch.arange(nx, device=z.device)
+    kz, ky, kx = torch.meshgrid(*axes, indexing="ij")
+    k = torch.stack([kx, ky, kz], -1).to(rotations.dtype)
+    inside = k.square().sum(-1) <= reach**2
+    k, flat = k[inside], grid.flatten(1)
+    total = flat.new_zeros(len(grid), len(k))
+    for s, t in zip(rotations, shifts, strict=True):
+        position = k @ s.T
+        flipped = position[:, 0] < 0
+        upright = torch.where(flipped[:, None], -position, position)
+        lower = upright.floor()
+        ix, iy, iz = lower.long().unbind(-1)
+        index = ((iz + (nz - 1) // 2) * ny + iy + (ny - 1) // 2) * nx + ix
+        value = sum(
+            (
+                _weight(upright - lower, dx, dy, dz) * flat[:, index + step]
+                for dx, dy, dz, step in _strides(grid)
+            ),
+            torch.zeros_like(flat[:, :1]),
+        )
+        if grid.is_complex():
+            value = torch.where(flipped, value.conj(), value)
+            angle = turn * (position @ t)
+            value = value * torch.polar(torch.ones_like(angle), angle)
+        total = total + value
+    out = grid.new_zeros(len(grid), *inside.shape)
+    out[:, inside] = total
+    return out
+
+
 def gather(
     data: Tensor,
     power: Tensor,

@@ -13,6 +13,8 @@ def compile_all() -> None:
     data, power, weight = torch.zeros(1, 1, dtype=torch.complex64), torch.zeros(1, 1), torch.ones(1)
     kernels.slices(grid, rotations, one, k, k, padding=1)
     kernels.insert(grid, den, data, power, rotations, one, k, k, padding=1)
+    for sums in (grid, den):
+        kernels.symmetrised(sums, rotations, torch.zeros(1, 3), turn=0.0, reach=1.0)
     kernels.gather(data, power, one, shift_px, weight, two, k, k, box=4)
     kernels.pose_equations(
         grid,

@@ -34,6 +34,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.state import Candidates, Poses, State, as_candidates
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import ImageTerms
+from halfmap.masks import resampled
 from halfmap.methods.settings import Settings
 from halfmap.projection import FourierReferences, Sums, extract_slices, prepare_references
 from halfmap.reconstruction import shell_weight, wiener_update
@@ -107,7 +108,8 @@ def principal_component(
 ) -> Method:
     """The method as the engine runs it, on the particles whose `half` is 0."""
     volumes = [volume.to(problem.device) for volume in known.volumes]
-    taken_off = [prepare_references(volume, known.state.radius) for volume in volumes]
+    box = problem.particles.box
+    taken_off = [prepare_references(volume, known.state.radius, box=box) for volume in volumes]
     remembered: dict[int, Batch] = {}
 
     def load(iteration: Iteration, index: Int[Tensor, " B"]) -> Batch:
@@ -237,9 +239,11 @@ def _update(settings: Settings, iteration: Iteration, poses: Poses, halves: list
     """M-step: the volume that, times z_i, best explains what the known volumes leave over; the one
     that the loadings were found with is kept."""
     total = halves[0] + halves[1]
-    volume = wiener_update(total, _WIENER * shell_weight(total)) * settings.reference_mask
+    box = iteration.state.references.shape[-1]
+    mask = resampled(settings.reference_mask, box)
+    volume = wiener_update(total, _WIENER * shell_weight(total), box=box) * mask
     if settings.focus_mask is not None:
-        volume = volume * settings.focus_mask.to(volume)
+        volume = volume * resampled(settings.focus_mask, box).to(volume)
     return Update(
         references=volume[None],
         curves=iteration.state.curves,

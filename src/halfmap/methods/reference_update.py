@@ -19,7 +19,8 @@ from halfmap.engine.image_model import noise_variance
 from halfmap.engine.method import Iteration, Update
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import Poses
-from halfmap.fourier import largest_radius
+from halfmap.gridding import PADDING
+from halfmap.masks import resampled
 from halfmap.methods.settings import Settings
 from halfmap.projection import Sums
 from halfmap.reconstruction import (
@@ -52,33 +53,12 @@ def update_references(
 ) -> Update:
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR,
     resolution and the next radius."""
-    halves = halves_of(problem, parts)
-    curves = half_curves(problem, settings, halves)
-    fsc = torch.stack([c.correlation for c in curves]).to(halves[0].den)[:, : halves[0].radius + 1]
+    box = problem.reference_box(parts[0].radius)
+    curves = half_curves(problem, settings, parts, box)
+    fsc = torch.stack([c.correlation for c in curves]).to(parts[0].den)[:, : parts[0].radius + 1]
     ssnr = trusted_ssnr(fsc, of_sum=problem.matched_to == "shared")
     resolutions = [resolution_at(c, settings.resolution_threshold) for c in curves]
-    box, pixel = problem.particles.box, problem.particles.pixel_size_angstrom
-    n_empty = 0
-    if problem.n_classes > 1:
-        sizes = class_sizes(problem, poses)
-        halves, ssnr = reseed_empty(halves, ssnr, sizes)
-        n_empty = len(empty_classes(sizes))
-    join = joined_shells(halves, settings, min(resolutions), pixel)
-    variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
-    references = torch.stack(
-        [
-            regularised(sums, settings, variance, ssnr * problem.share_compared)
-            for sums in compared_sums(problem, halves, parts, join)
-        ]
-    )
-    moved = None
-    if problem.dimensions == 2:
-        moved = centring_shift_px(references.mean(0))
-        for k, (x, y) in enumerate(moved.int().tolist()):
-            references[:, k] = references[:, k].roll((y, x), (-2, -1))
-    references = references * settings.reference_mask
-    if settings.focus_mask is not None and problem.n_classes > 1:
-        references = focused(references, settings.focus_mask, class_sizes(problem, poses))
+    pixel = problem.particles.pixel_size_angstrom
     mask = settings.fsc_mask
     chance = chance_correlation(
         len(curves[0].correlation),
@@ -88,7 +68,30 @@ def update_references(
     )
     evident = [evident_shell(c, chance, settings.resolution_threshold) for c in curves]
     shell = max(2.0, *evident)
-    radius = min(largest_radius(box), int(shell + max(2.0, 0.15 * shell)))
+    radius = min(problem.plane.radius, int(shell + max(2.0, 0.15 * shell)))
+    n_empty = 0
+    if problem.n_classes > 1:
+        sizes = class_sizes(problem, poses)
+        parts, ssnr = reseed_empty(parts, ssnr, sizes)
+        n_empty = len(empty_classes(sizes))
+    join = joined_radius(parts[0], settings, min(resolutions), pixel)
+    variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
+    folds = problem.folds_at(radius)
+    after = problem.with_reference_sets(2 * folds)
+    sets = 1 if problem.matched_to == "shared" else after.n_parts
+    shape = (sets, len(ssnr), *([box] * problem.dimensions))
+    references = parts[0].den.new_empty(shape)
+    for n, sums in enumerate(compared_sums(problem, parts, join, folds)):
+        references[n] = regularised(sums, settings, variance, ssnr * after.share_compared, box=box)
+    moved = None
+    if problem.dimensions == 2:
+        moved = centring_shift_px(references.mean(0))
+        for k, (x, y) in enumerate(moved.int().tolist()):
+            references[:, k] = references[:, k].roll((y, x), (-2, -1))
+    references *= resampled(settings.reference_mask, box)
+    if settings.focus_mask is not None and problem.n_classes > 1:
+        focus = resampled(settings.focus_mask, box)
+        references = focused(references, focus, class_sizes(problem, poses))
     full = problem.plane.radius + 1
     return Update(
         references=references,
@@ -110,46 +113,65 @@ def focused(
     return mean + focus.to(references) * (references - mean)
 
 
-def halves_of(problem: Problem, parts: list[Sums]) -> list[Sums]:
-    """The sums of both halves, from those of their folds."""
-    halves = []
-    for own in (parts[: problem.n_folds], parts[problem.n_folds :]):
-        whole = own[0]
-        for part in own[1:]:
-            whole = whole + part
-        halves.append(whole)
-    return halves
+def total(parts: list[Sums]) -> Sums:
+    """The sums of all parts; of a single one itself."""
+    if len(parts) == 1:
+        return parts[0]
+    num, den = parts[0].num + parts[1].num, parts[0].den + parts[1].den
+    for part in parts[2:]:
+        num += part.num
+        den += part.den
+    return replace(parts[0], num=num, den=den)
 
 
 def compared_sums(
-    problem: Problem, halves: list[Sums], parts: list[Sums], join: Bool[Tensor, "Z Y X"] | None
+    problem: Problem, parts: list[Sums], join: float | None, folds: int
 ) -> Iterator[Sums]:
     """The sums of each set of references: both halves together; each half; or each half without one
-    of its folds. On the shells to `join` they are the mean with the other half's."""
+    of its `folds`, of which there may be fewer than parts. Up to the radius `join` they are the
+    mean with the other half's. One at a time is held beside the parts."""
     if problem.matched_to == "shared":
-        yield halves[0] + halves[1]
+        yield total(parts)
         return
-    for p, part in enumerate(parts):
-        half, n = p // problem.n_folds, problem.n_folds
-        own = halves[half] if n == 1 else without(halves[half], part)
-        if join is not None:
-            other = halves[1 - half]
-            num = torch.where(join, (own.num + other.num) / 2, own.num)
-            own = replace(own, num=num, den=torch.where(join, (own.den + other.den) / 2, own.den))
+    n = problem.n_folds
+    centres = None
+    if join is not None:
+        middle, near = _middle(parts[0], join)
+        centres = [_sum_at(middle, half) for half in (parts[:n], parts[n:])]
+    for p in range(2 * folds):
+        half = p // folds
+        others = [half * n + q for q in range(n) if q % folds != p % folds or folds == 1]
+        own = total([parts[q] for q in others])
+        if centres is not None:
+            if len(others) == 1:  # it is a part itself
+                own = replace(own, num=own.num.clone(), den=own.den.clone())
+            for grid, other in zip((own.num, own.den), centres[1 - half], strict=True):
+                grid[middle] = torch.where(near, (grid[middle] + other) / 2, grid[middle])
         yield own
 
 
-def without(whole: Sums, part: Sums) -> Sums:
-    """The sums of all images but those of a part."""
-    return replace(whole, num=whole.num - part.num, den=(whole.den - part.den).clamp(min=0))
+def _middle(sums: Sums, radius: float) -> tuple[tuple[slice, ...], Bool[Tensor, "z y x"]]:
+    """The cube of cells around k = 0 that holds the shells up to a radius, and which of its cells
+    lie on them."""
+    centre = (sums.den.shape[2] - 1) // 2
+    reach = min(centre, PADDING * (int(radius) + 1))
+    rows = slice(centre - reach, centre + reach + 1)
+    z = rows if sums.dimensions == 3 else slice(None)
+    near = grid_shells(sums, rows)[z, :, : reach + 1] <= radius
+    return (slice(None), z, rows, slice(0, reach + 1)), near
 
 
-def joined_shells(
-    halves: list[Sums], settings: Settings, resolution_angstrom: float, pixel_size_angstrom: float
-) -> Bool[Tensor, "Z Y X"] | None:
-    """Where the halves are to be joined: on the shells below `join_halves_angstrom`, so that both
-    keep one orientation and hand (RELION); matched to each other, they would else change places in
-    every iteration.
+def _sum_at(middle: tuple[slice, ...], parts: list[Sums]) -> tuple[Tensor, Tensor]:
+    num, den = ([getattr(part, name)[middle] for part in parts] for name in ("num", "den"))
+    return torch.stack(num).sum(0), torch.stack(den).sum(0)
+
+
+def joined_radius(
+    sums: Sums, settings: Settings, resolution_angstrom: float, pixel_size_angstrom: float
+) -> float | None:
+    """Up to which shell the halves are to be joined: to `join_halves_angstrom`, so that both keep
+    one orientation and hand (RELION); matched to each other, they would else change places in every
+    iteration.
 
     Only once they agree beyond that resolution by themselves: joined halves agree on what is
     joined, whatever the images hold.
@@ -157,7 +179,7 @@ def joined_shells(
     limit = settings.join_halves_angstrom
     if limit is None or resolution_angstrom >= limit:
         return None
-    return grid_shells(halves[0]) <= halves[0].box * pixel_size_angstrom / limit
+    return sums.box * pixel_size_angstrom / limit
 
 
 def evident_shell(curve: Curve, chance: Float[Tensor, " S"], threshold: float) -> float:
@@ -186,20 +208,28 @@ def chance_correlation(
     return (3 * coefficients * share / operators).rsqrt().clamp(max=1)
 
 
-def half_curves(problem: Problem, settings: Settings, halves: list[Sums]) -> list[Curve]:
+def half_curves(problem: Problem, settings: Settings, parts: list[Sums], box: int) -> list[Curve]:
     """Correlation between the half maps (or half class averages) of each class inside the solvent
     mask. Where the sums stop early it is 0 beyond: there is nothing there but what the mask lets
     leak from within."""
-    first, second = (unregularised(s) for s in halves)
-    pixel, radius = problem.particles.pixel_size_angstrom, halves[0].radius
+    n, radius = problem.n_folds, parts[0].radius
+    first, second = (unregularised(total(half), box=box) for half in (parts[:n], parts[n:]))
+    pixel = problem.particles.pixel_size_angstrom
+    mask = None if settings.fsc_mask is None else resampled(settings.fsc_mask, box)
     curves = [
-        fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=settings.fsc_mask)
+        fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=mask)
         for a, b in zip(first, second, strict=True)
     ]
+    return [_up_to(curve, radius, problem) for curve in curves]
+
+
+def _up_to(curve: Curve, radius: int, problem: Problem) -> Curve:
+    """The curve on all shells that the images have, 0 beyond the radius."""
+    box = problem.particles.box
+    known = curve.correlation
     if radius < problem.plane.radius:
-        for curve in curves:
-            curve.correlation[radius + 1 :] = 0
-    return curves
+        known = torch.nn.functional.pad(known[: radius + 1], (0, box // 2 - radius))
+    return replace(curve, box=box, correlation=known)
 
 
 def centring_shift_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:
@@ -235,7 +265,7 @@ def reseed_empty(
     halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]
 ) -> tuple[list[Sums], Float[Tensor, "K S"]]:
     """The sums of both halves, in which a class that ran empty gets one half of the largest class,
-    which keeps the other half.
+    which keeps the other half. They are changed in place: there may be no room for copies.
 
     Two halves of one class show the same view with different noise: near enough to start from,
     different enough to part.
@@ -244,15 +274,14 @@ def reseed_empty(
     full = [
         k for k in torch.argsort(sizes, descending=True, stable=True).tolist() if k not in empty
     ]
-    if not empty:
-        return halves, ssnr
-    new, ssnr = [replace(h, num=h.num.clone(), den=h.den.clone()) for h in halves], ssnr.clone()
+    ssnr = ssnr.clone()
     for e, k in zip(empty, full, strict=False):  # one half of a class is given away once
-        for half in new:
-            half.num[e], half.den[e] = halves[0].num[k] / 2, halves[0].den[k] / 2
-            half.num[k], half.den[k] = halves[1].num[k] / 2, halves[1].den[k] / 2
+        for grids in ([half.num for half in halves], [half.den for half in halves]):
+            given, kept = (grid[k] / 2 for grid in grids)
+            for grid in grids:
+                grid[e], grid[k] = given, kept
         ssnr[e] = ssnr[k]
-    return new, ssnr
+    return halves, ssnr
 
 
 def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:
@@ -263,10 +292,17 @@ def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K
 
 
 def regularised(
-    sums: Sums, settings: Settings, noise_variance: Float[Tensor, "G S"], ssnr: Float[Tensor, "K S"]
+    sums: Sums,
+    settings: Settings,
+    noise_variance: Float[Tensor, "G S"],
+    ssnr: Float[Tensor, "K S"],
+    *,
+    box: int | None = None,
 ) -> Float[Tensor, "K *box"]:
     """`num / (k + den)` with k(s) = <den> / (T SSNR), or the constant that the user asked for."""
     if settings.wiener_constant is None:
-        return wiener_update(sums, ssnr_regulariser(sums, settings.tau_fudge * ssnr))
-    inverse_noise = (1 / noise_variance).mean(0)[: sums.radius + 1]
-    return wiener_update(sums, constant_regulariser(sums, settings.wiener_constant, inverse_noise))
+        constant = ssnr_regulariser(sums, settings.tau_fudge * ssnr)
+    else:
+        inverse_noise = (1 / noise_variance).mean(0)[: sums.radius + 1]
+        constant = constant_regulariser(sums, settings.wiener_constant, inverse_noise)
+    return wiener_update(sums, constant, box=box)

@@ -64,7 +64,8 @@ def split_start(
         curves=state.curves,
         statistics=tuple(one for one in kept if one is not None),
     )
-    sums = sum_at_significant_poses(problem, assign_hard, start)
+    plane = problem.plane_for(state.radius)
+    sums = sum_at_significant_poses(problem, assign_hard, start, plane=plane)
     variance = noise_variance(start)
     update = update_references(problem, settings, variance, start.poses, sums)
     return replace(

@@ -121,7 +121,10 @@ def random_maps(
     )
     classes = torch.randint(problem.n_classes, (n,), generator=generator)
     poses = known_poses(random_rotations(n, generator), torch.zeros(n, 2), classes)
-    first, second = sum_at_poses(replace(problem, half=half), poses, noise_variance)
+    # two shells more than are kept, whose samples reach the cells of the last
+    reach = min(schedule.radius[0] + 2, problem.plane.radius)
+    plane = half_plane(problem.particles.box, reach, problem.device)
+    first, second = sum_at_poses(replace(problem, half=half), poses, noise_variance, plane=plane)
     return _as_a_map(_quotient(first + second, schedule, schedule.radius[0]), settings, schedule)[
         None
     ]

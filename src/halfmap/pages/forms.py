@@ -144,7 +144,7 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     Raises:
         InputError: no such particles.
     """
-    from halfmap.commands._setup import memory_needed
+    from halfmap.engine.memory import JobSize
     from halfmap.particles import load_particles
     from halfmap.workspace.machine import physical_memory_bytes
 
@@ -157,9 +157,11 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     classes = int(values.get("classes") or 1)
     options = {one.name: one.default for one in options_of(command_signature(name))}
     folds = int(values.get("folds") or options.get("folds") or 1)
-    fixed, per_image = memory_needed(particles.box, dimensions, classes, folds=folds)
+    symmetric = str(values.get("symmetry") or "C1").upper() != "C1"
+    maps = name not in ("class2d", "abinitio")
+    size = JobSize(particles.box, dimensions, classes, folds, symmetric, makes_final_maps=maps)
     return {
-        "bytes": fixed + 64 * per_image,
+        "bytes": size.least_bytes(64),
         "machine_bytes": physical_memory_bytes(),
         "particles": len(particles),
         "box": particles.box,

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from halfmap import kernels
 from halfmap.fourier import HalfPlane
+from halfmap.gridding import PADDING
 from halfmap.likelihood import CORRELATION, ImageTerms, Score
-from halfmap.projection import PADDING, FourierReferences
+from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
 OPTIMISM = 3.0  # far from its optimum an image gains more than the quadratic model promises
