@@ -162,7 +162,7 @@ def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so(monkeypatch)
 def test_folds_are_given_up_when_resolution_grows_beyond_the_memory(noise):
     """What four folds need on few shells is not enough for them on many; each fold of two is two of
     the four, and the next iteration goes on with it."""
-    problem = replace(_problem(noise, 4), batch_size=1)
+    problem = _problem(noise, 4)
     size = problem.job_size
     limit = (size.iteration_bytes(3) + size.iteration_bytes(problem.plane.radius)) // 2
     tight = replace(problem, memory_bytes=limit)
