@@ -164,7 +164,11 @@ def test_folds_are_given_up_when_resolution_grows_beyond_the_memory(noise):
     the four, and the next iteration goes on with it."""
     problem = _problem(noise, 4)
     size = problem.job_size
-    limit = (size.iteration_bytes(3) + size.iteration_bytes(problem.plane.radius)) // 2
+    limits = [
+        size.iteration_bytes(r) + 64 * size.image_bytes(size.summed_radius(r))
+        for r in (3, problem.plane.radius)
+    ]
+    limit = sum(limits) // 2
     tight = replace(problem, memory_bytes=limit)
     assert problem.folds_at(problem.plane.radius) == 4
     assert tight.folds_at(3) == 4
