@@ -2,6 +2,7 @@
 
     python benchmarks/run.py             all of them (make benchmarks); about two hours
     python benchmarks/run.py trpv1 estep some of them
+    python benchmarks/run.py --share 0.05 yardstick_in_full trpv1_in_full   a twentieth of hours
     python benchmarks/run.py --list      what there is
     python benchmarks/run.py --table     only write the pages again from benchmarks/results
 
@@ -31,6 +32,7 @@ import real_data
 import refine_simulated
 import relion_beside
 import scaling
+import sizes
 import stages
 import symmetry_finding
 from common import Skip, keep
@@ -59,6 +61,10 @@ ALL = {
         branch_and_bound.branch_and_bound,
         scaling.yardstick,
         scaling.cost_growth,
+        sizes.sizes,
+        sizes.symmetry,
+        sizes.yardstick_in_full,
+        sizes.trpv1_in_full,
         many_processes.many_processes,
         stages.stages,
         estep.estep,
@@ -87,7 +93,11 @@ def main() -> int:
     )
     parser.add_argument("--list", action="store_true", help="name them and stop")
     parser.add_argument("--table", action="store_true", help="only write the pages again")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the particles of the two sets in full"
+    )
     options = parser.parse_args()
+    sizes.SHARE = options.share
     if unknown := [name for name in options.names if name not in ALL]:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(ALL)}")
     if options.list:

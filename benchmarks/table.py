@@ -41,6 +41,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "search": ("Search and accuracy", ("branch_and_bound", "accuracy", "gallery")),
     "cost": ("Cost, stage by stage", ("yardstick", "cost_growth", "stages", "estep")),
+    "sizes": ("Real sizes", ("sizes", "symmetry", "yardstick_in_full", "trpv1_in_full")),
     "processes": ("Many processes", ("many_processes",)),
     "known_poses": (
         "CTF refinement, small parts and symmetry mates at known poses",
