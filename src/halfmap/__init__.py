@@ -18,6 +18,7 @@ _COMMANDS = (
     "fsc",
     "info",
     "join",
+    "localres",
     "mask",
     "orientations",
     "postprocess",

@@ -57,6 +57,7 @@ FLAGS = {
     "--junk --overwrite --quiet",
     "project": "--particles --out --ctf --data-dir --threads --overwrite",
     "fsc": "--mask --diameter --out --seed --overwrite",
+    "localres": "--out --mask --window --b-factor --overwrite --quiet",
     "orientations": "--out --particles --symmetry --mask --overwrite --quiet",
     "mask": "--out --threshold --lowpass --parts --extend --soft-edge --combine --like "
     "--atom-radius --centred --overwrite",
@@ -75,6 +76,7 @@ POSITIONAL = {
     "fsc": ["map1", "map2"],
     "mask": ["source"],
     "postprocess": ["source"],
+    "localres": ["source"],
     "orientations": ["source"],
     "select": ["source"],
     "convert": ["source", "out"],

@@ -30,6 +30,7 @@ PANELS = {
         "mask",
         "postprocess",
         "orientations",
+        "localres",
         "symmetry",
         "volume",
     ),
