@@ -1,15 +1,18 @@
 """The image model that is learnt, `X_i = s_g C_i S_t R + nu_i N`, and images prepared by it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from halfmap.engine.box_edges import SEEN_PX, have_seams
 from halfmap.engine.preprocessing import Batch, load_batch
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane
+from halfmap.likelihood import ImageTerms
 
 if TYPE_CHECKING:
     from halfmap.engine.problem import Problem
@@ -49,6 +52,28 @@ def noise_variance(state: State) -> Float[Tensor, "G S"]:
     if spectra is None:
         raise InputError("state: expected noise spectra in it, found none; see initial_noise")
     return spectra.variance
+
+
+def whole_images_at(
+    problem: "Problem",
+    state: State,
+    batch: Batch,
+    plane: HalfPlane,
+    shift_px: Float[Tensor, "B 2"],
+) -> ImageTerms:
+    """The terms of the M-step of images that were found at another place than they were loaded
+    for: read again, where a seam of their box lies inside the circle here or lay there."""
+    box, radius_px = plane.box, problem.images.mask_radius_px
+    before = state.poses.shift_px[batch.index.cpu()].to(shift_px.device)
+    moved = (shift_px - before).abs().amax(dim=1) > SEEN_PX
+    seams = have_seams(shift_px, box, radius_px) | have_seams(before, box, radius_px)
+    rows = torch.nonzero(moved & seams)[:, 0]
+    if not len(rows):
+        return batch.whole
+    again = load_images(
+        problem, state, batch.index[rows].cpu(), plane, radius=1, centre=shift_px[rows]
+    )
+    return replace(batch.whole, data=batch.whole.data.index_copy(0, rows, again.whole.data))
 
 
 def load_images(

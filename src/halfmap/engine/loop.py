@@ -233,8 +233,7 @@ def sum_at_significant_poses(
         weights = assign(candidates.select_images(index).to(problem.device))
         if only_class is not None:
             weights = weights_of_class(weights, only_class)
-        unmoved = torch.zeros(len(index), 2)  # the mask is for scores alone
-        batch = load_images(problem, state, index, plane, radius=1, centre=unmoved)
+        batch = load_images(problem, state, index, plane, radius=1)
         return slice_terms(batch.whole, weights, plane), weights
 
     taking_part = problem.half

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.engine.accumulation import expected_images, slice_terms
-from halfmap.engine.image_model import load_images
+from halfmap.engine.image_model import load_images, whole_images_at
 from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import Residuals, residuals
@@ -137,7 +137,14 @@ def _whole_images(iteration: Iteration, index: Int[Tensor, " B"]) -> Batch:
 
 
 def _weighted_images(weighed: WeighedBatch) -> ImageTerms:
-    return slice_terms(weighed.batch.whole, weighed.weights, weighed.iteration.plane)
+    iteration, batch, weights = weighed.iteration, weighed.batch, weighed.weights
+    mean_shift_px = torch.zeros(len(batch.index), 2, device=weights.shift_px.device).index_add_(
+        0, weights.image, weights.weight[:, None] * weights.shift_px
+    )
+    whole = whole_images_at(
+        iteration.problem, iteration.state, batch, iteration.plane, mean_shift_px
+    )
+    return slice_terms(whole, weights, iteration.plane)
 
 
 @dataclass(frozen=True, kw_only=True)

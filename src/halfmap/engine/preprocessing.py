@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
+from halfmap.engine.box_edges import have_seams, without_seams
 from halfmap.engine.ramps import background_mask, remove_planes
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
@@ -173,7 +174,8 @@ def load_batch(
     )
     frequencies = plane.frequencies(particles.pixel_size_angstrom)
     optics = particles.transfer_at(rows, *frequencies, use_ctf=settings.use_ctf)
-    transforms, masked = optics.correct_phases(transforms), optics.correct_phases(masked)
+    summed = _without_seams(images, transforms, shift_px, plane, settings.mask_radius_px)
+    transforms, masked, summed = map(optics.correct_phases, (transforms, masked, summed))
     transfer, premultiplied = optics.ctf, optics.premultiplied.to(torch.float32)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
     by_group = noise_variance[:, plane.shell]
@@ -188,7 +190,7 @@ def load_batch(
     scored = image_terms(
         masked, transfer[:, :n], beside, premultiplied=premultiplied, with_mean=False
     )
-    whole = image_terms(transforms, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
+    whole = image_terms(summed, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
     if scale is not None:
         for terms in (scored, whole):
             terms.data.mul_(scale.to(device)[:, None])
@@ -215,6 +217,22 @@ def _noise_share(coverage: np.ndarray | None, optics: Transfer) -> Float[Tensor,
         return None if optics.seen is None else optics.seen.to(optics.ctf)
     share = torch.from_numpy(coverage).to(optics.ctf)[:, None]
     return share.expand_as(optics.ctf) if optics.seen is None else share * optics.seen
+
+
+def _without_seams(
+    images: Float[Tensor, "B N N"],
+    transforms: Complex[Tensor, "B J"],
+    shift_px: Float[Tensor, "B 2"],
+    plane: HalfPlane,
+    radius_px: float,
+) -> Complex[Tensor, "B J"]:
+    """The transforms, those of images that leave their box without what would come in again."""
+    seams = have_seams(shift_px, plane.box, radius_px)
+    if not bool(seams.any()):
+        return transforms
+    mended = transforms.clone()
+    mended[seams] = fourier_transform(without_seams(images[seams], shift_px[seams]), plane)
+    return mended
 
 
 def batches(index: Int[Tensor, " N"], size: int) -> Iterator[Int[Tensor, " B"]]:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from halfmap.engine.box_edges import have_seams, without_seams
 from halfmap.engine.image_model import noise_variance
 from halfmap.engine.method import Iteration, Update
 from halfmap.engine.problem import Problem
@@ -86,8 +87,7 @@ def update_references(
     moved = None
     if problem.dimensions == 2:
         moved = centring_shift_px(references.mean(0))
-        for k, (x, y) in enumerate(moved.int().tolist()):
-            references[:, k] = references[:, k].roll((y, x), (-2, -1))
+        references = moved_images(references, moved.int(), problem.specimen.radius_px)
     references *= resampled(settings.reference_mask, box)
     if settings.focus_mask is not None and problem.n_classes > 1:
         focus = resampled(settings.focus_mask, box)
@@ -249,6 +249,23 @@ def centring_shift_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:
         / mass[:, None]
     )
     return -centre.trunc().cpu()
+
+
+def moved_images(
+    references: Float[Tensor, "H K N N"], shift_px: Int[Tensor, "K 2"], radius_px: float
+) -> Float[Tensor, "H K N N"]:
+    """Class images moved by whole pixels (x, y); what would come in at the other side, and inside
+    the circle, is 0."""
+    box = references.shape[-1]
+    moved = references.clone()
+    seams = have_seams(shift_px.float(), box, radius_px).tolist()
+    for k, (x, y) in enumerate(shift_px.tolist()):
+        images = references[:, k]
+        if seams[k]:
+            by = shift_px[k].to(references).expand(len(images), 2)
+            images = without_seams(images, by)
+        moved[:, k] = images.roll((y, x), (-2, -1))
+    return moved
 
 
 def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:
