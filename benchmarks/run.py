@@ -20,6 +20,7 @@ import accuracy
 import branch_and_bound
 import classes2d
 import classes3d
+import dirty
 import estep
 import from_nothing
 import gallery
@@ -51,6 +52,11 @@ ALL = {
         classes2d.mixture_2d,
         classes3d.ribo_mix_3d,
         classes3d.phantom_mix_3d,
+        dirty.dirty_2d,
+        dirty.dirty_abinitio,
+        dirty.dirty_class3d,
+        dirty.dirty_refine,
+        dirty.dirty_relion,
         from_nothing.abinitio_trpv1_c4,
         from_nothing.abinitio_trpv1_c1,
         from_nothing.abinitio_trpv1_c1_longer,

@@ -27,6 +27,10 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
             "phantom_mix_3d",
         ),
     ),
+    "dirty": (
+        "Dirty images",
+        ("dirty_2d", "dirty_relion", "dirty_abinitio", "dirty_class3d", "dirty_refine"),
+    ),
     "ab_initio": (
         "Maps from nothing",
         (
