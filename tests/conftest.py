@@ -2,7 +2,6 @@
 is found or skipped."""
 
 import os
-import pkgutil
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
@@ -13,40 +12,18 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-SOURCE = Path(__file__).parents[1] / "src" / "halfmap"
+from package_walk import checked_modules, is_unchecked
+
 SHARED_DATA = Path(
     os.environ.get("HALFMAP_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")
 )
-# what cannot be hooked: numba compiles the kernels from their own source; typer reads the
-# annotations of the command line's functions
-UNCHECKED = ("halfmap.kernels.cpu", "halfmap.cli")
-
-
-def package_modules() -> list[str]:
-    """Every module of the package, found by walking its folders; nothing is imported."""
-    found, folders = [], [("halfmap.", SOURCE)]
-    for prefix, folder in folders:  # grows while it is walked
-        for module in pkgutil.iter_modules([str(folder)], prefix):
-            found.append(module.name)
-            if module.ispkg:
-                folders.append((f"{module.name}.", folder / module.name.rsplit(".", 1)[1]))
-    return sorted(found)
-
-
-def checked_modules() -> list[str]:
-    """Those whose shapes are checked: all but `UNCHECKED` and what lies in it."""
-    return [name for name in package_modules() if not _is_unchecked(name)]
-
-
-def _is_unchecked(name: str) -> bool:
-    return any(name == skipped or name.startswith(f"{skipped}.") for skipped in UNCHECKED)
 
 
 class _Unchecked(MetaPathFinder):
     """Finds the modules of `UNCHECKED` before the hook, which takes a package for all under it."""
 
     def find_spec(self, fullname, path=None, target=None):
-        return PathFinder.find_spec(fullname, path, target) if _is_unchecked(fullname) else None
+        return PathFinder.find_spec(fullname, path, target) if is_unchecked(fullname) else None
 
 
 os.environ.setdefault("HALFMAP_STRICT_PICTURES", "1")  # a picture that fails, fails its test

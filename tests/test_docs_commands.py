@@ -24,7 +24,14 @@ SMALLER = {
 }
 ITERATING = ("class2d", "class3d", "abinitio", "refine")
 NOT_HERE = ("web",)
-FLOWS = ("first_map.md", "README.md", "from_cryosparc.md", "restore.md", "many_machines.md")
+FLOWS = (
+    "first_map.md",
+    "README.md",
+    "from_cryosparc.md",
+    "restore.md",
+    "many_machines.md",
+    "maps_and_particles.md",
+)
 
 
 def smaller(words: list[str]) -> list[str]:

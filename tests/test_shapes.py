@@ -9,9 +9,9 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from conftest import SOURCE, UNCHECKED, checked_modules, package_modules
 from halfmap.alignment import Alignment
 from halfmap.restoration import divide
+from package_walk import SOURCE, UNCHECKED, checked_modules, package_modules
 
 # what takes arrays refuses shapes itself (test_arrays): these are functions that do not
 UNMOVED = Alignment(torch.eye(3), torch.zeros(3), False, 1.0)

@@ -17,6 +17,7 @@ BOX, N = 24, 48
 REFERENCE = ("--reference", "sim/truth_1.mrc", "--symmetry", "C4")
 PARTICLES = ("--particles", "sim/particles.star")
 MASKED = r"FSC 0\.143, mask-corrected, sphere of \d+ A"
+BY_MASK = r"FSC 0\.143, mask-corrected, mask mask\.mrc"
 ANGSTROM = r"\d+\.\d+ A"
 
 
@@ -101,7 +102,7 @@ def test_refine_and_what_it_says_of_its_resolution(work: Path) -> None:
         limit=2,
     )
     assert re.fullmatch(
-        rf"refine: {ANGSTROM} \({MASKED}; unmasked {ANGSTROM}\), {N} particles, "
+        rf"refine: {ANGSTROM} \({BY_MASK}; unmasked {ANGSTROM}\), {N} particles, "
         r"stopped at the limit of 2 iterations: r/map\.mrc",
         screen.last,
     )

@@ -251,12 +251,6 @@ def test_a_bare_stack_without_pixel_size(capsys: pytest.CaptureFixture[str]) -> 
         "--pixel-size",
         capsys=capsys,
     )
-    refused(
-        f"{JOBS['class2d']} --particles p.star --pixel-size 4",
-        "p.star",
-        "--pixel-size",
-        capsys=capsys,
-    )
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,20 @@ FLAGS = {
     "--share --seed",
     "convert": "--passthrough --relion --data-dir --overwrite",
     "resume": "--device --threads --memory --quiet",
+    "ctfrefine": "--particles --out --symmetry --defocus --astigmatism --beam-tilt "
+    "--trefoil --spherical-aberration --tetrafoil --magnification "
+    "--defocus-range --rounds --diameter --mask --folds --data-dir --seed "
+    "--device --threads --memory --overwrite --quiet",
+    "expand": "--particles --symmetry --out --data-dir --seed --overwrite",
+    "join": "--out --data-dir --overwrite",
+    "stack": "--particles --out --box --downsample --pixel-size --normalise "
+    "--diameter --float16 --split --data-dir --threads --overwrite",
+    "subtract": "--out --mask --reference --box --recentre --diameter --ctf --revert "
+    "--data-dir --threads --overwrite",
+    "symmetry": "--out --symmetry --particles --resolution --diameter --data-dir --overwrite",
+    "volume": "--out --pixel-size --like --flip-hand --centre --box --align-to "
+    "--either-hand --symmetry --lowpass --highpass --bfactor --normalise "
+    "--difference --mask --diameter --particles --data-dir --overwrite",
     "web": "--port --host --token --root-path --host-name --read-only",
 }
 POSITIONAL = {
@@ -81,6 +95,10 @@ POSITIONAL = {
     "select": ["source"],
     "convert": ["source", "out"],
     "resume": ["folder"],
+    "join": ["files"],
+    "subtract": ["source"],
+    "symmetry": ["map"],
+    "volume": ["map"],
     "web": ["folder"],
 }
 COMMANDS = sorted(halfmap._COMMANDS)
@@ -111,7 +129,7 @@ def typed(given: dict[str, Any], options: tuple[NamedOption, ...]) -> list[str]:
 
 def required(options: tuple[NamedOption, ...]) -> dict[str, Any]:
     """Some value that may be, for each option that must be given."""
-    usual = {Path: "nowhere", int: 7, float: 1.0}
+    usual = {Path: "nowhere", int: 7, float: 1.0, str: "C2"}
     needed = [one for one in options if one.required]
     return {one.name: one.choices[0] if one.choices else usual[one.kind] for one in needed}
 

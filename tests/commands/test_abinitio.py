@@ -238,7 +238,6 @@ def test_bad_options_are_refused_in_one_line(few, tmp_path):
         ({"classes": 30}, "--classes"),
         ({"initial_lowpass_angstrom": 20, "final_lowpass_angstrom": 30}, "--final-lowpass 30"),
         ({"initial_lowpass_angstrom": -1}, "--initial-lowpass"),
-        ({"pixel_size_angstrom": 2.0}, "--pixel-size"),
     ):
         with pytest.raises(InputError, match=told):
             halfmap.abinitio(few, tmp_path / "job", **{**QUICK, **options})

@@ -356,7 +356,7 @@ def _refused(data: Path, reference: list[Path], out: Path, message: str, **optio
         ({"symmetry": "banana"}, "banana"),
         ({"iterations": 0}, "--iterations 0"),
         ({"initial_lowpass_angstrom": float("nan")}, "--initial-lowpass nan"),
-        ({"local": True}, "--local.*no rlnAngleRot"),
+        ({"local": True}, r"no poses \(rlnAngleRot.*--local"),
         ({"memory": 1000}, "--memory"),
         ({"seed": -1}, "--seed -1"),
     ],

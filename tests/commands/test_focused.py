@@ -8,7 +8,7 @@ import torch
 
 import halfmap
 from halfmap.errors import InputError
-from halfmap.io.mrc import read_map, write_map
+from halfmap.io.mrc import write_map
 from halfmap.masks import soft_sphere
 from halfmap.methods.reference_update import focused
 from halfmap.particles import load_particles
@@ -97,17 +97,4 @@ def test_poses_must_be_there_to_be_kept(scene):
     with pytest.raises(InputError, match=r"--no-alignment keeps given poses"):
         halfmap.class3d(
             scene / "sim/particles.star", scene / "whole.mrc", scene / "refused", **OPTIONS
-        )
-
-
-def test_a_focus_mask_of_another_box_is_refused(scene):
-    wrong, _ = read_map(scene / "focus.mrc")
-    write_map(scene / "small.mrc", wrong[4:-4, 4:-4, 4:-4], PIXEL)
-    with pytest.raises(InputError, match="small"):
-        halfmap.class3d(
-            scene / "sim/truth.star",
-            scene / "whole.mrc",
-            scene / "refused",
-            focus_mask=scene / "small.mrc",
-            **OPTIONS,
         )

@@ -422,7 +422,7 @@ def test_particles_without_ctf_are_refused_unless_told(data, tmp_path):
         ({"device": "abacus"}, "--device abacus"),
         ({"threads": 0}, "--threads 0"),
         ({"memory": 1000}, "--memory"),
-        ({"local": True}, "--local.*no rlnAngleRot"),
+        ({"local": True}, r"no poses \(rlnAngleRot.*--local"),
         ({"search": "guess"}, "--search guess: expected one of adaptive, branch-and-bound"),
         ({"search": "branch-and-bound", "local": True}, "--search branch-and-bound.*--local"),
     ],

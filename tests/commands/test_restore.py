@@ -406,12 +406,14 @@ def test_a_job_restores_turned_and_shifted_views_together(
         tmp_path / "particles.star", method=method, out=tmp_path / "job", constant=1.0, quiet=True
     )
     assert (result.images, result.set_aside) == (79, 1)
-    restored = torch.from_numpy(open_stack(tmp_path / "job" / "restored.mrcs").data[0].copy())
+    restored = torch.from_numpy(
+        open_stack(tmp_path / "job" / "restored.mrcs").read(np.arange(1))[0]
+    )
     assert (
         _correlation(restored, truth) > {"wiener-stack": 0.94, "wiener-ssnr": 0.97}[method]
     )  # known SSNR keeps the noise out
     halves = [
-        torch.from_numpy(open_stack(tmp_path / "job" / f"half{i}.mrcs").data[0].copy())
+        torch.from_numpy(open_stack(tmp_path / "job" / f"half{i}.mrcs").read(np.arange(1))[0])
         for i in (1, 2)
     ]
     assert result.curve is not None
@@ -558,7 +560,8 @@ def test_images_without_poses_are_taken_as_aligned(tmp_path) -> None:
     restore(tmp_path / "particles.star", method="wiener-stack", out=tmp_path / "job", quiet=True)
     assert (
         _correlation(
-            torch.from_numpy(open_stack(tmp_path / "job" / "restored.mrcs").data[0].copy()), truth
+            torch.from_numpy(open_stack(tmp_path / "job" / "restored.mrcs").read(np.arange(1))[0]),
+            truth,
         )
         > 0.97
     )

@@ -231,7 +231,8 @@ def _changed(folder: Path, out: Path, change: Change, *, intensity: bool) -> Pro
     text = (folder / "particles.star").read_text()
     name = next(word for word in text.split() if word.endswith(".mrcs")).split("@")[1]
     out.mkdir(exist_ok=True)
-    images = np.array(open_stack(folder / name).data, np.float32)
+    stack = open_stack(folder / name)
+    images = stack.read(np.arange(len(stack)))
     with StackWriter(out / name, PIXEL) as stack:
         stack.append(change(images))
     (out / "particles.star").write_text(text)

@@ -67,7 +67,7 @@ for column, (situation, (image, references)) in enumerate(situations.items()):
         winners[name, situation] = best = int(values.argmax())
         axes, colours = table[row, column], ["lightgrey"] * 3
         colours[best] = "seagreen" if best == 0 else "firebrick"
-        axes.bar(["R1", "R2", "R3"], values - values.min(), color=colours)
+        axes.bar(["R1", "R2", "R3"], (values - values.min()).numpy(), color=colours)
         axes.set(yticks=[], ylabel=name if column == 0 else "")
         axes.set_title(situation if row == 0 else "", fontsize=9)
 plt.show()

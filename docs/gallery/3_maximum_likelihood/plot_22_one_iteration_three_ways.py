@@ -77,14 +77,14 @@ def sgd(v, n):
 start = lowpass(volume, 80.0, PIXEL, dimensions=3)
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 maps, agreement = [start], {}
-for method in (frealign, relion, sgd):
-    v, agreement[method.__name__] = start, []
+for name, method in {"FREALIGN": frealign, "RELION": relion, "SGD": sgd}.items():
+    v, agreement[name] = start, []
     for n in range(ITERATIONS):
         v = method(v, n)
         curve = fourier_shell_correlation(v, volume, pixel_size_angstrom=PIXEL)
-        agreement[method.__name__].append(float(curve.correlation[1 : RADIUS + 1].mean()))
+        agreement[name].append(float(curve.correlation[1 : RADIUS + 1].mean()))
     maps.append(v)
-    axes.plot(range(1, ITERATIONS + 1), agreement[method.__name__], "o-", label=method.__name__)
+    axes.plot(range(1, ITERATIONS + 1), agreement[name], "o-", label=name)
 axes.set(xlabel="iteration", ylabel=f"mean FSC with the truth to {BOX * PIXEL / RADIUS:.0f} Å")
 axes.legend()
 titles = ["start, 80 Å", *agreement, "truth"]
