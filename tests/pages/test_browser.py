@@ -188,7 +188,8 @@ def test_clicking_classes_writes_the_right_particles(visit, jobs) -> None:
     page.get_by_text("Look at ten").click()
     until(page, "document.querySelector('.strip').naturalWidth > 0")
     page.get_by_label("Name of the STAR to write").fill("by_hand.star")
-    page.get_by_text("Write STAR").click()
+    with page.expect_response(lambda answer: "api/job?id=by_hand" in answer.url):
+        page.get_by_text("Write STAR").click()  # and the page of the selection is asked for
     wait(lambda: (jobs / "by_hand.star.json").exists())
     halfmap.select(jobs / "classes", jobs / "by_shell.star", classes=[1, 4])
     assert (jobs / "by_hand.star").read_bytes() == (jobs / "by_shell.star").read_bytes()
