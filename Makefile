@@ -33,11 +33,14 @@ check: install
 browser:
 	-scripts/install_browser.sh
 
+# one process a core, of one thread each; a file's tests share their fixtures, and one process
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
+
 test: check browser
-	$(BIN)/pytest -m "not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 test-all: check browser
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
 
 benchmarks: install
 	$(BIN)/python benchmarks/run.py
