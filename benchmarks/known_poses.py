@@ -13,6 +13,7 @@ import halfmap
 import relion
 from common import DATA, HALFMAP, Report, job_folder, run, third_party
 from halfmap.ctf_parameters import CTFParameters
+from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from truth import adjusted_rand_index
@@ -24,7 +25,7 @@ def ctfrefine() -> Report:
     """Errors put into the transfer functions of an antibody (1hzh, 150 pixels of 1.3 A, 1,500
     images, SNR 0.05, micrographs of 30): defocus 300 A rms by particle, astigmatism 280 A rms by
     micrograph, a beam tilt of 0.6, -0.4 mrad; refined at the true poses. RELION 3.1 has the same
-    images, half maps and mask. Goals: defocus to 100 A (median), tilt to 0.05 mrad, and the FSC to
+    images and the half maps of the spoiled set. Goals: defocus to 100 A (median), tilt to 0.05 mrad, and the FSC to
     truth within a shell of the clean set's."""
     report, folder = Report(), DATA / "antibody"
     if not (folder / "truth.star").exists():
@@ -88,15 +89,15 @@ def _reconstructed(report: Report, places: dict[str, Path], name: str, common: l
 
 
 def _by_relion(report: Report, star: Path) -> tuple[Path, object]:
-    """The STAR that `relion_ctf_refine` writes, and what it cost; half maps, mask and FSC are those
-    of the spoiled set."""
-    maps, mask = job_folder("ctfrefine_spoiled"), job_folder("ctfrefine_mask.mrc")
-    made = [HALFMAP, "mask", maps / "map.mrc", "--out", mask, "--overwrite"]
-    run(report, made, log="ctfrefine_mask")
+    """The STAR that `relion_ctf_refine` writes, and what it cost; half maps and FSC are those of the
+    spoiled set, the mask a sphere, for the antibody fills its box."""
+    maps, mask = job_folder("ctfrefine_spoiled"), job_folder("ctfrefine_sphere.mrc")
+    sphere = soft_sphere(150, radius_px=70, edge_px=4).numpy()
+    halfmap.write_map(mask, sphere, 1.3)
     out = job_folder("ctfrefine_relion")
     out.mkdir(exist_ok=True)
     halves = [maps / "half1.mrc", maps / "half2.mrc"]
-    fsc = ["--i", halves[0], "--i2", halves[1], "--mask", mask, "--angpix", "1.3", "--auto_bfac"]
+    fsc = ["--i", halves[0], "--i2", halves[1], "--mask", mask, "--angpix", "1.3"]
     run(report, ["relion_postprocess", *fsc, "--o", out / "post"], log="ctfrefine_post")
     command = ["relion_ctf_refine", "--i", star, "--f", out / "post.star", "--o", out]
     command += ["--m1", halves[0], "--m2", halves[1], "--mask", mask]
