@@ -115,8 +115,7 @@ def demo(
     _look(refined)
     _step("")
     _step(
-        f"{refined}/half1.mrc and half2.mrc are ready for postprocessing. halfmap info {refined} "
-        "tells the rest."
+        f"{refined}/map_sharpened.mrc is the map to look at. halfmap info {refined} tells the rest."
     )
     return DemoResult(folder)
 
