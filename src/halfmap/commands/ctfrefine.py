@@ -29,14 +29,12 @@ from halfmap.commands._options import (
     Symmetry,
     Threads,
 )
+from halfmap.commands._volumes import first_state
 from halfmap.ctf_parameters import CTFParameters
-from halfmap.distributed import broadcast_object, is_first
-from halfmap.engine.image_model import NoiseSpectra
+from halfmap.distributed import is_first
 from halfmap.engine.problem import Problem
-from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
 from halfmap.errors import InputError
-from halfmap.fourier import largest_radius
 from halfmap.methods.aberration_fit import TETRAFOIL, TREFOIL, mean_defocus
 from halfmap.methods.ctf_refinement import Step, Wanted, passes, refine_ctf
 from halfmap.methods.settings import Settings
@@ -186,30 +184,11 @@ def _opened(data: Particles, run: OpenJob, arguments: Mapping[str, Any]) -> Open
     settings = Settings(
         SearchSettings(problem.specimen), THRESHOLD, reference_mask=solvent, fsc_mask=solvent
     )
-    return Opened(problem, settings, _first_state(problem))
-
-
-def _first_state(problem: Problem) -> State:
-    """The file's poses and noise from the images' power; no map yet."""
-    data, box = problem.particles, problem.particles.box
-    noise = broadcast_object(
-        initial_noise(
-            data,
-            problem.used,
-            problem.plane,
-            problem.n_groups,
-            problem.images,
-            batch_size=problem.batch_size,
-        )
-    )
-    return State(
-        iteration=0,
-        references=torch.zeros(problem.n_parts, 1, box, box, box),
-        poses=_inputs.poses_of(data).in_one_class(),
-        radius=largest_radius(box),
-        curves=torch.zeros(1, problem.plane.radius + 1),
-        statistics=(NoiseSpectra(noise.cpu()),),
-    )
+    box, pixel = data.box, data.pixel_size_angstrom
+    no_maps = torch.zeros(
+        problem.n_parts, 1, box, box, box
+    )  # the first pass makes them, to Nyquist
+    return Opened(problem, settings, first_state(problem, no_maps, 2 * pixel))
 
 
 def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tuple[str, ...]:

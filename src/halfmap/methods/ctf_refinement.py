@@ -22,12 +22,11 @@ import torch
 
 from halfmap.ctf_parameters import CTFParameters
 from halfmap.engine.loop import iterate
-from halfmap.engine.method import Method, Search, Statistic
+from halfmap.engine.method import Iteration, Method, Statistic, Update
 from halfmap.engine.noise import NoiseStatistic
 from halfmap.engine.posterior_weights import assign_hard
-from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
-from halfmap.engine.state import Candidates, Poses, State, as_candidates
+from halfmap.engine.state import Poses, State
 from halfmap.fourier import half_plane
 from halfmap.methods.aberration_fit import (
     mean_defocus,
@@ -49,8 +48,9 @@ from halfmap.methods.ctf_statistics import (
 )
 from halfmap.methods.defocus import micrograph_defocus, posterior_defocus
 from halfmap.methods.reference_update import map_update
+from halfmap.methods.search_schedule import at_present_poses
 from halfmap.methods.settings import Settings
-from halfmap.projection import FourierReferences
+from halfmap.projection import Sums
 
 Advance = Callable[[int], None]
 Kept = TypeVar("Kept")
@@ -87,8 +87,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Step:
-    """After a stage: the problem with the new transfer functions, the state with the new shifts,
-    and the micrograph of each particle."""
+    """After a stage: the problem with the new transfer functions, the state with the new shifts."""
 
     round: int
     stage: str
@@ -193,20 +192,19 @@ def one_pass(
     statistics: tuple[Statistic[Any], ...],
     advance: Advance = lambda n: None,
 ) -> State:
-    """The state after one pass over all images at their poses: maps and noise are new, and what the
-    statistics have summed is in it."""
+    """The state after one pass over all images at their poses: with new maps and noise or, with
+    statistics, with what these have summed against the maps there are."""
     method = Method(
-        prepare=_search_nothing,
+        prepare=at_present_poses,
         assign=assign_hard,
-        update=partial(map_update, settings),
+        update=_same_maps if statistics else partial(map_update, settings),
         converged=lambda state: True,
-        statistics=(NoiseStatistic(), *statistics),
+        statistics=statistics or (NoiseStatistic(),),
     )
     return iterate(problem, method, state, advance=advance)[0]
 
 
-def _search_nothing(references: FourierReferences, state: State) -> Search:
-    def present(batch: Batch, poses: Poses) -> Candidates:
-        return as_candidates(poses)
-
-    return present
+def _same_maps(iteration: Iteration, poses: Poses, parts: list[Sums]) -> Update:
+    """Where a pass only measures, its maps are of no use: those after the step replace them."""
+    state = iteration.state
+    return Update(references=state.references, curves=state.curves, radius=state.radius)

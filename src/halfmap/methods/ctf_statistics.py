@@ -26,8 +26,8 @@ class AtPoses:
     """B images beside the slices at their poses, on the scored half-plane: `centred` are the
     images, centred and without the present phase errors, `slices` those of the map; `weight`
     is `1 / sigma^2`, counted twice for the half of the plane that is not held, 0 at k = 0; `cross`
-    is `weight conj(slices) centred` and `power` `weight |slices|^2`; `sine` and `cosine` are
-    `e sin chi` and `e cos chi`, e the envelope of the CTF."""
+    is `weight conj(slices) centred` and `power` `weight |slices|^2`; `sine`
+    is the CTF, `e sin chi` with the envelope e."""
 
     centred: Complex[Tensor, "B J"]
     slices: Complex[Tensor, "B J"]
@@ -35,7 +35,6 @@ class AtPoses:
     cross: Complex[Tensor, "B J"]
     power: Float[Tensor, "B J"]
     sine: Float[Tensor, "B J"]
-    cosine: Float[Tensor, "B J"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,6 @@ def at_poses(weighed: WeighedBatch) -> AtPoses:
     weight = plane.hermitian_weight.clone()
     weight[0] = 0  # the mean grey value says nothing of the phases
     weight = weight / (batch.sigma2[:, :n][batch.group] * batch.norm[:, None] ** 2)
-    particles = problem.particles
-    turned = replace(particles.transfer, phase_shift_deg=particles.transfer.phase_shift_deg + 90)
-    frequencies = plane.frequencies(particles.pixel_size_angstrom)
-    quarter = replace(particles, transfer=turned).transfer_at(index.numpy(), *frequencies)
     return AtPoses(
         centred=centred,
         slices=slices,
@@ -90,8 +85,18 @@ def at_poses(weighed: WeighedBatch) -> AtPoses:
         cross=weight * slices.conj() * centred,
         power=weight * (slices.real**2 + slices.imag**2),
         sine=batch.ctf[:, :n],
-        cosine=quarter.ctf,
     )
+
+
+def even_terms_at_poses(weighed: WeighedBatch) -> Float[Tensor, "B 4 J"]:
+    """`phase_errors.even_terms` of the batch; `e cos chi` is the CTF with a quarter turn more of
+    phase."""
+    here, particles = weighed.once(at_poses), weighed.iteration.problem.particles
+    turned = replace(particles.transfer, phase_shift_deg=particles.transfer.phase_shift_deg + 90)
+    frequencies = weighed.iteration.scored.frequencies(particles.pixel_size_angstrom)
+    rows = weighed.batch.index.cpu().numpy()
+    cosine = replace(particles, transfer=turned).transfer_at(rows, *frequencies).ctf
+    return even_terms(here.cross, here.power, here.sine, cosine)
 
 
 @dataclass(frozen=True)
@@ -126,12 +131,12 @@ class DefocusStatistic:
         return torch.pi * electron_wavelength_angstrom(voltage) * last**2
 
     def add(self, partial: Float[Tensor, "N T"], weighed: WeighedBatch) -> Float[Tensor, "N T"]:
-        here, iteration = weighed.once(at_poses), weighed.iteration
+        iteration = weighed.iteration
         plane, index = iteration.scored, weighed.batch.index.cpu()
         bins = self._steps(iteration)
         share = ((plane.kx**2 + plane.ky**2) / plane.radius**2).float()  # of k^2 at the last shell
         place = (share * bins).long().clamp(max=bins - 1)
-        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
+        terms = even_terms_at_poses(weighed)
         binned = terms.new_zeros(*terms.shape[:2], bins).index_add_(2, place, terms)
         middle = (torch.arange(bins, device=terms.device) + 0.5) / bins
         turn = self._turn(iteration)[index].to(terms)
@@ -161,9 +166,8 @@ class EvenTermsStatistic:
         return torch.zeros(n, 4, len(iteration.scored), device=iteration.problem.device)
 
     def add(self, partial: Float[Tensor, "G 4 J"], weighed: WeighedBatch) -> Float[Tensor, "G 4 J"]:
-        here = weighed.once(at_poses)
         group = self.group[weighed.batch.index.cpu()].to(partial.device)
-        terms = even_terms(here.cross, here.power, here.sine, here.cosine)
+        terms = even_terms_at_poses(weighed)
         return partial.index_add_(0, group, terms)
 
     def reduce(self, partial: Float[Tensor, "G 4 J"]) -> Float[Tensor, "G 4 J"]:

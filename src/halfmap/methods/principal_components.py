@@ -27,14 +27,15 @@ from torch import Tensor
 from halfmap.distributed import all_sum
 from halfmap.engine.image_model import load_images
 from halfmap.engine.loop import iterate, run
-from halfmap.engine.method import Iteration, Method, Search, Update, WeighedBatch
+from halfmap.engine.method import Iteration, Method, Update, WeighedBatch
 from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.preprocessing import Batch
 from halfmap.engine.problem import Problem
-from halfmap.engine.state import Candidates, Poses, State, as_candidates
+from halfmap.engine.state import Poses, State
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import ImageTerms
 from halfmap.masks import resampled
+from halfmap.methods.search_schedule import at_present_poses
 from halfmap.methods.settings import Settings
 from halfmap.projection import FourierReferences, Sums, extract_slices, prepare_references
 from halfmap.reconstruction import shell_weight, wiener_update
@@ -119,7 +120,7 @@ def principal_component(
         return remembered[first]
 
     return Method(
-        prepare=_search_nothing,
+        prepare=at_present_poses,
         assign=assign_hard,
         update=partial(_update, settings),
         converged=_converged,
@@ -154,13 +155,6 @@ def _few_particles(problem: Problem, state: State, seed: int) -> Int[Tensor, " N
     half = torch.full_like(problem.half, -1)
     half[some] = 0
     return half
-
-
-def _search_nothing(references: FourierReferences, state: State) -> Search:
-    def present(batch: Batch, poses: Poses) -> Candidates:
-        return as_candidates(poses)
-
-    return present
 
 
 def _what_is_left(

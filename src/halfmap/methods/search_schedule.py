@@ -130,6 +130,15 @@ def prepare(
     return everywhere
 
 
+def at_present_poses(references: FourierReferences, state: State) -> Search:
+    """No search (`Method.prepare`): each image at the pose that it has."""
+
+    def present(batch: Batch, poses: Poses) -> Candidates:
+        return as_candidates(poses)
+
+    return present
+
+
 def mates_of(candidates: Candidates, operators: SymmetryOperators) -> Candidates:
     """The first candidate of each image from the operators' other mates, A S for each S, moved by
     what a translation of the object takes with it."""
