@@ -12,6 +12,7 @@ from halfmap.commands import _inputs, _setup
 from halfmap.commands._job import OpenJob, open_job
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     DataDir,
     Device,
     Diameter,
@@ -23,6 +24,7 @@ from halfmap.commands._options import (
     OutFolder,
     Overwrite,
     ParticlesFile,
+    Passthrough,
     Quiet,
     Resume,
     Seed,
@@ -90,6 +92,8 @@ def ctfrefine(
     mask: Mask = None,
     folds: Folds = 4,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     seed: Seed = 1,
     device: Device = "auto",
     threads: Threads = None,
@@ -128,7 +132,7 @@ def ctfrefine(
             "--trefoil, --spherical-aberration, --tetrafoil or --magnification"
         )
     with open_job(ctfrefine, arguments) as run:
-        data = _read(particles, data_dir)
+        data = _read(particles, arguments)
         found = _refine(_opened(data, run, arguments), wanted, run.job, run.progress)
         run.job.update(found=list(found))
     return CtfRefined(Path(out), Path(out, "particles.star"), found)
@@ -143,13 +147,10 @@ class Opened:
     state: State
 
 
-def _read(particles: str | Path, data_dir: str | Path | None) -> Particles:
-    data = _inputs.read_particles(particles, data_dir=data_dir, ctf=True)
-    if not data.has_poses:
-        raise InputError(
-            f"{particles}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi) at which images and "
-            "maps can be compared; find them with halfmap refine"
-        )
+def _read(particles: str | Path, arguments: Mapping[str, Any]) -> Particles:
+    where = {name: arguments[name] for name in ("data_dir", "passthrough", "contrast")}
+    data = _inputs.read_particles(particles, ctf=True, **where)
+    _inputs.require_orientations(data, "ctfrefine")
     stored = np.flatnonzero(data.transfer.premultiplied)
     if len(stored):
         raise InputError(
