@@ -168,9 +168,9 @@ def test_the_map_is_drawn_turns_and_follows_the_threshold(visit) -> None:
         page.keyboard.press("ArrowRight")
     turned = grey()
     assert turned[1] != first[1]
+    told = page.locator(".viewer output").first.inner_text()  # read first: the answer may be quick
     page.evaluate("""() => { const s = document.querySelector('.viewer input[type=range]'); s.value = 700;
       s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change')); }""")
-    told = page.locator(".viewer output").first.inner_text()
     until(page, "t => document.querySelector('.viewer output').textContent !== t", told)
     assert grey()[1] != turned[1]
 
@@ -409,7 +409,8 @@ def test_a_single_particle(visit) -> None:
     page.get_by_text("best projection").wait_for()
     page.get_by_text("Posterior over viewing directions").wait_for()
     for name in ("image", "phases flipped", "CTF"):
-        assert page.locator(f'.looks img[alt="{name}"]').evaluate("(i) => i.naturalWidth") > 0
+        picture = page.locator(f'.looks img[alt="{name}"]')
+        wait(lambda picture=picture: picture.evaluate("(i) => i.naturalWidth") > 0)
     page.keyboard.press("j")
     page.get_by_text("Particle 2 of").wait_for()
 
