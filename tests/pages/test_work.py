@@ -173,7 +173,7 @@ def test_a_job_of_another_machine_is_killed_only_after_a_silence(jobs, tmp_path)
 def test_the_server_loads_nothing_that_computes(jobs) -> None:
     """Neither to start, nor to read a job that was killed: it stays small beside the jobs."""
     code = (
-        "import sys; from pathlib import Path; import halfmap.pages.application as a; "
+        "import sys; from pathlib import Path; import halfmap.pages.shown as a, halfmap.pages.application; "
         "from halfmap.pages.watch import Watch; w = Watch(Path(sys.argv[1])); w.look(); "
         "assert w.rows; a.job_data(w.root, 'refined', a.command_signature); "
         "print([m for m in ('torch', 'pandas', 'numba', 'matplotlib', 'skimage') if m in sys.modules])"
