@@ -175,6 +175,54 @@ def test_the_map_is_drawn_turns_and_follows_the_threshold(visit) -> None:
     assert grey()[1] != turned[1]
 
 
+def test_a_map_that_turns_without_a_gpu_is_drawn_light_and_in_full_when_it_rests(visit) -> None:
+    page = visit().open("#/job?id=refined")
+    until(page, "document.querySelector('.scale')?.textContent.includes('triangles')")
+    until(page, "document.querySelector('.viewer').viewer.drawnFrames() > 0")
+    turning = page.evaluate("""() => {
+      const viewer = document.querySelector('.viewer').viewer;
+      document.querySelector('.viewer canvas').dispatchEvent(new KeyboardEvent('keydown', { key: 'ArrowRight' }));
+      viewer.paint();
+      return viewer.detail(); }""")
+    assert turning["turned"]
+    assert turning["slow"]  # chromium draws by the CPU here
+    until(page, "!document.querySelector('.viewer').viewer.detail().turned")
+    until(page, f"document.querySelector('.viewer').viewer.detail().width > {turning['width']}")
+    resting = page.evaluate("document.querySelector('.viewer').viewer.detail()")
+    told = page.locator(".viewer .scale").inner_text()
+    assert f"{resting['triangles']:,.0f} triangles" in told
+    assert turning["triangles"] <= min(resting["triangles"], 1.1 * 14_000)
+
+
+def test_a_lighter_sphere_is_a_sphere(visit) -> None:
+    """Of few triangles, on the same radius, with normals that point out."""
+    page = visit().open()
+    told = page.evaluate("""async () => {
+      const { lighter } = await import('./static/js/lighter.js');
+      const m = 200, positions = [], normals = [], triangles = [];
+      for (let i = 0; i <= m; i += 1) for (let j = 0; j < m; j += 1) {
+        const t = (Math.PI * i) / m, p = (2 * Math.PI * j) / m;
+        const one = [Math.sin(t) * Math.cos(p), Math.sin(t) * Math.sin(p), Math.cos(t)];
+        positions.push(...one.map((v) => 20000 * v), 0);
+        normals.push(...one.map((v) => 127 * v), 0);
+        if (i === m) continue;
+        const [a, b, c, d] = [i * m + j, i * m + ((j + 1) % m), (i + 1) * m + j, (i + 1) * m + ((j + 1) % m)];
+        triangles.push(a, c, b, b, c, d);
+      }
+      const found = lighter({ positions: Int16Array.from(positions), normals: Int8Array.from(normals), triangles: Uint32Array.from(triangles) }, 2000);
+      const radii = [], outward = [];
+      for (let v = 0; v < found.positions.length; v += 4) {
+        const [x, y, z] = found.positions.slice(v, v + 3), [nx, ny, nz] = found.normals.slice(v, v + 3);
+        const r = Math.hypot(x, y, z);
+        radii.push(r);
+        outward.push((x * nx + y * ny + z * nz) / r / 127);
+      }
+      return [found.triangles.length / 3, Math.min(...radii), Math.max(...radii), Math.min(...outward)]; }""")
+    assert 500 < told[0] <= 2200
+    assert 18_500 < told[1] <= told[2] < 20_100
+    assert told[3] > 0.9
+
+
 def test_clicking_classes_writes_the_right_particles(visit, jobs) -> None:
     page = visit().open("#/job?id=classes")
     page.locator(".tile").first.wait_for()

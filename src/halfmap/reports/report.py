@@ -31,7 +31,7 @@ HEAVIEST_MESHES = 4_000_000  # bytes, all of a report's together; as text they a
 MOST_MAPS = 4  # meshes of one job
 _PICTURES = ("classes.png", "class_history.png", "gamma.png", "particles.png", "map.png")
 _MOST_PICTURES, _WIDEST = 3, 1000
-_SCRIPTS = ("dom.js", "plots.js", "surface.js", "figures.js", "report.js")
+_SCRIPTS = ("dom.js", "plots.js", "lighter.js", "mesh.js", "surface.js", "figures.js", "report.js")
 
 
 def write_report(folder: Path, signature: Signature) -> None:

@@ -1,33 +1,14 @@
 // A map as a surface that turns: triangles from the server, or from the report itself.
 import { digits, h, onTheme, save, setText, variable } from "./dom.js";
+import { lighter } from "./lighter.js";
+import { drawnByCpu, extent, geometryOf, unpackSurface } from "./mesh.js";
 
-const MAGIC = 0x48464d31;
-
-export function unpackSurface(buffer) {
-  const head = new DataView(buffer);
-  if (buffer.byteLength < 28 || head.getUint32(0, true) !== MAGIC) throw new Error("no surface");
-  const n = head.getUint32(4, true);
-  const m = head.getUint32(8, true);
-  const [level, lowest, highest, side] = [12, 16, 20, 24].map((at) => head.getFloat32(at, true));
-  return {
-    positions: new Int16Array(buffer, 28, 4 * n),
-    normals: new Int8Array(buffer, 28 + 8 * n, 4 * n),
-    triangles: new Uint32Array(buffer, 28 + 12 * n, 3 * m),
-    level,
-    lowest,
-    highest,
-    side,
-  };
-}
-
-// how far from the centre the surface reaches, 1 at the middle of a side of the box
-function extent(positions) {
-  let most = 0;
-  for (let k = 0; k < positions.length; k += 4) {
-    most = Math.max(most, positions[k] ** 2 + positions[k + 1] ** 2 + positions[k + 2] ** 2);
-  }
-  return Math.sqrt(most) / 32767 || 1;
-}
+// Where a CPU draws (no GPU, or none that WebGL may use), a frame costs what its triangles and
+// pixels cost: while a map turns it is drawn light and small, and in full as soon as it rests.
+const LIGHT_TRIANGLES = 14000; // of all maps that turn together
+const LIGHT_PIXELS = 130000; // of one map
+const REST_MS = 250; // after the last turn
+const SLOW_MS = 55; // between frames of a GPU that is to be spared too
 
 // `fetchSurface(level, size)` gives a buffer; without it the first surface is all there is
 export function surfaceViewer(label, { fetchSurface = null, colourName = "--surface", size = 128 } = {}) {
@@ -53,12 +34,14 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
 
   let renderer;
   try {
-    renderer = new THREE.WebGLRenderer({ canvas, antialias: true, alpha: true });
+    // a CPU smooths edges at less cost by drawing the resting map larger
+    renderer = new THREE.WebGLRenderer({ canvas, antialias: !drawnByCpu(), alpha: true });
   } catch {
     stage.replaceChildren(h("p", { class: "quiet" }, "This browser has no WebGL; see the slices."));
-    return { root, load: async () => {}, link() {}, dispose() {}, frames: async () => 0 };
+    return { root, load: async () => {}, link() {}, dispose() {} };
   }
-  renderer.setPixelRatio(Math.min(devicePixelRatio, 2));
+  const restingRatio = drawnByCpu() ? 2 : Math.min(devicePixelRatio, 2);
+  renderer.setPixelRatio(restingRatio);
   const scene = new THREE.Scene();
   const camera = new THREE.PerspectiveCamera(28, 1, 0.1, 50);
   camera.up.set(0, 1, 0);
@@ -70,7 +53,8 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   lights.add(sun);
   camera.add(lights);
   scene.add(camera);
-  const material = new THREE.MeshLambertMaterial({ side: THREE.DoubleSide });
+  // a CPU draws one side of each triangle in a third of the time of two
+  const material = new THREE.MeshLambertMaterial(drawnByCpu() ? {} : { side: THREE.DoubleSide });
   const mesh = new THREE.Mesh(new THREE.BufferGeometry(), material);
   scene.add(mesh);
   const turning = new THREE.TrackballControls(camera, canvas);
@@ -88,12 +72,50 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   let wanted = false;
   let dead = false;
   const followers = new Set();
+  let surface = null;
+  let full = mesh.geometry;
+  let light = null; // made when it is first needed
+  let slow = drawnByCpu();
+  let turned = false; // a moment ago, and the timer of its rest
+  let resting = null;
+  let late = 0; // frames in a row that came late
+
+  function choose(width, height) {
+    const spare = slow && turned && surface;
+    if (spare && !light) {
+      const copy = lighter(surface, LIGHT_TRIANGLES / (1 + followers.size));
+      light = copy === surface ? full : geometryOf(copy);
+    }
+    mesh.geometry = spare ? light : full;
+    const small = Math.min(restingRatio, Math.sqrt(LIGHT_PIXELS / (width * height)));
+    const ratio = spare ? small : restingRatio;
+    if (renderer.getPixelRatio() !== ratio) renderer.setPixelRatio(ratio);
+    return ratio;
+  }
+
+  function stir() {
+    turned = true;
+    clearTimeout(resting);
+    resting = setTimeout(() => {
+      turned = false;
+      ask();
+    }, REST_MS);
+  }
+
+  // a GPU that does not keep up is spared as a CPU is
+  function watchPace() {
+    const start = performance.now();
+    requestAnimationFrame(() => {
+      late = performance.now() - start > SLOW_MS ? late + 1 : 0;
+      if (late > 4) slow = true;
+    });
+  }
 
   function paint() {
     if (dead) return;
     const { clientWidth: width, clientHeight: height } = stage;
     if (!width || !height) return;
-    const factor = renderer.getPixelRatio();
+    const factor = choose(width, height);
     if (canvas.width !== Math.floor(width * factor) || canvas.height !== Math.floor(height * factor)) {
       renderer.setSize(width, height, false);
       camera.aspect = width / height;
@@ -110,11 +132,13 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
     requestAnimationFrame(() => {
       wanted = false;
       paint();
+      if (turned && !slow) watchPace();
     });
   }
 
   function moved() {
     for (const other of followers) other.follow(camera);
+    stir();
     ask();
   }
 
@@ -164,26 +188,14 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   }
 
   function show(buffer) {
-    const surface = unpackSurface(buffer);
-    const geometry = new THREE.BufferGeometry();
-    const interleaved = (array) => new THREE.InterleavedBuffer(array, 4);
-    geometry.setAttribute(
-      "position",
-      new THREE.InterleavedBufferAttribute(interleaved(surface.positions), 3, 0, true),
-    );
-    geometry.setAttribute(
-      "normal",
-      new THREE.InterleavedBufferAttribute(interleaved(surface.normals), 3, 0, true),
-    );
-    geometry.setIndex(new THREE.BufferAttribute(surface.triangles, 1));
-    geometry.boundingSphere = new THREE.Sphere(new THREE.Vector3(), 1.75);
-    mesh.geometry.dispose();
-    mesh.geometry = geometry;
+    surface = unpackSurface(buffer);
+    for (const one of [full, light]) one?.dispose();
+    [full, light] = [geometryOf(surface), null];
     range = surface;
     if (!placed) {
       placed = true;
       home = Math.min(6.5, Math.max(2, 4.6 * extent(surface.positions)));
-      reset();
+      camera.position.set(0, 0, home);
     }
     const share = (surface.level - Math.max(0, surface.lowest)) / (surface.highest - Math.max(0, surface.lowest));
     if (document.activeElement !== slider) slider.value = String(Math.round(1000 * share));
@@ -222,24 +234,42 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   slider.addEventListener("change", () => load(levelOf(), size));
 
   function savePicture() {
+    turned = false;
     paint();
     canvas.toBlob((blob) => save(`${label}.png`, blob));
   }
 
-  // frames a second while it turns: for measuring
+  // for measuring: frames a second while it turns, and milliseconds of the picture at rest
   async function frames(milliseconds = 2000) {
-    const start = performance.now();
-    let n = 0;
     const gl = renderer.getContext();
     const pixel = new Uint8Array(4);
-    while (performance.now() - start < milliseconds) {
-      turn(0.03, 0);
+    const drawnWhole = () => {
       paint();
       gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+    };
+    turned = false;
+    drawnWhole();
+    const begun = performance.now();
+    drawnWhole();
+    const rest = performance.now() - begun;
+    turn(0.03, 0);
+    drawnWhole();
+    const start = performance.now();
+    let n = 0;
+    while (performance.now() - start < milliseconds) {
+      turn(0.03, 0);
+      drawnWhole();
       n += 1;
       await new Promise((done) => setTimeout(done, 0));
     }
-    return (1000 * n) / (performance.now() - start);
+    const rate = (1000 * n) / (performance.now() - start);
+    return { rate, rest, ...detail() };
+  }
+
+  // what is drawn now
+  function detail() {
+    const drawnTriangles = mesh.geometry.index ? mesh.geometry.index.count / 3 : 0;
+    return { triangles: drawnTriangles, width: canvas.width, turned, slow };
   }
 
   const watcher = new ResizeObserver(ask);
@@ -251,12 +281,14 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
     show,
     load,
     frames,
+    detail,
     paint,
     drawnFrames: () => drawn,
     follow(other) {
       camera.position.copy(other.position);
       camera.up.copy(other.up);
       camera.quaternion.copy(other.quaternion);
+      stir();
       ask();
     },
     link(other) {
@@ -266,7 +298,8 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
       dead = true;
       watcher.disconnect();
       turning.dispose();
-      mesh.geometry.dispose();
+      for (const one of [full, light]) one?.dispose();
+      clearTimeout(resting);
       renderer.dispose();
       renderer.forceContextLoss();
     },
