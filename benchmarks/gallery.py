@@ -58,7 +58,7 @@ def gallery() -> Report:
         [*command, "--threads", f"{THREADS}", "--out", classes, "--overwrite", "--quiet"],
         log=classes.name,
     )
-    for folder, picture in ((refined, "gamma"), (classes, "class_history")):
+    for folder, picture in ((refined, "posterior_weights"), (classes, "class_history")):
         path = folder / "pictures" / f"{picture}.png"
         drawn = path.exists()
         report.add(f"{folder.name}: {picture}", "below" if drawn else "not drawn")

@@ -7,7 +7,7 @@ A shell is the coefficients whose radius ``|k|`` in Fourier pixels rounds to s, 
 as in RELION.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -379,7 +379,8 @@ def compare_maps(
                 f"{largest:.1f} A"
             )
         inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
-    return half_map_curves(half1, half2, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)
+    curves = half_map_curves(half1, half2, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)
+    return replace(curves, mask_name=None if mask is None else str(mask))
 
 
 def read_two_maps(

@@ -72,7 +72,11 @@ def refined(data: Path, method: str, tmp_path_factory):
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
-    drawn = ("pictures/gamma.png",) if read_job(folder)["parameters"]["method"] == "ml" else ()
+    drawn = (
+        ("pictures/posterior_weights.png",)
+        if read_job(folder)["parameters"]["method"] == "ml"
+        else ()
+    )
     return {name: (folder / name).read_bytes() for name in (*RESULTS, *drawn)}
 
 
@@ -517,7 +521,7 @@ def test_gamma_is_drawn_of_particles_that_the_data_decide(data, tmp_path):
     three, one = (_refine(data, tmp_path / f"job{n}", iterations=n) for n in (3, 1))
     widths = []
     for job in (three, one):
-        with Image.open(job.folder / "pictures/gamma.png") as page:
+        with Image.open(job.folder / "pictures/posterior_weights.png") as page:
             widths.append(page.width)
     assert widths[0] - widths[1] == pytest.approx(334, abs=20)  # a sphere more
     spread = []

@@ -109,18 +109,38 @@ def test_gallery_bears_constant_and_broken_images(tmp_path: Path) -> None:
         save_class_gallery(tmp_path / "g.png", images, ["only one"])
 
 
+def test_a_gallery_with_a_pixel_size_has_a_scale_bar_of_that_length(tmp_path: Path) -> None:
+    images = np.zeros((2, 64, 64), dtype=np.float32)
+    bare, barred = tmp_path / "bare.png", tmp_path / "barred.png"
+    save_class_gallery(bare, images, ["", ""])
+    save_class_gallery(barred, images, ["", ""], pixel_size_angstrom=3.2)
+    height = grey(bare).shape[0]
+    foot = grey(barred)[height:] < 0.5
+    # a quarter of 204.8 A is 51.2 A: 50 A are drawn, of which an Angstrom is 128 / 204.8 pixels
+    assert foot.sum(1).max() == pytest.approx(50 * 128 / 204.8, abs=2)
+
+
+def test_map_picture_shows_slices_beside_the_centre(tmp_path: Path) -> None:
+    volume = np.zeros((64, 64, 64), dtype=np.float32)
+    volume[32 - 8], volume[32], volume[32 + 8] = 1.0, 2.0, 3.0
+    save_map_picture(tmp_path / "m.png", volume, 2.0)
+    shown = grey(tmp_path / "m.png")
+    columns = [shown[26:, 22 + 262 * column :][:200, 20:200].mean() for column in range(3)]
+    assert 0.1 < columns[0] < columns[1] < columns[2]
+
+
 def test_map_picture_has_z_first_and_up_is_up(tmp_path: Path) -> None:
     volume = np.zeros((33, 33, 33), dtype=np.float32)
     volume[24:30, 14:19, 14:19] = 1.0  # a block high along z, off the central z slice
     save_map_picture(tmp_path / "m.png", volume, 2.0)
     shown = grey(tmp_path / "m.png")
     inside = [
-        [shown[28 + 336 * row :][:250, 22 + 322 * column :][:, :290] for column in range(3)]
-        for row in range(2)
-    ]  # above the bar
-    assert inside[0][0][:, :].mean() < 0.02  # central z slice misses the block
-    assert inside[1][0].mean() > 0.02  # the projection along z sees it
-    for panel in (inside[0][1], inside[0][2], inside[1][1], inside[1][2]):
+        [shown[26 + 274 * row :][:200, 22 + 262 * column :][:, :230] for column in range(4)]
+        for row in range(3)
+    ]  # above the bar; a row for each of z, y, x, its central slice second, its projection last
+    assert inside[0][1].mean() < 0.02  # central z slice misses the block
+    assert inside[0][3].mean() > 0.02  # the projection along z sees it
+    for panel in (inside[1][1], inside[2][1], inside[1][3], inside[2][3]):
         heights = np.nonzero(panel > 0.5)[0]
         assert heights.mean() < panel.shape[0] / 2  # z up
     with pytest.raises(InputError, match="cubic"):

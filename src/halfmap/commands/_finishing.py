@@ -90,8 +90,10 @@ def sharpen_into(
     half_paths: tuple[str | Path, str | Path],
     options: SharpeningOptions | None = None,
     mtf_name: str | Path | None = None,
+    words: str = "",
 ) -> Sharpened:
-    """Sharpen, and write `map_sharpened.mrc`, `postprocess.star` and their pictures.
+    """Sharpen, and write `map_sharpened.mrc`, `postprocess.star` and their pictures, whose titles
+    hold the `words` too.
 
     Raises:
         InputError: as `sharpen`; nothing is written then.
@@ -114,7 +116,8 @@ def sharpen_into(
             density,
             pixel,
             title=f"map_sharpened, B = {sharpened.b_factor:.0f} Å², "
-            f"low-passed at {angstrom(sharpened.lowpass_angstrom)}",
+            f"low-passed at {angstrom(sharpened.lowpass_angstrom)}"
+            + (f", {words}" if words else ""),
         )
     return sharpened
 

@@ -10,7 +10,13 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from halfmap.errors import InputError
-from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, largest_radius
+from halfmap.fourier import (
+    HalfPlane,
+    half_plane,
+    inverse_fourier_transform,
+    largest_radius,
+    lowpass,
+)
 from halfmap.io.mrc import StackWriter, open_stack, write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
@@ -36,7 +42,10 @@ from halfmap.workspace.progress import Progress, drawing
 PER_IMAGE = ("divide", "flip", "wiener")
 PER_STACK = ("wiener-stack", "wiener-ssnr")
 _BATCH_PIXELS = 1 << 23  # 32 MB of float32 images at a time
-_SHOWN = 4  # images in the picture of a restored stack
+_SHOWN = 6  # images in the picture of a restored stack, each raw and restored
+_PAIR_COLUMNS = 6  # three pairs a row
+# in the picture: a particle of 100 A or more is seen in single images at this resolution
+SHOWN_TO_ANGSTROM = 15.0
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ def restore_stack(task: Task, job: Job, progress: Progress) -> Curve | None:
         curve = fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
     else:
         progress.note("too few images for two halves: no FRC")
-    _show(job, {name: image.numpy() for name, image in pictures.items()})
+    _show(job, {name: image.numpy() for name, image in pictures.items()}, data.pixel_size_angstrom)
     return curve
 
 
@@ -226,9 +235,7 @@ def restore_each(task: Task, job: Job, progress: Progress) -> Curve | None:
             progress.advance(len(rows))
     _without_ctf(data.take(task.rows), job).write_star(job.path("particles.star"))
     raw = data.images(task.rows[:_SHOWN])
-    shown = [*raw, *open_stack(stack).read(np.arange(len(raw)))]
-    titles = [f"{what} {i + 1}" for what in ("raw", task.method) for i in range(len(raw))]
-    _show(job, dict(zip(titles, shown, strict=True)))
+    _show_pairs(job, task, raw, open_stack(stack).read(np.arange(len(raw))))
     if view is None or {0, 1} - set(task.half.tolist()):
         progress.note("no FRC: it needs poses and images of one view, to average two halves")
         return None
@@ -296,10 +303,31 @@ def _without_ctf(data: Particles, job: Job) -> Particles:
     )
 
 
-def _show(job: Job, pictures: dict[str, np.ndarray]) -> None:
+def _show_pairs(job: Job, task: Task, raw: np.ndarray, restored: np.ndarray) -> None:
+    """Each raw image beside what was made of it, low-passed, so that an eye sees the particle."""
+    pixel = task.data.pixel_size_angstrom
+    shown_to = max(SHOWN_TO_ANGSTROM, 4 * pixel)
+    pairs = torch.from_numpy(np.stack([raw, restored], 1).reshape(-1, *raw.shape[1:])).float()
+    numbers = task.rows[: len(raw)] + 1
+    titles = [f"{what} {number}" for number in numbers for what in ("raw", task.method)]
+    titles[0] += f", to {shown_to:.0f} Å"
     with drawing("restored.png"):
         save_class_gallery(
-            job.path("pictures/restored.png"), np.stack(list(pictures.values())), list(pictures)
+            job.path("pictures/restored.png"),
+            lowpass(pairs, shown_to, pixel, dimensions=2),
+            titles,
+            pixel_size_angstrom=pixel,
+            columns=_PAIR_COLUMNS,
+        )
+
+
+def _show(job: Job, pictures: dict[str, np.ndarray], pixel: float) -> None:
+    with drawing("restored.png"):
+        save_class_gallery(
+            job.path("pictures/restored.png"),
+            np.stack(list(pictures.values())),
+            list(pictures),
+            pixel_size_angstrom=pixel,
         )
 
 

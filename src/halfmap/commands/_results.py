@@ -23,6 +23,7 @@ from halfmap.commands._finishing import (
 )
 from halfmap.commands._setup import gigabytes
 from halfmap.commands._snapshots import (
+    POSTERIORS,
     plot_direction_snapshots,
     save_direction_snapshot,
     save_map_snapshot,
@@ -58,7 +59,7 @@ from halfmap.projection import Sums
 from halfmap.reconstruction import unregularised
 from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
-from halfmap.workspace.job import Job, read_events
+from halfmap.workspace.job import Job, read_events, read_job
 from halfmap.workspace.progress import Progress, drawing
 
 TOLD_AGAIN = 1.1  # times what was said before, that the next iteration needs to be worth a line
@@ -216,14 +217,11 @@ def _tell_memory(
 
 def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """The present references as pictures `map.png` (`class001.png` ...), replaced by the final
-    maps' at the end; Gamma of maximum likelihood is kept for its picture."""
+    maps' at the end; posterior weights of maximum likelihood are kept for their picture."""
     for k, volume in enumerate(state.references.mean(0).cpu()):
         name = map_name(k, problem.n_classes)
-        title = (
-            f"{name} after iteration {state.iteration}"
-            if state.iteration
-            else f"{name} at the start"
-        )
+        when = f"after iteration {state.iteration}" if state.iteration else "at the start"
+        title = f"{name} {when}, {made_of(job, int((problem.half >= 0).sum()))}"
         save_map_picture(
             job.path(f"pictures/{name}.png"),
             volume.numpy(),
@@ -233,6 +231,12 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
     save_map_snapshot(job, problem, state)
     if state.find(SignificantPoses) is not None:
         save_direction_snapshot(job, problem, settings, state)
+
+
+def made_of(job: Job, particles: int) -> str:
+    """`2,400 particles, C4`: what a map of this job is made of, for its title."""
+    symmetry = read_job(job.folder)["parameters"].get("symmetry")
+    return counted(particles, "particle") + (f", {symmetry}" if symmetry else "")
 
 
 def _certainty(problem: Problem, state: State) -> dict[str, float]:
@@ -346,14 +350,15 @@ def write_map_files(
     map_path: Path,
     prefix: str,
     pictures: str,
+    words: str,
     mask_path: Path | None = None,
     with_halves: bool = True,
     optimistic: bool = False,
 ) -> None:
     """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
     `{prefix}fsc.star`, the mask of the FSC unless it is the user's own file (`{prefix}mask.mrc`,
-    or `mask_path`) and the curve's picture too. `optimistic`: the halves share references, and
-    title and table say so."""
+    or `mask_path`) and the curve's picture too. `words`: what it is made of (`made_of`).
+    `optimistic`: the halves share references, and title and table say so."""
     if not is_first():
         return
     curves, resolution = final.curves[k], final.resolutions_angstrom[k]
@@ -361,7 +366,7 @@ def write_map_files(
     write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
     picture = f"{pictures}{map_path.stem}.png"
     with drawing(picture):
-        title = f"{map_path.stem}, {angstrom(resolution)} at FSC 0.143{remark}"
+        title = f"{map_path.stem}, {resolved(resolution)} at FSC 0.143{remark}, {words}"
         save_map_picture(picture, final.maps[k].numpy(), pixel_size_angstrom, title=title)
     if not with_halves:
         return
@@ -374,7 +379,7 @@ def write_map_files(
             write_map(place, final.mask.values.numpy(), pixel_size_angstrom)
     write_fsc_star(f"{prefix}fsc.star", curves, optimistic=optimistic)
     plot = Path(f"{pictures}{Path(prefix + 'fsc').name}.png")
-    save_half_map_plot(plot, curves, title=f"{map_path.stem}{remark}")
+    save_half_map_plot(plot, curves, title=f"{map_path.stem}{remark}, {words}")
 
 
 def write_particles(job: Job, problem: Problem, state: State) -> None:
@@ -429,7 +434,11 @@ def finish_refinement(
     notes: tuple[str, ...] = ()
     with finishing("sharpened map", progress):
         sharpened = sharpen_into(
-            place, halves, final.curves[0], half_paths=("half1.mrc", "half2.mrc")
+            place,
+            halves,
+            final.curves[0],
+            half_paths=("half1.mrc", "half2.mrc"),
+            words=made_of(job, int((problem.half >= 0).sum())),
         )
         job.update(b_factor_angstrom2=sharpened.b_factor)
         notes += sharpened.notes
@@ -451,7 +460,7 @@ def finish_refinement(
 
 def write_pictures(job: Job, problem: Problem, settings: Settings, state: State) -> None:
     """Orientation distribution of the particles used, how resolution and poses converged, and in 3D
-    Gamma over the sphere."""
+    the posterior weights of a few over the sphere."""
     if not is_first():
         return
     used = torch.nonzero(problem.half >= 0)[:, 0]
@@ -464,7 +473,7 @@ def write_pictures(job: Job, problem: Problem, settings: Settings, state: State)
                 symmetry=np.asarray(problem.symmetry.rotations.cpu()),
             )
         if state.find(SignificantPoses) is not None:
-            with drawing("gamma.png"):
+            with drawing(POSTERIORS):
                 plot_direction_snapshots(job, problem, settings, state)
     events = read_events(job.folder)
     if len(events) > 1:

@@ -31,6 +31,7 @@ from halfmap.projection import FourierReferences, extract_slices, prepare_refere
 from halfmap.so3 import grid_step_deg, orientation_grid
 from halfmap.workspace.job import Job
 
+POSTERIORS = "posterior_weights.png"
 DIRECTIONS_SHOWN_AFTER = (
     0,
     2,
@@ -144,8 +145,8 @@ def save_direction_snapshot(job: Job, problem: Problem, settings: Settings, stat
 
 
 def plot_direction_snapshots(job: Job, problem: Problem, settings: Settings, state: State) -> None:
-    """`pictures/gamma.png`: Gamma given the starting references, those of a middle iteration, and
-    the last."""
+    """`pictures/posterior_weights.png`: Gamma given the starting references, those of a middle
+    iteration, and the last."""
     kept = [
         n
         for n in DIRECTIONS_SHOWN_AFTER
@@ -161,12 +162,12 @@ def plot_direction_snapshots(job: Job, problem: Problem, settings: Settings, sta
     stages[_stage(state.iteration, side_angstrom / shown_radius(problem, state))] = gamma.numpy()
     index = chosen_particles(problem)
     save_direction_posterior(
-        job.path("pictures/gamma.png"),
+        job.path(f"pictures/{POSTERIORS}"),
         stages,
         [f"particle {row + 1}" for row in index.tolist()],
         mates=len(problem.symmetry),
         directions=state.poses.rotations[index, 2].numpy(),
-        title="Posterior over viewing directions; rings: those found in the end",
+        title="Posterior weights over viewing directions; rings: those found in the end",
     )
 
 

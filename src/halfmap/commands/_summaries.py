@@ -8,6 +8,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.state import IterationRecord
 
 OPTIMISTIC = "optimistic: halves share references"
+UNRESOLVED = 999.0  # Angstrom, RELION's word for no resolution in a table
 _LISTED = 6  # classes whose numbers are told one by one; of more the range
 
 
@@ -26,6 +27,16 @@ def angstrom(resolution: float) -> str:
 def resolved(resolution: float) -> str:
     """`9.81 A`, or that there is none."""
     return angstrom(resolution) if math.isfinite(resolution) else "no resolution"
+
+
+def class_in_words(number: int, size: int, total: int, resolution: float | None = None) -> str:
+    """A class by its number, how many of all images are in it, and how well it is resolved:
+    `12 · 33 images (2.2 %) · 9.8 A`, `20 · 1 image (0.1 %) · not resolved`."""
+    words = f"{number} · {counted(size, 'image')} ({100 * size / max(1, total):.1f} %)"
+    if resolution is None:
+        return words
+    there = math.isfinite(resolution) and resolution < UNRESOLVED
+    return f"{words} · {angstrom(resolution) if there else 'not resolved'}"
 
 
 def counted(number: int, what: str) -> str:

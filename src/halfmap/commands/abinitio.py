@@ -40,6 +40,7 @@ from halfmap.commands._options import (
     Threads,
 )
 from halfmap.commands._results import (
+    made_of,
     run_iterations,
     show_volumes,
     write_particles,
@@ -63,6 +64,7 @@ from halfmap.options import command
 from halfmap.plots.curves import save_fsc_plot
 from halfmap.plots.tiles import save_map_picture
 from halfmap.pose_search.sampling import radius_of_step
+from halfmap.resolution import Curve
 from halfmap.workspace.job import Job, read_job
 from halfmap.workspace.progress import Progress, drawing
 
@@ -365,7 +367,8 @@ def _finish(
     junk = [bool(doubt) for doubt in doubts]
     for k, volume in enumerate(state.references[0].cpu().numpy()):
         name = map_name(k, classes)
-        told = f"{name}: {sizes[k]} particles, log likelihood {likelihoods[k]:.1f} each" + doubts[k]
+        each = f"log likelihood {likelihoods[k]:.1f} each{doubts[k]}"
+        told = f"{name}: {made_of(job, sizes[k])}, {each}"
         write_map(job.path(f"{name}.mrc"), volume, pixel)
         with drawing(f"{name}.png"):
             save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
@@ -505,7 +508,7 @@ def _compare(
             label = (
                 f"run {r + 1}" if classes == 1 else f"run {r + 1}, {names[found.other]} on {name}"
             )
-            curves[label] = found.curve
+            curves[label] = _up_to(found.curve, done[best].scored_to_angstrom)
             at_half, at_0143 = (
                 f"{max(value, done[best].scored_to_angstrom):.1f} A" for value in told[-1]
             )
@@ -520,13 +523,21 @@ def _compare(
             )
         agreed.append((max(a for a, _ in told), max(b for _, b in told)))
     with drawing("runs_fsc.png"):
+        scored = angstrom(done[best].scored_to_angstrom)
         save_fsc_plot(
             job.path("pictures/runs_fsc.png"),
             curves,
-            title=f"maps laid onto run {best + 1}",
+            title=f"maps laid onto run {best + 1}, up to {scored}, as far as images were scored",
             reference=0.5,
         )
     return tuple(agreed)
+
+
+def _up_to(curve: Curve, finest_angstrom: float) -> Curve:
+    """The shells of a curve that images have been compared on: of the rest maps only repeat what
+    they started from."""
+    shells = round(curve.box * curve.pixel_size_angstrom / finest_angstrom) + 1
+    return replace(curve, correlation=curve.correlation[: max(2, shells)])
 
 
 def _radii(

@@ -52,7 +52,15 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import run_iterations, write_particles, write_pictures
 from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
-from halfmap.commands._summaries import angstrom, counted, ending, largest_classes, where
+from halfmap.commands._summaries import (
+    UNRESOLVED,
+    angstrom,
+    class_in_words,
+    counted,
+    ending,
+    largest_classes,
+    where,
+)
 from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
@@ -223,6 +231,7 @@ def class2d(
                     job.path("pictures/classes_start.png"),
                     state.references.mean(0).cpu(),
                     [""] * classes,
+                    pixel_size_angstrom=data.pixel_size_angstrom,
                 )
             else:
                 _gallery(job, problem, state)
@@ -276,11 +285,15 @@ def _by_size(
 
 def _gallery(job: Job, problem: Problem, state: State) -> None:
     order, sizes, resolutions = _by_size(problem, state)
-    titles = [f"{n} images\n{r:.1f} A" for n, r in zip(sizes, resolutions, strict=True)]
+    told = [
+        class_in_words(k + 1, n, sum(sizes), r if n else math.inf)
+        for k, (n, r) in enumerate(zip(sizes, resolutions, strict=True))
+    ]
     save_class_gallery(
         job.path("pictures/classes.png"),
         state.references.mean(0)[order.to(state.references.device)].cpu(),
-        titles,
+        ["\n".join(words.rsplit(" · ", 1)) for words in told],
+        pixel_size_angstrom=problem.particles.pixel_size_angstrom,
     )
 
 
@@ -296,7 +309,7 @@ def _write_classes(
     table: dict[str, Any] = {
         "rlnReferenceImage": [f"{k + 1:06d}@classes.mrcs" for k in range(len(order))],
         "rlnClassDistribution": np.array(sizes) / sum(sizes),
-        "rlnEstimatedResolution": np.array([min(r, 999.0) for r in resolutions]),
+        "rlnEstimatedResolution": np.array([min(r, UNRESOLVED) for r in resolutions]),
         "halfmapClassSize": np.array(sizes),
     }
     write_star(job.path("classes.star"), {"model_classes": Table.from_columns(table)})

@@ -49,6 +49,7 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._results import (
     last_maps,
+    made_of,
     run_iterations,
     show_volumes,
     write_map_files,
@@ -259,6 +260,7 @@ def class3d(
                 map_path=job.path(f"{name}.mrc"),
                 prefix=f"{job.folder}/{name}_",
                 pictures=pictures,
+                words=made_of(job, sizes[k]),
                 mask_path=job.path("mask.mrc"),
                 optimistic=True,
             )

@@ -103,5 +103,9 @@ def fsc(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_fsc_star(path, curves)
         title = f"{Path(map1).name} and {Path(map2).name}"
+        if mask is not None:
+            title += f", mask {Path(mask).name}"
+        elif diameter_angstrom is not None:
+            title += f", sphere of {diameter_angstrom:g} Å"
         save_fsc_plot(path.with_suffix(".png"), found.named_curves, title=title)
     return found

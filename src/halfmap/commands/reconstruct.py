@@ -36,6 +36,7 @@ from halfmap.commands._results import (
     FinalMaps,
     RefinementResult,
     final_maps,
+    made_of,
     refinement_result,
     write_map_files,
 )
@@ -161,7 +162,8 @@ def reconstruct(
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
         final = final_maps(problem, settings, sums, noise, mask)
-        _write(final, data.pixel_size_angstrom, job, target, halves=halves)
+        words = made_of(job, len(used))
+        _write(final, data.pixel_size_angstrom, job, target, halves=halves, words=words)
         job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
     map_path = target or job.path("map.mrc")
@@ -228,7 +230,13 @@ def _summed(
 
 
 def _write(
-    final: FinalMaps, pixel_size_angstrom: float, job: Job, target: Path | None, *, halves: bool
+    final: FinalMaps,
+    pixel_size_angstrom: float,
+    job: Job,
+    target: Path | None,
+    *,
+    halves: bool,
+    words: str,
 ) -> None:
     """The maps, half maps, curve and pictures, in the job folder or beside it."""
     if target is not None:
@@ -240,6 +248,7 @@ def _write(
             map_path=target,
             prefix=f"{stem}_",
             pictures=f"{target.parent}/",
+            words=words,
             with_halves=halves,
         )
         return
@@ -250,4 +259,5 @@ def _write(
         map_path=job.path("map.mrc"),
         prefix=f"{job.folder}/",
         pictures=f"{job.path('pictures/map.png').parent}/",
+        words=words,
     )

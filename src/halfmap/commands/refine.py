@@ -46,6 +46,7 @@ from halfmap.commands._results import (
     finish_refinement,
     in_own_mask,
     last_maps,
+    made_of,
     refinement_result,
     run_iterations,
     show_volumes,
@@ -180,6 +181,7 @@ def refine(
             map_path=job.path("map.mrc"),
             prefix=f"{job.folder}/",
             pictures=f"{pictures}/",
+            words=made_of(job, int((problem.half >= 0).sum())),
         )
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)

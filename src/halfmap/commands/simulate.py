@@ -405,6 +405,7 @@ def simulate(
                 job.path("particles.png"),
                 shown,
                 [f"{i + 1} {names[truth.junk[i]]}" for i in range(len(shown))],
+                pixel_size_angstrom=pixel,
             )
         with drawing("orientations.png"):
             save_orientation_plot(

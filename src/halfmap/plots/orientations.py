@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
+from halfmap.orientation_diagnostics import fourier_sampling
 from halfmap.plots.curves import DPI
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ def save_orientation_plot(
     symmetry: ArrayLike | None = None,
     title: str = "",
 ) -> None:
-    """Density of viewing directions over the sphere, in Mollweide's equal-area projection:
-    longitude rot, latitude 90 - tilt.
+    """Density of viewing directions over the sphere on a logarithmic scale, in Mollweide's
+    equal-area projection: longitude rot, latitude 90 - tilt; cells without a particle are grey. The
+    title says how even they are (SCF* of `fourier_sampling`) and how full the fullest cell is.
 
     `rotations_deg` (n, 3) are rot, tilt, psi; the viewing direction in the object is `(sin tilt cos
     rot, sin tilt sin rot, cos tilt)`. `symmetry` (G, 3, 3) are the matrices of a point group: each
@@ -29,8 +32,9 @@ def save_orientation_plot(
     their number chosen so that a uniform distribution has some ten particles in each.
     """
     from astropy_healpix import HEALPix
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     rot, tilt = np.radians(np.asarray(rotations_deg, dtype=np.float64)[:, :2].T)
     directions = np.stack(
@@ -61,12 +65,12 @@ def save_orientation_plot(
     mesh = axes.pcolormesh(
         edges_longitude,
         edges_latitude,
-        density,
+        np.ma.masked_less(density, 1),
         cmap="viridis",
-        vmin=0,
-        vmax=max(1, density.max()),
+        norm=LogNorm(1, max(2, int(counts.max()))),
         rasterized=True,
     )
+    axes.set_facecolor("0.85")
     axes.grid(color="white", alpha=0.25, linewidth=0.6)
     axes.set_xticks(np.radians([-120, -60, 0, 60, 120]))
     axes.set_yticks(np.radians([-60, -30, 0, 30, 60]))
@@ -87,15 +91,23 @@ def save_orientation_plot(
         shrink=0.6,
         aspect=30,
         label=label,
-        ticks=MaxNLocator(6, integer=True),
-    )
-    mean = len(directions) / cells.npix
+        ticks=LogLocator(subs=(1, 2, 5)),
+        format="{x:g}",
+    ).ax.xaxis.set_minor_locator(NullLocator())
+    words = evenness_in_words(directions, counts)
     figure.suptitle(
-        f"{title}{': ' if title else ''}{len(rot)} viewing directions; uniform would be "
-        f"{mean:.1f} in a cell",
-        fontsize=10,
+        f"{title}{': ' if title else ''}{len(rot):,} viewing directions; {words}", fontsize=10
     )
     figure.savefig(path, dpi=DPI)
+
+
+def evenness_in_words(directions: np.ndarray, counts: np.ndarray) -> str:
+    """`SCF* 0.93 (1 is even), fullest cell 2.1 times the mean, 3 % of cells without a particle`,
+    from directions (m, 3) and how many of them are in each cell (C,)."""
+    scf_star = fourier_sampling(torch.from_numpy(directions)).scf_star
+    fullest, empty = counts.max() / counts.mean(), float((counts == 0).mean())
+    words = f"SCF* {scf_star:.2f} (1 is even), fullest cell {fullest:.2g} times the mean"
+    return words + (f", {100 * empty:.0f} % of cells without a particle" if empty > 0.005 else "")
 
 
 def _cell(cells: "HEALPix", longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:

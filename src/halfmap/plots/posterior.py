@@ -1,5 +1,5 @@
-"""The lecture's pictures of the posterior: Gamma over the sphere, from diffuse to sharp, and how
-accurately angles are known."""
+"""The lecture's pictures of posterior weights: Gamma over the sphere, from diffuse to sharp, and
+how accurately angles are known."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,8 +48,8 @@ def save_direction_posterior(
     order. Spheres are Mollweide's equal-area projection, longitude rot, latitude 90 - tilt. Colour
     is the logarithm of a cell's probability over the highest on its sphere, down to a thousandth;
     the number below is `exp(-sum p log p)`, the effective number of cells, both numbers divided by
-    the number of symmetry `mates`. `directions` (B, 3), x, y, z in the object, mark what is known
-    of each particle by a ring.
+    the number of symmetry `mates`, at least 1. `directions` (B, 3), x, y, z in the object, mark
+    what is known of each particle by a ring.
 
     Raises `InputError` where the shapes do not agree.
     """
@@ -81,8 +81,7 @@ def save_direction_posterior(
             _sphere(page, (left, upper), probability)
             if directions is not None:
                 _ring(page, (left, upper), *np.asarray(directions, dtype=np.float64)[row])
-            effective = _few_digits(_effective(probability) / mates)
-            words = f"{effective} of {len(probability) / mates:.0f} directions"
+            words = directions_in_words(probability, mates)
             write(page, (left + _WIDE // 2, upper + _HIGH + 5), words, anchor="ma", size=12)
     for row, name in enumerate(particles):
         write(page, (_LEFT // 2, top + row * step_y + _HIGH // 2), name, anchor="mm", size=13)
@@ -155,6 +154,14 @@ def save_accuracy_plot(
 
 def _order(pixels: int) -> int:
     return max(0, round(math.log(max(12, pixels) / 12, 4)))
+
+
+def directions_in_words(probability: np.ndarray, mates: int) -> str:
+    """`1.8 of 192 directions`: never fewer than one, as an image has one, however few of a
+    symmetric object's mates a cell of the grid tells apart."""
+    effective = max(1.0, _effective(probability) / mates)
+    of = max(1, round(len(probability) / mates))
+    return f"{_few_digits(effective)} of {of} direction{'' if of == 1 else 's'}"
 
 
 def _effective(probability: np.ndarray) -> float:

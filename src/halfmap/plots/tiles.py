@@ -19,11 +19,20 @@ from halfmap.errors import InputError
 
 _TILE, _GAP, _TEXT = 128, 10, 11  # pixels: side of a picture, between pictures, height of letters
 _HISTORY_CLASSES = 12
+_MAP_SIDE = 230  # pixels of a slice
+_OFF_CENTRE = 1 / 8  # of the box: half way out in a particle that fills half of it
 
 
-def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str]) -> None:
-    """Tile class images (K, N, N) in the order given, each with its own contrast and its title (one
-    or two short lines) below.
+def save_class_gallery(
+    path: str | Path,
+    images: ArrayLike,
+    titles: Sequence[str],
+    *,
+    pixel_size_angstrom: float | None = None,
+    columns: int | None = None,
+) -> None:
+    """Tile images (K, N, N) in the order given, each with its own contrast and its title (one or
+    two short lines) below; under them, with a pixel size, a scale bar.
 
     Grey runs from the 0.5 to the 99.5 percentile of each image. Raises `InputError` where there is
     not one title per image.
@@ -34,21 +43,16 @@ def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str
             f"class gallery: expected images (K, N, N) and K titles, got {stack.shape} and "
             f"{len(titles)} titles"
         )
-    columns = min(len(stack), max(6, math.ceil(math.sqrt(len(stack) * 1.5))))
+    columns = columns or min(len(stack), max(6, math.ceil(math.sqrt(len(stack) * 1.5))))
     rows = math.ceil(len(stack) / columns)
     side = _TILE if len(stack) <= 60 else 96  # many classes still fit a screen
     line = _TEXT + 4
-    wide = max(
-        side,
-        math.ceil(
-            max(_font(_TEXT).getlength(words) for title in titles for words in title.split("\n"))
-        ),
-    )
-    step_x, step_y = (
-        wide + _GAP,
-        side + _GAP + 6 + line * (1 + max(title.count("\n") for title in titles)),
-    )
-    page = Image.new("L", (columns * step_x + _GAP, rows * step_y + _GAP), 255)
+    lines = [words for title in titles for words in title.split("\n")]
+    wide = max(side, *(math.ceil(_font(_TEXT).getlength(words)) for words in lines))
+    step_x = wide + _GAP
+    step_y = side + _GAP + 6 + line * (1 + max(title.count("\n") for title in titles))
+    footer = 0 if pixel_size_angstrom is None else 30
+    page = Image.new("L", (columns * step_x + _GAP, rows * step_y + _GAP + footer), 255)
     for index, (image, title) in enumerate(zip(stack, titles, strict=True)):
         left, top = (
             _GAP + index % columns * step_x + (wide - side) // 2,
@@ -57,6 +61,9 @@ def save_class_gallery(path: str | Path, images: ArrayLike, titles: Sequence[str
         page.paste(_tile(image, side), (left, top))
         for n, words in enumerate(title.split("\n")):
             write(page, (left + side // 2, top + side + 4 + n * line), words, anchor="ma")
+    if pixel_size_angstrom is not None:
+        corner = (_GAP + (wide - side) // 2, page.height - 8)
+        _scale_bar(page, corner, side, stack.shape[-1] * pixel_size_angstrom, ink=0)
     save_page(page, path)
 
 
@@ -112,41 +119,53 @@ def save_class_history(
 def save_map_picture(
     path: str | Path, volume: ArrayLike, pixel_size_angstrom: float, *, title: str = ""
 ) -> None:
-    """Three central slices and three projections of a map (N, N, N), indexed [z, y, x], with a
-    scale bar."""
+    """Slices of a map (N, N, N), indexed [z, y, x], through its centre and an eighth of the box to
+    both sides of it, and its projection; a row for each axis, with a scale bar."""
     density = np.asarray(volume, dtype=np.float32)
     if density.ndim != 3 or len(set(density.shape)) != 1:
         raise InputError(f"map picture: expected a cubic map (N, N, N), got {density.shape}")
     box = density.shape[0]
-    side, margin, above = 290, 22, 24  # pixels: a panel, left of it, over it
-    step_x, step_y, first = margin + side + _GAP, above + side + margin, 32 if title else 4
-    page = Image.new("L", (3 * step_x + _GAP, first + 2 * step_y + 4), 255)
+    away = round(_OFF_CENTRE * box)
+    heights = [(h - box // 2) * pixel_size_angstrom for h in _heights(box, away)]
+    side, margin, above, first = _MAP_SIDE, 22, 22, 34 if title else 4
+    step_x, step_y = margin + side + _GAP, above + side + margin
+    page = Image.new("L", (4 * step_x + _GAP, first + 3 * step_y + 4), 255)
     write(page, (page.width // 2, 10), title, anchor="ma", size=16)
-    views = (
+    views = (  # along, its axis, to the right, upwards
         ("z", 0, "x", "y"),
         ("y", 1, "x", "z"),
         ("x", 2, "y", "z"),
-    )  # along, its axis, to the right, upwards
-    slices = [np.take(density, box // 2, axis=axis) for _, axis, _, _ in views]
+    )
+    slices = [
+        [np.take(density, at, axis=axis) for at in _heights(box, away)] for _, axis, _, _ in views
+    ]
     projections = [density.sum(axis=axis) for _, axis, _, _ in views]
-    for row, (kind, pictures) in enumerate(
-        (("central slice, {} = 0", slices), ("projection along {}", projections))
-    ):
-        limits = _limits(
-            np.stack(pictures)
-        )  # one contrast per row, so that the three can be compared
-        for column, (picture, (along, _, right, up)) in enumerate(
-            zip(pictures, views, strict=True)
+    # one contrast for all slices and one for all projections, so that they can be compared
+    grey, grey_sums = _limits(np.stack([one[1] for one in slices])), _limits(np.stack(projections))
+    for row, (along, _, right, up) in enumerate(views):
+        kinds = [
+            f"slice, {along} = {height:+.0f} Å" if height else f"central slice, {along} = 0"
+            for height in heights
+        ] + [f"projection along {along}"]
+        for column, (kind, picture) in enumerate(
+            zip(kinds, [*slices[row], projections[row]], strict=True)
         ):
             left, top = margin + column * step_x, first + above + row * step_y
+            limits = grey_sums if column == 3 else grey
             page.paste(_tile(picture[::-1], side, limits), (left, top))  # upwards is up
-            write(page, (left + side // 2, top - 5), kind.format(along), anchor="ms", size=13)
-            write(page, (left + side // 2, top + side + 3), f"{right} →", anchor="ma", size=13)
+            write(page, (left + side // 2, top - 4), kind, anchor="ms", size=12)
+            write(page, (left + side // 2, top + side + 3), f"{right} →", anchor="ma", size=12)
             upright = Image.new("L", (40, 18), 255)
-            write(upright, (20, 9), f"{up} →", anchor="mm", size=13)
+            write(upright, (20, 9), f"{up} →", anchor="mm", size=12)
             page.paste(upright.rotate(90, expand=True), (left - 20, top + side // 2 - 20))
-    _scale_bar(page, (margin, first + above + side), side, box * pixel_size_angstrom)
+    _scale_bar(page, (margin + 14, first + above + side - 14), side, box * pixel_size_angstrom)
     save_page(page, path)
+
+
+def _heights(box: int, away: int) -> tuple[int, int, int]:
+    """Voxels of the three slices along an axis."""
+    middle = box // 2
+    return max(0, middle - away), middle, min(box - 1, middle + away)
 
 
 def write(
@@ -211,14 +230,14 @@ def save_page(page: Image.Image, path: str | Path) -> None:
 
 
 def _scale_bar(
-    page: Image.Image, corner: tuple[int, int], side: int, width_angstrom: float
+    page: Image.Image, corner: tuple[int, int], side: int, width_angstrom: float, *, ink: int = 255
 ) -> None:
-    """A white bar of a round length, about a quarter of the picture, in its lower left corner."""
+    """A bar of a round length, about a quarter of a picture `side` wide, from its lower left
+    corner on."""
     wanted = width_angstrom / 4
     power = 10 ** math.floor(math.log10(wanted))
     length = max(step * power for step in (1, 2, 5) if step * power <= wanted)
-    left, bottom = corner[0] + 14, corner[1] - 14
-    ImageDraw.Draw(page).rectangle(
-        (left, bottom - 4, left + round(length / width_angstrom * side), bottom), fill=255
-    )
-    write(page, (left, bottom - 8), f"{length:g} Å", anchor="ls", size=13, ink=255)
+    left, bottom = corner
+    right = left + round(length / width_angstrom * side)
+    ImageDraw.Draw(page).rectangle((left, bottom - 4, right, bottom), fill=ink)
+    write(page, (left, bottom - 8), f"{length:g} Å", anchor="ls", size=13, ink=ink)

@@ -29,7 +29,13 @@ REPORT = "report.html"
 MESH_BOXES = (112, 80, 56, 40)  # voxels along a side of a mesh in a report: the first that is light
 HEAVIEST_MESHES = 4_000_000  # bytes, all of a report's together; as text they are a third more
 MOST_MAPS = 4  # meshes of one job
-_PICTURES = ("classes.png", "class_history.png", "gamma.png", "particles.png", "map.png")
+_PICTURES = (
+    "classes.png",
+    "class_history.png",
+    "posterior_weights.png",
+    "particles.png",
+    "map.png",
+)
 _MOST_PICTURES, _WIDEST = 3, 1000
 _SCRIPTS = ("dom.js", "plots.js", "lighter.js", "mesh.js", "surface.js", "figures.js", "report.js")
 
