@@ -61,7 +61,7 @@ def test_each_wish_and_all_together(star, tmp_path):
     wish = {name: one for name, (one, _) in wishes.items()}
     done = halfmap.select(star, out, overwrite=True, **wish)
     assert rows(out) == np.flatnonzero(together).tolist()
-    assert len(done.lines) == 4
+    assert len(done.lines) == 6  # four wishes and what is left of two classes
     assert f"{together.sum()} of {N}" in done.summary
 
 
@@ -104,6 +104,28 @@ def test_without_the_column_nothing_is_kept(star, tmp_path, column, wish):
         halfmap.select(star, tmp_path / "out.star", **wish)
 
 
+def test_a_handful_of_images_is_not_believed_and_what_is_not_resolved_says_so(star, tmp_path):
+    """A class of two images among classes of twenty claims the finest resolution; another has
+    none."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    sizes = [20, 20, 16, 2, 2]
+    blocks = read_star(star).blocks
+    numbered = blocks["particles"].with_columns(
+        {"rlnClassNumber": np.repeat(np.arange(5) + 1, sizes)}
+    )
+    write_star(folder / "particles.star", {"optics": blocks["optics"], "particles": numbered})
+    table = {
+        "rlnEstimatedResolution": [12.0, 12.0, 13.0, 5.0, 999.0],
+        "halfmapClassSize": [200, 200, 160, 2, 20],
+    }
+    write_star(folder / "classes.star", {"model_classes": Table.from_columns(table)})
+    done = halfmap.select(folder, tmp_path / "out.star", resolved_within=1.5)
+    assert done.classes == (1, 2, 3)
+    assert any("class 4 dropped: 2 images, too few" in line for line in done.lines)
+    assert any("class 5 dropped: not resolved" in line for line in done.lines)
+
+
 @pytest.mark.parametrize("junk", ["ice", "edge", "speckle"])
 def test_a_sharp_class_of_junk_is_not_kept(star, tmp_path, junk):
     """Nine views of a molecule and one class of junk, which claims the best resolution of all."""
@@ -135,5 +157,7 @@ def test_a_sharp_class_of_junk_is_not_kept(star, tmp_path, junk):
     write_star(folder / "classes.star", {"model_classes": Table.from_columns(table)})
     done = halfmap.select(folder, tmp_path / "out.star", resolved_within=1.5)
     assert done.classes == tuple(range(1, 9))
-    assert any("class 9 dropped: 30 A" in line for line in done.lines)
+    assert any("class 9 dropped: 30.0 A" in line for line in done.lines)
     assert any("class 10 dropped" in line for line in done.lines)
+    assert "class 3: 6 particles (10.0 %)" in done.lines
+    assert "48 of 60 particles (80.0 %)" in done.summary

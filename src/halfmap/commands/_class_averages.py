@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halfmap.commands._summaries import angstrom, class_resolution, counted
 from halfmap.errors import InputError
 from halfmap.io.mrc import open_stack
 from halfmap.io.star import read_star
@@ -16,6 +17,9 @@ from halfmap.io.table import Table
 # where these agree to the letter.
 _DEVIATIONS, _LEAST_LOG_CONTRAST, _LEAST_LOG_EXTENT = 4.0, 0.7, 0.3
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+# Of the mean class: halves of 2D classes share references, and a handful of images agrees on the
+# noise that they were laid onto
+_TINY = 0.1
 _FEWEST_TO_COMPARE = 5  # classes among which one can be told to be unlike
 
 
@@ -30,7 +34,8 @@ class ChosenClasses:
 def choose_resolved(folder: str | Path, *, within: float) -> ChosenClasses:
     """Classes whose estimated resolution is at most `within` times that of the class in which the
     median particle is, and whose average looks like those of the others: a class of junk may be as
-    sharp as any, but its contrast or its extent are not those of a view of the molecule.
+    sharp as any, but its contrast or its extent are not those of a view of the molecule. Classes of
+    fewer than a tenth of the images that the mean class has are dropped too.
 
     Raises:
         InputError: no `classes.star` in the folder, or another table in it.
@@ -41,9 +46,19 @@ def choose_resolved(folder: str | Path, *, within: float) -> ChosenClasses:
     half = size.sum() / 2
     median = resolution[order][min(np.searchsorted(np.cumsum(size[order]), half), len(order) - 1)]
     dropped: dict[int, str] = {}
-    for k in np.flatnonzero(size > 0).tolist():
+    filled = np.flatnonzero(size > 0)
+    fewest = _TINY * size[filled].mean()
+    for k in filled.tolist():
         if resolution[k] > within * median:
-            dropped[k + 1] = f"{resolution[k]:.3g} A, the median particle has {median:.3g} A"
+            dropped[k + 1] = (
+                f"{class_resolution(resolution[k])}, the median particle has {angstrom(median)}"
+            )
+        elif size[k] < fewest:
+            images, claimed = counted(int(size[k]), "image"), angstrom(resolution[k])
+            dropped[k + 1] = (
+                f"{images}, too few to believe its {claimed} (the mean class has "
+                f"{size[filled].mean():.0f})"
+            )
     sharp = [k for k in np.flatnonzero(size > 0).tolist() if k + 1 not in dropped]
     dropped |= _unlike(Path(folder), sharp, size)
     kept = tuple(k + 1 for k in sharp if k + 1 not in dropped)

@@ -33,10 +33,12 @@ def class_in_words(number: int, size: int, total: int, resolution: float | None 
     """A class by its number, how many of all images are in it, and how well it is resolved:
     `12 · 33 images (2.2 %) · 9.8 A`, `20 · 1 image (0.1 %) · not resolved`."""
     words = f"{number} · {counted(size, 'image')} ({100 * size / max(1, total):.1f} %)"
-    if resolution is None:
-        return words
-    there = math.isfinite(resolution) and resolution < UNRESOLVED
-    return f"{words} · {angstrom(resolution) if there else 'not resolved'}"
+    return words if resolution is None else f"{words} · {class_resolution(resolution)}"
+
+
+def class_resolution(resolution: float) -> str:
+    """`9.8 A`, or `not resolved`: infinity, and what a table writes for it."""
+    return angstrom(resolution) if resolution < UNRESOLVED else "not resolved"
 
 
 def counted(number: int, what: str) -> str:

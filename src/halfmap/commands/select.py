@@ -36,7 +36,8 @@ class Selected:
     @property
     def summary(self) -> str:
         classes = f" (classes {', '.join(map(str, self.classes))})" if self.classes else ""
-        return f"{self.kept} of {self.of} particles in {self.path}{classes}"
+        share = f"{100 * self.kept / max(1, self.of):.1f} %"
+        return f"{self.kept:,} of {counted(self.of, 'particle')} ({share}) in {self.path}{classes}"
 
 
 @command
@@ -151,6 +152,8 @@ def select(
         chosen.keep(*_unique(particles, chosen.kept, min_distance_angstrom))
     if share is not None:
         chosen.keep(f"--share {share:g}", _drawn(chosen.kept, share, seed))
+    if wanted:
+        chosen.steps += _by_class(particles, chosen.kept, wanted)
     particles.take(chosen.kept).write_star(out)
     keep_record_beside(Path(out), "select", arguments, kept=chosen.count, of=len(particles))
     return Selected(Path(out), chosen.count, len(particles), wanted, tuple(chosen.steps))
@@ -180,7 +183,17 @@ class _Chosen:
                 f"{wish}: none of {counted(before, 'particle')} of {self.path} is left; nothing "
                 "was written"
             )
-        self.steps.append(f"{wish}: kept {self.count} of {before}")
+        share = f"{100 * self.count / before:.1f} %"
+        self.steps.append(f"{wish}: kept {self.count} of {before} ({share})")
+
+
+def _by_class(particles: Particles, kept: np.ndarray, classes: Sequence[int]) -> list[str]:
+    """What is kept of each class, and its share of all particles."""
+    sizes = {k: int((kept & (particles.class_number == k)).sum()) for k in classes}
+    return [
+        f"class {k}: {counted(n, 'particle')} ({100 * n / len(particles):.1f} %)"
+        for k, n in sizes.items()
+    ]
 
 
 def _unique(
