@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ import halfmap
 from halfmap.commands._options import Annotated, DeviceName, Option, Quiet, parse_memory
 from halfmap.distributed import ask_first
 from halfmap.errors import InputError
-from halfmap.options import command
+from halfmap.options import command, options_of
 from halfmap.workspace import earlier_job
 from halfmap.workspace.job import can_resume, read_job
+from halfmap.workspace.moved import brought_here, keep_place
 
 
 @command
@@ -43,7 +44,8 @@ def resume(
 
     Calls `halfmap.<command>` with the saved arguments, from the working directory it was started
     in, and returns what that function returns. Everything is as the job was started; device,
-    threads and memory may be others, as on another machine.
+    threads and memory may be others, as on another machine. Where the project folder has moved,
+    files are looked for from the job folder first, then as recorded.
 
     Example: halfmap resume refined
 
@@ -51,22 +53,7 @@ def resume(
         InputError: `folder` is no job folder, is finished, or its command cannot go on.
     """
     changed = {"device": device, "threads": threads, "memory": memory}
-
-    def recorded() -> dict[str, Any]:
-        earlier_job.recover(Path(folder))
-        return read_job(folder)
-
-    record = ask_first(recorded)
-    if record["status"] == "finished":
-        raise InputError(
-            f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} "
-            "shows it"
-        )
-    if not can_resume(record["command"]):
-        raise InputError(
-            f"{folder}: halfmap {record['command']} starts from the beginning; run it again with "
-            "--overwrite"
-        )
+    record, where = ask_first(partial(_recorded, Path(folder)))
     function = getattr(halfmap, record["command"])
     given = {
         "seed": record["seed"],
@@ -80,6 +67,31 @@ def resume(
         "out": Path(folder).absolute(),
         "resume": True,
     }
-    where = record.get("working_directory", ".")
-    with contextlib.chdir(where if os.path.isdir(where) else "."):
+    with contextlib.chdir(where):
         return function(**arguments)
+
+
+def _recorded(folder: Path) -> tuple[dict[str, Any], Path]:
+    """What the job was started with, and where to go on with it.
+
+    Raises:
+        InputError: there is nothing to go on with.
+    """
+    earlier_job.recover(folder)
+    record = read_job(folder)
+    if record["status"] == "finished":
+        raise InputError(
+            f"{folder}: this job is finished, there is nothing to resume; halfmap info {folder} "
+            "shows it"
+        )
+    if not can_resume(record["command"]):
+        raise InputError(
+            f"{folder}: halfmap {record['command']} starts from the beginning; run it again with "
+            "--overwrite"
+        )
+    options = options_of(getattr(halfmap, record["command"]))
+    files = {one.name for one in options if one.kind is Path} - {"out"}
+    here, where = brought_here(folder, record, files)
+    if here != record and record["status"] != "running":
+        keep_place(folder, here)
+    return here, where

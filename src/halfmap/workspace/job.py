@@ -38,6 +38,7 @@ from halfmap.workspace.machine import (
     rename_durably,
     versions,
 )
+from halfmap.workspace.moved import FOLDER
 from halfmap.workspace.records import (
     ERROR,
     EVENTS,
@@ -157,6 +158,7 @@ class Job:
             "parameters": asked,
             "seed": seed,
             "working_directory": os.getcwd(),
+            FOLDER: str(folder),
             "command_line": sys.argv,
             "versions": versions(),
             "machine": machine(),
@@ -167,6 +169,7 @@ class Job:
         if previous is not None and resume:
             kept = (
                 "started",
+                FOLDER,
                 "working_directory",
                 "results",
                 "wall_seconds",
