@@ -28,6 +28,35 @@ _NOUNS = {int: "a whole number", float: "a number", Path: "a file name", str: "t
 
 
 @dataclass(frozen=True)
+class Setting:
+    """Another option, by its parameter's name: given, or true; or with one of `values`; or with
+    none of the values `other_than`."""
+
+    name: str
+    values: tuple[object, ...] = ()
+    other_than: tuple[object, ...] = ()
+
+    def holds(self, one: "NamedOption", value: Any) -> bool:
+        """Whether the option `one` of that name, with this value, is so."""
+        if self.values:
+            return value in self.values
+        if self.other_than:
+            return value not in self.other_than
+        return is_given(one, value)
+
+    def words(self, one: "NamedOption") -> str:
+        """As one types it: `--local`, `--method wiener or wiener-stack`."""
+        flag = one.flag.partition("/")[0]
+        if self.values:
+            known = [value for value in self.values if value in (one.choices or self.values)]
+            no = one.flag.partition("/")[2]
+            return no if no and known == [False] else f"{flag} {' or '.join(map(_typed, known))}"
+        if self.other_than:
+            return f"{flag} other than {' or '.join(map(_typed, self.other_than))}"
+        return flag
+
+
+@dataclass(frozen=True)
 class Option:
     """What is to be known of an option beside its name, type and default.
 
@@ -42,6 +71,8 @@ class Option:
         parse: makes the value of text, or raises ValueError with what is expected. check: raises
             ValueError or InputError for a bad value.
         recorded: part of `job.json`. free_on_resume: a resumed job may have another value.
+        needs: settings of other options of which one must hold, else this one has no effect.
+        idle_beside: settings beside which it has none. A function without those options takes it.
     """
 
     help: str = ""
@@ -61,6 +92,8 @@ class Option:
     check: Callable[[Any], object] | None = None
     recorded: bool = True
     free_on_resume: bool = False
+    needs: tuple[Setting, ...] = ()
+    idle_beside: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +196,36 @@ class NamedOption:
         )
 
 
+def is_given(one: NamedOption, value: Any) -> bool:
+    """Whether an option is there by the user's wish."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    same = tuple(value) == tuple(one.default or ()) if several else value == one.default
+    return value is not None and (one.required or not same)
+
+
+def check_together(options: Sequence[NamedOption], values: Mapping[str, Any]) -> None:
+    """Refuse an option that has no effect as the others are (`Option.needs`, `idle_beside`).
+
+    Raises:
+        InputError: naming both.
+    """
+    named = {one.name: one for one in options}
+    for one in options:
+        if not is_given(one, values[one.name]):
+            continue
+        flag, value = one.flag.partition("/")[0], values[one.name]
+        no = one.flag.partition("/")[2]
+        typed = (flag if value else no) if isinstance(value, bool) else f"{flag} {_typed(value)}"
+        needed = [other for other in one.option.needs if other.name in named]
+        if needed and not any(o.holds(named[o.name], values[o.name]) for o in needed):
+            words = " or ".join(other.words(named[other.name]) for other in needed)
+            raise InputError(f"{typed}: has no effect without {words}; add that, or leave it out")
+        for other in one.option.idle_beside:
+            if other.name in named and other.holds(named[other.name], values[other.name]):
+                words = other.words(named[other.name])
+                raise InputError(f"{typed}: has no effect beside {words}; leave one of them out")
+
+
 def raise_unless(good: bool, expected: str) -> None:
     """Say what was expected where the value is not good."""
     if not good:
@@ -180,7 +243,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
     """A function whose arguments are checked, and read where they are text, before it runs.
 
     Raises:
-        InputError: by the function, for a bad value: which option, what was expected, what arrived.
+        InputError: by the function, for a bad value: which option, what was expected, what arrived;
+            or for an option that has no effect as the others are.
     """
     signature = inspect.signature(function)
 
@@ -190,6 +254,8 @@ def command(function: Callable[P, R]) -> Callable[P, R]:
         bound.apply_defaults()
         for one in options_of(function):
             bound.arguments[one.name] = one.checked(bound.arguments[one.name])
+        if not bound.arguments.get("resume"):  # a job that was begun goes on
+            check_together(options_of(function), bound.arguments)
         return function(*bound.args, **bound.kwargs)
 
     return checked

@@ -82,7 +82,7 @@ def test_classes_are_one_outside_the_focus_mask():
 
 
 def test_options_of_a_search_are_refused_without_one(scene):
-    with pytest.raises(InputError, match="--local: says how poses are found"):
+    with pytest.raises(InputError, match="--local: has no effect beside --no-alignment"):
         halfmap.class3d(
             scene / "sim/truth.star",
             scene / "whole.mrc",

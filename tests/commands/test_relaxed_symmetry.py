@@ -132,5 +132,5 @@ def test_a_narrow_prior_holds_poses_where_they_were(scene):
 
 def test_two_words_for_one_prior_are_refused(scene):
     folder, _ = scene
-    with pytest.raises(InputError, match="--sigma-rotation 1: is a third of"):
+    with pytest.raises(InputError, match="--sigma-rotation 1: has no effect beside --local-range"):
         _refine(folder, "refused", local_range_deg=3, sigma_rotation_deg=1)

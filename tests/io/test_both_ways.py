@@ -478,3 +478,42 @@ def test_one_table_never_contradicts_itself(tmp_path):
     (table,) = read_star(tmp_path / "old.star").blocks.values()
     size = table.floats("rlnDetectorPixelSize") * 1e4 / table.floats("rlnMagnification")
     np.testing.assert_allclose(size, 1.5)
+
+
+def test_two_optics_groups_of_one_number_are_refused(tmp_path):
+    """Else the second would stand for both, whose images have other optics."""
+    path = star(tmp_path / "p.star", optics={"rlnOpticsGroup": [1, 1]}, rlnOpticsGroup=[1] * 6)
+    with pytest.raises(InputError, match=r"p\.star: rows 1, 2 of the optics table") as caught:
+        load_particles(path)
+    assert "_rlnOpticsGroup 1" in str(caught.value)
+
+
+def test_passthrough_files_of_several_files_go_to_their_own(tmp_path):
+    """`info` and `join` of two jobs whose poses lie elsewhere, in files that no name tells."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    files, through = [], []
+    for number in range(2):
+        name = f"job{number}"
+        (tmp_path / name).mkdir()
+        whole = tmp_path / name / "whole.cs"
+        convert(star(tmp_path / name / "p.star"), whole)
+        data, _ = read_cs(whole)
+        poses = [one for one in data.dtype.names if one.startswith("alignments3D")]
+        rest = [one for one in data.dtype.names if one not in poses]
+        data["uid"] += np.uint64(1000 * number)
+        files.append(tmp_path / name / "particles.cs")
+        through.append(elsewhere / f"poses{number}.cs")
+        write_cs(files[-1], np.array(data[rest].tolist(), data[rest].dtype))
+        write_cs(through[-1], np.array(data[["uid", *poses]].tolist(), data[["uid", *poses]].dtype))
+    assert [one["poses"] for one in halfmap.info(files).facts] == ["no", "no"]
+    told = halfmap.info(files, passthrough=through[::-1])
+    assert [one["poses"] for one in told.facts] == ["yes", "yes"]
+    halfmap.join(files, tmp_path / "both.star", passthrough=through)
+    assert load_particles(tmp_path / "both.star", check_images=False).has_poses
+    halfmap.select(files[0], tmp_path / "some.star", half=1, passthrough=through[0])
+    assert load_particles(tmp_path / "some.star", check_images=False).has_poses
+    with pytest.raises(InputError, match=r"poses1\.cs: expected the passthrough file of a \.cs"):
+        halfmap.info(files[:1], passthrough=through)
+    with pytest.raises(InputError, match=r"only a \.cs file has passthrough"):
+        halfmap.select(tmp_path / "both.star", tmp_path / "x.star", half=1, passthrough=through[0])

@@ -11,6 +11,7 @@ from halfmap.alignment import Alignment
 from halfmap.commands._inputs import HELD_DENSITY, LARGEST_RADIUS, RADIUS_MARGIN
 from halfmap.errors import InputError
 from halfmap.fourier import lowpass
+from halfmap.io.cs_files import Passthrough
 from halfmap.io.mrc import read_density
 from halfmap.particles import Particles, load_particles
 from halfmap.so3 import euler_to_matrix, matrix_to_euler
@@ -83,14 +84,16 @@ def diameter_px(
 
 
 def read_posed_particles(
-    path: str | Path, data_dir: str | Path | None, pixel_size_angstrom: float
+    path: str | Path, data_dir: str | Path | None, passthrough: Passthrough | None
 ) -> Particles:
     """Particles whose poses are to follow a map.
 
     Raises:
         InputError: unreadable, or without poses.
     """
-    particles = load_particles(path, data_dir=data_dir, check_images=False, use_ctf=False)
+    particles = load_particles(
+        path, data_dir=data_dir, check_images=False, use_ctf=False, passthrough=passthrough
+    )
     if not particles.has_poses:
         raise InputError(
             f"{path}: columns _rlnAngleRot, _rlnAngleTilt, _rlnAnglePsi are missing; give the "

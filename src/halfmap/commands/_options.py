@@ -9,9 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from halfmap.options import Option
+from halfmap.options import Option, Setting
 
-__all__ = ["Annotated", "Literal", "Option", "Path", "Sequence"]
+__all__ = ["Annotated", "Literal", "Option", "Path", "Sequence", "Setting"]
+
+# settings without which, or beside which, options have no effect
+_LOCAL = Setting("local")
+_POSES_KEPT = Setting("alignment", values=(False,))
+_PARTICLES = (Setting("particles"),)
 
 Method3D = Literal["ml", "projection-matching"]
 Method2D = Literal["ml", "template"]
@@ -156,20 +161,29 @@ AngularStep = Annotated[
         at_most=30,
         unset="7.5 degrees",
         hint="poses are refined continuously from there",
+        idle_beside=(_POSES_KEPT,),
     ),
 ]
-ShiftRange = Annotated[float, Option("Largest shift searched", unit="px", at_least=0)]
-ShiftStep = Annotated[float, Option("Step of the shift search", unit="px", above=0)]
+ShiftRange = Annotated[
+    float, Option("Largest shift searched", unit="px", at_least=0, idle_beside=(_POSES_KEPT,))
+]
+ShiftStep = Annotated[
+    float, Option("Step of the shift search", unit="px", above=0, idle_beside=(_POSES_KEPT,))
+]
 SearchOption = Annotated[
     Search,
     Option(
         "How all orientations are searched: the best cells, or every cell that a bound cannot "
-        "exclude (slower; an image's best pose is missed with a stated probability only)"
+        "exclude (slower; an image's best pose is missed with a stated probability only)",
+        idle_beside=(_LOCAL, _POSES_KEPT),
     ),
 ]
 Local = Annotated[
     bool,
-    Option("Search only around the poses in the particle file, held near them by a Gaussian prior"),
+    Option(
+        "Search only around the poses in the particle file, held near them by a Gaussian prior",
+        idle_beside=(_POSES_KEPT,),
+    ),
 ]
 LocalRange = Annotated[
     float | None,
@@ -179,6 +193,7 @@ LocalRange = Annotated[
         unit="deg",
         above=0,
         unset="5 degrees",
+        needs=(_LOCAL,),
     ),
 ]
 SigmaRotation = Annotated[
@@ -189,6 +204,8 @@ SigmaRotation = Annotated[
         unit="deg",
         above=0,
         unset="a third of --local-range",
+        needs=(_LOCAL,),
+        idle_beside=(Setting("local_range_deg"),),
     ),
 ]
 SigmaShift = Annotated[
@@ -198,6 +215,7 @@ SigmaShift = Annotated[
         unit="A",
         above=0,
         unset="what --sigma-rotation moves the particle's rim by",
+        needs=(_LOCAL,),
     ),
 ]
 GridPixelSize = Annotated[
@@ -227,6 +245,7 @@ WienerConstant = Annotated[
         above=0,
         metavar="K",
         unset="1/SSNR from the half maps' FSC",
+        needs=(Setting("method", values=("projection-matching", "template")),),
     ),
 ]
 TauFudge = Annotated[
@@ -236,6 +255,7 @@ TauFudge = Annotated[
         above=0,
         metavar="T",
         unset="1",
+        needs=(Setting("method", values=("ml",)),),
     ),
 ]
 Folds = Annotated[
@@ -253,7 +273,10 @@ Ctf = Annotated[
 DataDir = Annotated[
     str | Path | None,
     Option(
-        "Further folder in which image stacks are looked for", metavar="DIR", free_on_resume=True
+        "Further folder in which image stacks are looked for",
+        metavar="DIR",
+        free_on_resume=True,
+        needs=_PARTICLES,
     ),
 ]
 Passthrough = Annotated[
@@ -262,6 +285,7 @@ Passthrough = Annotated[
         "Passthrough file of a cryoSPARC .cs; give it again for a further one",
         metavar="CS",
         unset="found beside the .cs by name",
+        needs=_PARTICLES,
     ),
 ]
 Contrast = Annotated[

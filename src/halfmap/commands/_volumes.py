@@ -18,9 +18,8 @@ from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
-from halfmap.errors import InputError
 from halfmap.fourier import largest_radius
-from halfmap.methods.registry import IN_3D, ML, check_method
+from halfmap.methods.registry import ML
 from halfmap.methods.settings import Settings
 from halfmap.particles import Contrast
 from halfmap.workspace.job import Job
@@ -74,46 +73,10 @@ class VolumeOptions:
             return 3 * self.sigma_rotation_deg
         return self.local_range_deg or LOCAL_RANGE_DEG
 
-    def check(self) -> None:
-        """Refuse options that do not go together, before anything is read.
-
-        Raises:
-            InputError: naming the option.
-        """
-        if self.local and self.search != SEARCHES[0]:
-            raise InputError(
-                f"--search {self.search}: is for all orientations; --local looks around the given "
-                "ones only"
-            )
-        around = {
-            "--local-range": self.local_range_deg,
-            "--sigma-rotation": self.sigma_rotation_deg,
-            "--sigma-shift": self.sigma_shift_angstrom,
-        }
-        for flag, value in around.items():
-            if value is not None and not self.local:
-                raise InputError(
-                    f"{flag} {value:g}: has no effect without --local; add that, or leave it out"
-                )
-        if self.local_range_deg is not None and self.sigma_rotation_deg is not None:
-            raise InputError(
-                f"--sigma-rotation {self.sigma_rotation_deg:g}: is a third of what --local-range "
-                "says; give one of them"
-            )
-        check_method(
-            self.method, IN_3D, tau_fudge=self.tau_fudge, wiener_constant=self.wiener_constant
-        )
-
 
 def volume_options(arguments: Mapping[str, Any]) -> VolumeOptions:
-    """Those of a command's arguments that have the names of the fields, checked together.
-
-    Raises:
-        InputError: options that do not go together.
-    """
-    options = VolumeOptions(**{one.name: arguments[one.name] for one in fields(VolumeOptions)})
-    options.check()
-    return options
+    """Those of a command's arguments that have the names of the fields."""
+    return VolumeOptions(**{one.name: arguments[one.name] for one in fields(VolumeOptions)})
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from halfmap.commands._options import (
     Quiet,
     Resume,
     Seed,
+    Setting,
     Symmetry,
     Threads,
 )
@@ -131,7 +132,8 @@ def abinitio(
         bool,
         Option(
             "Apply it from the first iteration on, not when the map's axes have been found: "
-            "faster, and more often wrong"
+            "faster, and more often wrong",
+            needs=(Setting("symmetry", other_than=("C1",)),),
         ),
     ] = False,
     runs: Annotated[

@@ -69,7 +69,7 @@ from halfmap.io.mrc import write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.methods.reference_update import class_sizes
-from halfmap.methods.registry import IN_2D, ML, check_method, make_method
+from halfmap.methods.registry import ML, make_method
 from halfmap.methods.settings import Settings
 from halfmap.methods.starting_classes import starting_classes
 from halfmap.options import command
@@ -175,7 +175,6 @@ def class2d(
         InputError: any bad input, in one line.
     """
     arguments = locals()
-    check_method(method, IN_2D, tau_fudge=tau_fudge, wiener_constant=wiener_constant)
     with open_job(class2d, arguments, iterations=iterations) as opened:
         job, progress, where = opened.job, opened.progress, opened.device
         data = _inputs.read_particles(

@@ -38,6 +38,7 @@ from halfmap.commands._options import (
     SearchOption,
     Seed,
     Sequence,
+    Setting,
     ShiftRange,
     ShiftStep,
     SigmaRotation,
@@ -66,7 +67,6 @@ from halfmap.commands._summaries import (
 )
 from halfmap.commands._volumes import (
     OpenedVolumes,
-    VolumeOptions,
     first_state,
     open_volumes,
     volume_options,
@@ -147,7 +147,11 @@ def class3d(
     ] = True,
     focus_mask: Annotated[
         str | Path | None,
-        Option("Mask (MRC, values 0 to 1) inside which alone classes differ", metavar="MAP"),
+        Option(
+            "Mask (MRC, values 0 to 1) inside which alone classes differ",
+            metavar="MAP",
+            needs=(Setting("classes", other_than=(1,)),),
+        ),
     ] = None,
     local: Local = False,
     local_range_deg: LocalRange = None,
@@ -190,8 +194,6 @@ def class3d(
     arguments = locals()
     maps = [reference] if isinstance(reference, str | Path) else list(reference)
     options = volume_options(arguments)
-    if not alignment:
-        _refuse_searches(options)
     if len(maps) not in (1, classes):
         raise InputError(
             f"--reference: expected 1 map, or one for each of the {classes} classes, got "
@@ -282,21 +284,6 @@ def class3d(
         state.iteration,
         converged=chosen.converged(state),
     )
-
-
-def _refuse_searches(options: VolumeOptions) -> None:
-    """Options that say how poses are found have nothing to say where they are kept."""
-    searches = {
-        "--local": options.local,
-        "--local-range": options.local_range_deg is not None,
-        "--sigma-rotation": options.sigma_rotation_deg is not None,
-        "--sigma-shift": options.sigma_shift_angstrom is not None,
-        "--angular-step": options.angular_step_deg is not None,
-        "--search": options.search != "adaptive",
-    }
-    for flag, given in searches.items():
-        if given:
-            raise InputError(f"{flag}: says how poses are found, and --no-alignment keeps them")
 
 
 def _focused(

@@ -28,6 +28,7 @@ from halfmap.commands._options import (
     Quiet,
     Resume,
     Seed,
+    Setting,
     Symmetry,
     Threads,
 )
@@ -83,7 +84,13 @@ def ctfrefine(
         bool, Option("Refine the magnification matrix of each optics group")
     ] = False,
     defocus_range_angstrom: Annotated[
-        float, Option("Largest change of defocus, and of astigmatism", unit="A", above=0)
+        float,
+        Option(
+            "Largest change of defocus, and of astigmatism",
+            unit="A",
+            above=0,
+            needs=(Setting("defocus", other_than=("none",)), Setting("astigmatism")),
+        ),
     ] = 2000.0,
     rounds: Annotated[
         int, Option("How often all that is asked for is refined in turn", at_least=1, metavar="N")

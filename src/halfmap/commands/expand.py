@@ -15,6 +15,7 @@ from halfmap.commands._options import (
     Option,
     OverwriteFile,
     ParticlesFile,
+    Passthrough,
     Seed,
     Symmetry,
 )
@@ -50,6 +51,7 @@ def expand(
     out: Annotated[str | Path, Option("STAR file to write", metavar="STAR", recorded=False)],
     *,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
     seed: Seed = 1,
     overwrite: OverwriteFile = False,
 ) -> Expanded:
@@ -67,7 +69,9 @@ def expand(
     """
     path = Path(out)
     refuse_existing([path], overwrite=overwrite)
-    data = load_particles(particles, data_dir=data_dir, check_images=False, use_ctf=False)
+    data = load_particles(
+        particles, data_dir=data_dir, check_images=False, use_ctf=False, passthrough=passthrough
+    )
     if not data.has_poses:
         raise InputError(
             f"{particles}: columns _rlnAngleRot, _rlnAngleTilt, _rlnAnglePsi are missing; give the "

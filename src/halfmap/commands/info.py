@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from halfmap.commands._options import Annotated, Option
+from halfmap.commands._options import (
+    Annotated,
+    Option,
+    Passthrough,
+)
 from halfmap.errors import InputError
+from halfmap.io.cs_files import passthroughs_of
 from halfmap.io.mrc import open_stack, read_map
 from halfmap.io.star import read_star
 from halfmap.options import command
@@ -46,6 +51,7 @@ def info(
     as_json: Annotated[
         bool, Option("One JSON object per file, for programs", flag="--json")
     ] = False,
+    passthrough: Passthrough = None,
 ) -> Facts:
     """Tell what a STAR, .cs or MRC file or a job folder holds.
 
@@ -55,7 +61,9 @@ def info(
         InputError: a file that is missing, of another kind, or damaged.
     """
     paths = [files] if isinstance(files, str | Path) else list(files)
-    return Facts(tuple(describe(path) for path in paths), as_json)
+    of_each = passthroughs_of(paths, passthrough)
+    facts = [describe(one, of) for one, of in zip(paths, of_each, strict=True)]
+    return Facts(tuple(facts), as_json)
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -74,8 +82,9 @@ def _words(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def describe(path: str | Path) -> dict[str, Any]:
-    """Facts about a STAR, .cs or MRC file or a job folder: JSON-able, `file` and `kind` first.
+def describe(path: str | Path, passthrough: Sequence[str | Path] | None = None) -> dict[str, Any]:
+    """Facts about a STAR, .cs (with its `passthrough` files) or MRC file or a job folder:
+    JSON-able, `file` and `kind` first.
 
     Raises:
         InputError: missing, of another kind, or damaged.
@@ -97,7 +106,9 @@ def describe(path: str | Path) -> dict[str, Any]:
     elif suffix == ".cs":
         facts = {
             "kind": "cryoSPARC particles",
-            **_describe_particles(load_particles(path, check_images=False)),
+            **_describe_particles(
+                load_particles(path, check_images=False, passthrough=passthrough)
+            ),
         }
     else:
         raise InputError(

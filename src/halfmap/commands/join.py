@@ -5,10 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfmap.commands._maps import refuse_existing
-from halfmap.commands._options import Annotated, DataDir, Option, OverwriteFile, Sequence
+from halfmap.commands._options import (
+    Annotated,
+    DataDir,
+    Option,
+    OverwriteFile,
+    Passthrough,
+    Sequence,
+)
 from halfmap.commands._summaries import counted, where
 from halfmap.errors import InputError
 from halfmap.io.convert import convert as convert_file
+from halfmap.io.cs_files import passthroughs_of
 from halfmap.io.joining import join_tables
 from halfmap.io.star import write_star
 from halfmap.options import command
@@ -41,6 +49,7 @@ def join(
     ],
     *,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
     overwrite: OverwriteFile = False,
 ) -> FilesJoined:
     """Join particle files. Optics groups are numbered anew: those that agree in every column become
@@ -58,7 +67,8 @@ def join(
         raise InputError(f"--out {out}: expected a file name ending in .star or .cs")
     refuse_existing([path], overwrite=overwrite)
     sets = [
-        load_particles(one, data_dir=data_dir, check_images=False, use_ctf=False) for one in files
+        load_particles(one, data_dir=data_dir, check_images=False, use_ctf=False, passthrough=of_it)
+        for one, of_it in zip(files, passthroughs_of(files, passthrough), strict=True)
     ]
     joined = join_tables([one.star_blocks(path) for one in sets])
     if path.suffix.lower() == ".cs":

@@ -1,7 +1,9 @@
 """Make a mask."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from halfmap.commands._options import (
     Option,
     OverwriteFile,
     Sequence,
+    Setting,
     check_length,
     check_positive_length,
     parse_length,
@@ -30,13 +33,16 @@ from halfmap.mask_making import (
     reaches_edge,
 )
 from halfmap.masks import read_mask
-from halfmap.options import command
+from halfmap.options import command, is_given, options_of
 from halfmap.plots.tiles import save_map_picture
 from halfmap.resolution import fourier_shell_correlation, resolution_at
 from halfmap.simulation.atomic_models import Atoms, read_atoms
 from halfmap.workspace.progress import drawing
 
 MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif")
+# options that say nothing of the other kind of source
+_OF_DENSITIES = ("threshold", "lowpass_angstrom", "parts")
+_OF_MODELS = ("like", "atom_radius_angstrom", "centred")
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ def mask(
             "Density at which the map, low-passed, is cut",
             metavar="X",
             unset="what noise as outside the particle exceeds nowhere",
+            idle_beside=(Setting("combine"),),
         ),
     ] = None,
     lowpass_angstrom: Annotated[
@@ -85,6 +92,7 @@ def mask(
             unit="A",
             at_least=0,
             unset="15 A, or what half maps support",
+            idle_beside=(Setting("combine"),),
         ),
     ] = None,
     parts: Annotated[
@@ -94,6 +102,7 @@ def mask(
             at_least=1,
             metavar="N",
             unset="those of a tenth of the largest or more",
+            idle_beside=(Setting("combine"),),
         ),
     ] = None,
     extend: Annotated[
@@ -102,6 +111,7 @@ def mask(
             "Dilation, in pixels or Angstrom; negative takes off",
             metavar="3px|6A",
             check=check_length,
+            idle_beside=(Setting("combine"),),
         ),
     ] = "3px",
     soft_edge: Annotated[
@@ -110,6 +120,7 @@ def mask(
             "Width of the soft edge outside that, in pixels or Angstrom",
             metavar="6px|8A",
             check=check_positive_length,
+            idle_beside=(Setting("combine"),),
         ),
     ] = "6px",
     combine: Annotated[
@@ -118,15 +129,26 @@ def mask(
     ] = None,
     like: Annotated[
         str | Path | None,
-        Option("Map whose box, pixel size and frame the mask of a model has", metavar="MAP"),
+        Option(
+            "Map whose box, pixel size and frame the mask of a model has",
+            metavar="MAP",
+            idle_beside=(Setting("combine"),),
+        ),
     ] = None,
     atom_radius_angstrom: Annotated[
-        float, Option("What counts as inside around each atom of a model", unit="A", above=0)
+        float,
+        Option(
+            "What counts as inside around each atom of a model",
+            unit="A",
+            above=0,
+            idle_beside=(Setting("combine"),),
+        ),
     ] = 3.0,
     centred: Annotated[
         bool,
         Option(
-            "Lay the model's centre of mass onto the centre of the box, as halfmap simulate does"
+            "Lay the model's centre of mass onto the centre of the box, as halfmap simulate does",
+            idle_beside=(Setting("combine"),),
         ),
     ] = False,
     overwrite: OverwriteFile = False,
@@ -139,13 +161,16 @@ def mask(
         InputError: a file cannot be read or does not fit, nothing exceeds the threshold, the mask
             is cut by the box, or `out` exists.
     """
-    path = Path(out)
+    arguments, path = locals(), Path(out)
     _check_out(path, overwrite=overwrite)
     sources = [Path(source)] if isinstance(source, str | Path) else [Path(one) for one in source]
+    model = len(sources) == 1 and _is_model(sources[0])
+    if combine is None:
+        _refuse_idle(arguments, _OF_DENSITIES if model else _OF_MODELS, sources[0])
     lengths = _Lengths(extend, soft_edge)
     if combine is not None:
         values, pixel, how, used = *_combined(sources, combine), None
-    elif len(sources) == 1 and _is_model(sources[0]):
+    elif model:
         values, pixel, how = _of_model(
             sources[0], like, lengths, radius_angstrom=atom_radius_angstrom, centred=centred
         )
@@ -193,6 +218,18 @@ class _Lengths:
 def _pixels(length: str, pixel_size_angstrom: float) -> float:
     value, unit = parse_length(length)
     return value if unit == "px" else value / pixel_size_angstrom
+
+
+def _refuse_idle(arguments: Mapping[str, Any], idle: Sequence[str], source: Path) -> None:
+    """Refuse options that say nothing of such a source.
+
+    Raises:
+        InputError: naming the option and the file.
+    """
+    for one in options_of(mask):
+        if one.name in idle and is_given(one, arguments[one.name]):
+            of = "a model" if idle is _OF_MODELS else "a map"
+            raise InputError(f"{one.flag}: has no effect on {source}, it is for {of}; leave it out")
 
 
 def _check_out(path: Path, *, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """The job `halfmap orientations`: is the map equally good in all directions, and were particles
 seen from all sides?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from halfmap.commands._options import (
     Option,
     OutFolder,
     Overwrite,
+    Passthrough,
     Quiet,
     check_symmetry,
 )
@@ -63,6 +65,7 @@ def orientations(
             "Particles with the poses of the half maps", metavar="STAR", unset="the job's, if any"
         ),
     ] = None,
+    passthrough: Passthrough = None,
     symmetry: Annotated[
         str | None,
         Option(
@@ -93,7 +96,7 @@ def orientations(
     if symmetry is None and halves.job is not None:
         symmetry = read_job(halves.job)["parameters"].get("symmetry")
     group = symmetry_matrices(symmetry or "C1")
-    data = None if particles is None else _with_poses(particles)
+    data = None if particles is None else _with_poses(particles, passthrough)
     with open_job(orientations, arguments) as run:
         place = Place(run.job.folder, run.job.path("pictures/orientations.png").parent)
         run.progress.start_stage("FSC in cones", 0)
@@ -127,8 +130,10 @@ def orientations(
     )
 
 
-def _with_poses(path: str | Path) -> Particles:
-    data = load_particles(path, check_images=False)
+def _with_poses(
+    path: str | Path, passthrough: str | Path | Sequence[str | Path] | None
+) -> Particles:
+    data = load_particles(path, check_images=False, passthrough=passthrough)
     if not data.has_poses:
         raise InputError(
             f"{path}: no poses (rlnAngleRot, rlnAngleTilt, rlnAnglePsi); give the particles of a "

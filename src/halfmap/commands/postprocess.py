@@ -30,6 +30,7 @@ from halfmap.commands._options import (
     OutFolder,
     Overwrite,
     Quiet,
+    Setting,
 )
 from halfmap.commands._summaries import angstrom, resolved, where
 from halfmap.errors import InputError
@@ -76,11 +77,23 @@ def postprocess(
         ),
     ] = None,
     fit_from_angstrom: Annotated[
-        float, Option("Coarsest resolution of the Guinier fit", unit="A", above=0)
+        float,
+        Option(
+            "Coarsest resolution of the Guinier fit",
+            unit="A",
+            above=0,
+            idle_beside=(Setting("b_factor"),),
+        ),
     ] = 10.0,
     fit_to_angstrom: Annotated[
         float | None,
-        Option("Finest resolution of the Guinier fit", unit="A", above=0, unset="the resolution"),
+        Option(
+            "Finest resolution of the Guinier fit",
+            unit="A",
+            above=0,
+            unset="the resolution",
+            idle_beside=(Setting("b_factor"),),
+        ),
     ] = None,
     lowpass_angstrom: Annotated[
         float | None, Option("Low-pass of the map", unit="A", above=0, unset="the resolution")
@@ -98,6 +111,7 @@ def postprocess(
             above=0,
             flag="--mtf-pixel-size",
             unset="the map's",
+            needs=(Setting("mtf"),),
         ),
     ] = None,
     overwrite: Overwrite = False,
@@ -115,8 +129,6 @@ def postprocess(
     arguments = locals()
     halves = read_half_maps(source)
     pixel = halves.pixel_size_angstrom
-    if mtf is None and mtf_pixel_size_angstrom is not None:
-        raise InputError("--mtf-pixel-size: is for an MTF; give it with --mtf")
     curve = None if mtf is None else read_mtf(mtf, mtf_pixel_size_angstrom or pixel)
     options = SharpeningOptions(
         b_factor, fit_from_angstrom, fit_to_angstrom, lowpass_angstrom, fsc_weighting, curve

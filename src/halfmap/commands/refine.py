@@ -31,6 +31,7 @@ from halfmap.commands._options import (
     Resume,
     SearchOption,
     Seed,
+    Setting,
     ShiftRange,
     ShiftStep,
     SigmaRotation,
@@ -55,7 +56,6 @@ from halfmap.commands._results import (
     write_pictures,
 )
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
-from halfmap.errors import InputError
 from halfmap.methods.registry import make_method
 from halfmap.options import command
 from halfmap.symmetries import point_group
@@ -103,6 +103,7 @@ def refine(
             metavar="G",
             check=check_symmetry,
             unset="none",
+            needs=(Setting("local"),),
         ),
     ] = None,
     tau_fudge: TauFudge = None,
@@ -135,11 +136,6 @@ def refine(
     """
     arguments = locals()
     options = volume_options(arguments)
-    if relax_symmetry is not None and not local:
-        raise InputError(
-            f"--relax-symmetry {relax_symmetry}: looks at the symmetry mates of given poses; say "
-            "--local, and give particles that have poses"
-        )
     limit = iterations or ITERATIONS
     with open_job(refine, arguments, iterations=limit) as run:
         job, progress = run.job, run.progress

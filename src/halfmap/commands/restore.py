@@ -23,6 +23,7 @@ from halfmap.commands._options import (
     Quiet,
     Resume,
     Seed,
+    Setting,
     Threads,
 )
 from halfmap.commands._restoring import (
@@ -84,6 +85,7 @@ def restore(
             above=0,
             metavar="K",
             hint="k > 0; --method divide is the filter without k",
+            needs=(Setting("method", values=("wiener", "wiener-stack")),),
         ),
     ] = 0.1,
     class_number: Annotated[

@@ -7,7 +7,15 @@ import numpy as np
 
 from halfmap.commands._class_averages import choose_resolved
 from halfmap.commands._copies import find_copies
-from halfmap.commands._options import Annotated, Option, OverwriteFile, Sequence, parse_classes
+from halfmap.commands._options import (
+    Annotated,
+    Option,
+    OverwriteFile,
+    Passthrough,
+    Sequence,
+    Setting,
+    parse_classes,
+)
 from halfmap.commands._summaries import counted
 from halfmap.errors import InputError
 from halfmap.io.conditions import rows_that_meet
@@ -99,13 +107,17 @@ def select(
             unit="A",
             at_least=0,
             unset="30 A",
+            needs=(Setting("unique"),),
         ),
     ] = None,
     share: Annotated[
         float | None,
         Option("Keep this share of the rest, drawn at random", above=0, at_most=1, metavar="X"),
     ] = None,
-    seed: Annotated[int, Option("Seed of the draw", at_least=0, metavar="N")] = 1,
+    seed: Annotated[
+        int, Option("Seed of the draw", at_least=0, metavar="N", needs=(Setting("share"),))
+    ] = 1,
+    passthrough: Passthrough = None,
     overwrite: OverwriteFile = False,
 ) -> Selected:
     """Write the particles that fulfil every wish to a new STAR, and say what each wish left.
@@ -117,11 +129,6 @@ def select(
             that no particle is in, no wish, nothing left, or `out` exists.
     """
     arguments = recorded(select, locals())
-    if min_distance_angstrom is not None and not unique:
-        raise InputError(
-            f"--min-distance {min_distance_angstrom:g}: has no effect without --unique; add that, "
-            "or leave it out"
-        )
     if not any((where, classes, resolved_within, half, optics_group, unique, share)):
         raise InputError(
             "select: expected a wish: --where, --classes or --resolved-within, --half, "
@@ -130,7 +137,7 @@ def select(
     if classes is not None and resolved_within is not None:
         raise InputError("select: expected either --classes or --resolved-within, not both")
     _refuse_existing(out, overwrite=overwrite)
-    particles = _read(source)
+    particles = _read(source, passthrough)
     chosen = _Chosen(particles)
     for condition in where or ():
         chosen.keep(f"--where {condition!r}", rows_that_meet(condition, _tables(particles)))
@@ -217,7 +224,7 @@ def _refuse_existing(out: str | Path, *, overwrite: bool) -> None:
         raise InputError(f"{out}: the file exists; choose another name, or --overwrite it")
 
 
-def _read(source: str | Path) -> Particles:
+def _read(source: str | Path, passthrough: str | Path | Sequence[str | Path] | None) -> Particles:
     """Particles of a file, or of the job folder that holds `particles.star`."""
     source = Path(source)
     if source.is_dir():
@@ -226,7 +233,7 @@ def _read(source: str | Path) -> Particles:
             raise InputError(
                 f"{source}: no such file; give the folder of a finished job, or a STAR file"
             )
-    return load_particles(source, check_images=False)
+    return load_particles(source, check_images=False, passthrough=passthrough)
 
 
 def _tables(particles: Particles) -> ParticleTables:

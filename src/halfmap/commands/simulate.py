@@ -20,6 +20,7 @@ from halfmap.commands._options import (
     Overwrite,
     Quiet,
     Seed,
+    Setting,
     check_symmetry,
     parse_numbers,
 )
@@ -207,7 +208,11 @@ def simulate(
     ] = 0.0,
     noise_colour: Annotated[
         float,
-        Option("Extra noise amplitude a at low frequency s: 1 + a / (1 + (40 A s)^2)", at_least=0),
+        Option(
+            "Extra noise amplitude a at low frequency s: 1 + a / (1 + (40 A s)^2)",
+            at_least=0,
+            idle_beside=(Setting("snr", values=(float("inf"),)),),
+        ),
     ] = 0.0,
     dirty: Annotated[
         bool,

@@ -13,10 +13,13 @@ from torch import Tensor
 from halfmap.commands._maps import refuse_existing
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     DataDir,
     Option,
     OverwriteFile,
     ParticlesFile,
+    Passthrough,
+    Setting,
     Threads,
 )
 from halfmap.commands._summaries import counted, where
@@ -114,6 +117,7 @@ def stack(
             unit="A",
             above=0,
             unset="three quarters of the box",
+            needs=(Setting("normalise"),),
         ),
     ] = None,
     float16: Annotated[
@@ -124,6 +128,8 @@ def stack(
         Option("Images in each stack", at_least=1, metavar="N", unset="all in one"),
     ] = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     threads: Threads = None,
     overwrite: OverwriteFile = False,
 ) -> StackWritten:
@@ -141,7 +147,7 @@ def stack(
     if path.suffix.lower() != ".star":
         raise InputError(f"--out {out}: expected the name of a STAR file, ending in .star")
     use_threads(threads)
-    data = load_particles(particles, data_dir=data_dir)
+    data = load_particles(particles, data_dir=data_dir, passthrough=passthrough, contrast=contrast)
     change = _change(data, box, downsample, pixel_size_angstrom)
     pixel = data.pixel_size_angstrom * change.cropped / change.box
     if normalise:

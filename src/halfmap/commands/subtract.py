@@ -1,7 +1,8 @@
 """Signal outside a mask removed from particles, and the way back."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from halfmap.alignment import Alignment, centre_of_mass_px
 from halfmap.commands._maps import diameter_px, map_of, read_map_with_size, refuse_existing
 from halfmap.commands._options import (
     Annotated,
+    Contrast,
     Ctf,
     DataDir,
     Option,
     OverwriteFile,
+    Passthrough,
+    Setting,
     Threads,
 )
 from halfmap.commands._summaries import counted, where
@@ -92,17 +96,33 @@ def subtract(
     *,
     mask: Annotated[
         str | Path | None,
-        Option("Mask of the part that stays, values 0 to 1", metavar="MAP", unset="for --revert"),
+        Option(
+            "Mask of the part that stays, values 0 to 1",
+            metavar="MAP",
+            unset="for --revert",
+            idle_beside=(Setting("revert"),),
+        ),
     ] = None,
     reference: Annotated[
-        str | Path | None, Option("Refined map", metavar="MAP", unset="the job's")
+        str | Path | None,
+        Option("Refined map", metavar="MAP", unset="the job's", idle_beside=(Setting("revert"),)),
     ] = None,
     box: Annotated[
         int | None,
-        Option("Cut the images to this box", unit="px", at_least=16, unset="as it is"),
+        Option(
+            "Cut the images to this box",
+            unit="px",
+            at_least=16,
+            unset="as it is",
+            idle_beside=(Setting("revert"),),
+        ),
     ] = None,
     recentre: Annotated[
-        bool, Option("Move the mask's centre of mass to the images' centre")
+        bool,
+        Option(
+            "Move the mask's centre of mass to the images' centre",
+            idle_beside=(Setting("revert"),),
+        ),
     ] = False,
     diameter_angstrom: Annotated[
         float | None,
@@ -111,6 +131,7 @@ def subtract(
             unit="A",
             above=0,
             unset="measured in the map",
+            idle_beside=(Setting("revert"),),
         ),
     ] = None,
     ctf: Ctf = True,
@@ -118,6 +139,8 @@ def subtract(
         bool, Option("Go back to the images from before, at the poses that particles have now")
     ] = False,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
+    contrast: Contrast = None,
     threads: Threads = None,
     overwrite: OverwriteFile = False,
 ) -> Subtracted:
@@ -140,11 +163,17 @@ def subtract(
     use_threads(threads)
     star = Path(source) / "particles.star" if Path(source).is_dir() else Path(source)
     if revert:
-        if any(one is not None for one in (mask, reference, box)) or recentre:
-            raise InputError("--revert: takes no mask, map, box or centre; the file tells them")
         refuse_existing([path], overwrite=overwrite)
         return _reverted(star, path, data_dir)
-    task = _task(source, star, mask, reference, box, diameter_angstrom, data_dir, ctf=ctf)
+    read = partial(
+        load_particles,
+        star,
+        use_ctf=ctf,
+        data_dir=data_dir,
+        passthrough=passthrough,
+        contrast=contrast,
+    )
+    task = _task(source, read, mask, reference, box, diameter_angstrom, ctf=ctf)
     stack, part = path.with_suffix(".mrcs"), path.with_name(f"{path.stem}_map.mrc")
     outputs = [path, stack, part, path.with_name(f"{path.stem}_mask.mrc")]
     refuse_existing(outputs, overwrite=overwrite)
@@ -224,12 +253,11 @@ class _Task:
 
 def _task(
     source: str | Path,
-    star: Path,
+    read: Callable[[], Particles],
     mask: str | Path | None,
     reference: str | Path | None,
     box: int | None,
     diameter_angstrom: float | None,
-    data_dir: str | Path | None,
     *,
     ctf: bool,
 ) -> _Task:
@@ -239,7 +267,8 @@ def _task(
         raise InputError(f"{source}: is no job folder; give the refined map with --reference")
     map_path = map_of(source if reference is None else reference)
     volume, voxel = read_map_with_size(map_path)
-    data = load_particles(star, data_dir=data_dir, use_ctf=ctf)
+    data = read()
+    star = data.path
     if not data.has_poses:
         raise InputError(f"{star}: no poses (rlnAngleRot ...); give the result of a refinement")
     if ctf and not data.has_ctf:

@@ -21,6 +21,8 @@ from halfmap.commands._options import (
     DataDir,
     Option,
     OverwriteFile,
+    Passthrough,
+    Setting,
     check_symmetry,
 )
 from halfmap.commands._summaries import where
@@ -112,7 +114,9 @@ def symmetry(
     particles: Annotated[
         str | Path | None,
         Option(
-            "Particles of the map; their poses follow it, into a STAR beside --out", metavar="STAR"
+            "Particles of the map; their poses follow it, into a STAR beside --out",
+            metavar="STAR",
+            needs=(Setting("out"),),
         ),
     ] = None,
     resolution_angstrom: Annotated[
@@ -124,6 +128,7 @@ def symmetry(
         Option("Diameter of the particle", unit="A", above=0, unset="measured in the map"),
     ] = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
     overwrite: OverwriteFile = False,
 ) -> MapSymmetry:
     """Find the point group of a map (C, D, T, O, I) and its axes, with a score against the next
@@ -140,13 +145,11 @@ def symmetry(
     """
     path = None if out is None else Path(out)
     star = path.with_suffix(".star") if path is not None and particles is not None else None
-    if path is None and particles is not None:
-        raise InputError("--particles: the poses follow the laid map; name that with --out")
     refuse_existing([one for one in (path, star) if one is not None], overwrite=overwrite)
     if group is not None and group.strip().upper() in ("C1", "D1"):
         raise InputError(f"--symmetry {group}: expected a group with an axis along z, or none")
     volume, pixel = read_map_with_size(map_of(map))
-    posed = None if particles is None else read_posed_particles(particles, data_dir, pixel)
+    posed = None if particles is None else read_posed_particles(particles, data_dir, passthrough)
     found, radius = _found(map, volume, pixel, group, resolution_angstrom, diameter_angstrom)
     reached = MapSymmetry(found, volume.shape[-1] * pixel / radius, path, star)
     if found.best is None and (group is not None or path is not None):

@@ -21,6 +21,8 @@ from halfmap.commands._options import (
     DataDir,
     Option,
     OverwriteFile,
+    Passthrough,
+    Setting,
     check_symmetry,
 )
 from halfmap.commands._summaries import where
@@ -118,7 +120,11 @@ def volume(
         Option("Lay the map onto this one, which has its box", metavar="MAP", unset="no"),
     ] = None,
     either_hand: Annotated[
-        bool, Option("Take the mirror image where that agrees better with --align-to")
+        bool,
+        Option(
+            "Take the mirror image where that agrees better with --align-to",
+            needs=(Setting("align_to"),),
+        ),
     ] = False,
     symmetry: Annotated[
         str | None,
@@ -152,11 +158,22 @@ def volume(
     ] = None,
     mask: Annotated[
         str | Path | None,
-        Option("Mask in which maps are scaled and subtracted", metavar="MAP", unset="none"),
+        Option(
+            "Mask in which maps are scaled and subtracted",
+            metavar="MAP",
+            unset="none",
+            needs=(Setting("difference"),),
+        ),
     ] = None,
     diameter_angstrom: Annotated[
         float | None,
-        Option("Diameter of the particle", unit="A", above=0, unset="measured in the map"),
+        Option(
+            "Diameter of the particle",
+            unit="A",
+            above=0,
+            unset="measured in the map",
+            needs=(Setting("normalise"), Setting("align_to")),
+        ),
     ] = None,
     particles: Annotated[
         str | Path | None,
@@ -165,6 +182,7 @@ def volume(
         ),
     ] = None,
     data_dir: DataDir = None,
+    passthrough: Passthrough = None,
     overwrite: OverwriteFile = False,
 ) -> VolumeWritten:
     """Change a map: resample, flip its hand, centre, crop or pad, align to another, symmetrise,
@@ -180,7 +198,7 @@ def volume(
     star = None if particles is None else path.with_suffix(".star")
     refuse_existing([one for one in (path, star) if one is not None], overwrite=overwrite)
     work = _Map(*read_map_with_size(source))
-    posed = None if particles is None else read_posed_particles(particles, data_dir, work.pixel)
+    posed = None if particles is None else read_posed_particles(particles, data_dir, passthrough)
     work = _resampled(work, source, pixel_size_angstrom, like)
     if flip_hand:
         hand = Alignment(torch.eye(3), torch.zeros(3), True, 1.0)

@@ -85,6 +85,33 @@ def _as_paths(passthrough: Passthrough | None) -> list[Path]:
     return [Path(one) for one in passthrough]
 
 
+def passthroughs_of(
+    files: Sequence[str | os.PathLike[str]], passthrough: Passthrough | None
+) -> list[list[Path] | None]:
+    """Of several particle files, which of the passthrough files given belongs to each `.cs`: those
+    that hold a particle of it. None: what lies beside it.
+
+    Raises:
+        InputError: a passthrough file that belongs to none.
+    """
+    given = _as_paths(passthrough)
+    uids = {one: _load(one, mapped=True)["uid"] for one in given}
+    found: list[list[Path] | None] = []
+    for file in map(Path, files):
+        own: list[Path] = []
+        if given and file.suffix.lower() == ".cs":
+            held = _load(file, mapped=True)["uid"]
+            own = [one for one in given if np.isin(held, uids[one]).any()]
+        found.append(own or None)
+    for one in given:
+        if not any(one in (own or ()) for own in found):
+            raise InputError(
+                f"--passthrough {one}: expected the passthrough file of a .cs file given, holds "
+                f"no particle of {', '.join(map(str, files))}"
+            )
+    return found
+
+
 def _load(path: Path, *, mapped: bool = False) -> np.ndarray:
     try:
         data = np.load(

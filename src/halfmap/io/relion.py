@@ -106,7 +106,7 @@ def particle_tables(star: StarFile) -> ParticleTables:
 
     Raises:
         InputError: no such table (the blocks found are named) or several; no rows; an optics group
-            that is not in the optics table.
+            that is not in the optics table, or is there twice.
     """
     found = [name for name, table in star.blocks.items() if "rlnImageName" in table]
     if "particles" in found:
@@ -138,7 +138,16 @@ def particle_tables(star: StarFile) -> ParticleTables:
             else np.zeros(len(particles), np.int64)
         )
         return ParticleTables(star.path, particles, None, np.unique(labels, return_inverse=True)[1])
-    rows = {label: row for row, label in enumerate(optics.ints("rlnOpticsGroup").tolist())}
+    numbers = optics.ints("rlnOpticsGroup").tolist()
+    rows = {label: row for row, label in enumerate(numbers)}
+    if len(rows) < len(numbers):
+        twice = next(label for label in numbers if numbers.count(label) > 1)
+        which = [row + 1 for row, label in enumerate(numbers) if label == twice]
+        raise InputError(
+            f"{star.path}: rows {', '.join(map(str, which))} of the optics table have the same "
+            f"_rlnOpticsGroup {twice}; expected a number of its own for each group, which "
+            "_rlnOpticsGroup of the particles names"
+        )
     if "rlnOpticsGroup" not in particles:
         if len(optics) > 1:
             raise InputError(
