@@ -25,6 +25,7 @@ import estep
 import from_nothing
 import gallery
 import known_poses
+import local_regularisation
 import low_signal
 import many_processes
 import others
@@ -77,6 +78,7 @@ ALL = {
         accuracy.accuracy,
         gallery.gallery,
         refine_simulated.reconstruct,
+        local_regularisation.local_regularisation,
         known_poses.ctfrefine,
         known_poses.focus,
         known_poses.relaxed,

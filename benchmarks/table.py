@@ -47,6 +47,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cost": ("Cost, stage by stage", ("yardstick", "cost_growth", "stages", "estep")),
     "sizes": ("Real sizes", ("sizes", "symmetry", "yardstick_in_full", "trpv1_in_full")),
     "processes": ("Many processes", ("many_processes",)),
+    "local_regularisation": ("References filtered by place", ("local_regularisation",)),
     "known_poses": (
         "CTF refinement, small parts and symmetry mates at known poses",
         ("ctfrefine", "focus", "relaxed"),

@@ -16,7 +16,7 @@ engine
 reports
 workspace | plots
 simulation restoration alignment symmetry_search grey_scale signal_subtraction postprocessing
-orientation_diagnostics local_resolution
+orientation_diagnostics local_resolution local_regularisation
 likelihood | reconstruction
 resolution mask_making
 symmetrisation

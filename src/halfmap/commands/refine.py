@@ -56,6 +56,8 @@ from halfmap.commands._results import (
     write_pictures,
 )
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
+from halfmap.errors import InputError
+from halfmap.methods.local_references import with_local_regularisation
 from halfmap.methods.registry import make_method
 from halfmap.options import command
 from halfmap.symmetries import point_group
@@ -108,6 +110,13 @@ def refine(
     ] = None,
     tau_fudge: TauFudge = None,
     folds: Folds = 4,
+    local_regularisation: Annotated[
+        bool,
+        Option(
+            "Filter the references by what the half maps have in common at each place; for "
+            "membrane proteins and molecules with floppy parts"
+        ),
+    ] = False,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
     pixel_size_angstrom: GridPixelSize = None,
@@ -136,6 +145,11 @@ def refine(
     """
     arguments = locals()
     options = volume_options(arguments)
+    if local_regularisation and wiener_constant is not None:
+        raise InputError(
+            f"--wiener-constant {wiener_constant:g}: is one number for the whole map; "
+            "--local-regularisation finds it place by place; give one of them"
+        )
     limit = iterations or ITERATIONS
     with open_job(refine, arguments, iterations=limit) as run:
         job, progress = run.job, run.progress
@@ -154,6 +168,8 @@ def refine(
         if relax_symmetry is not None:
             settings = replace(settings, relaxed_symmetry=point_group(relax_symmetry))
         chosen = make_method(method, problem, settings)
+        if local_regularisation:
+            chosen = with_local_regularisation(chosen, settings)
         both_halves = opened.start.expand(problem.n_parts, *opened.start.shape[1:])[:, None]
         state = run_iterations(
             job,
