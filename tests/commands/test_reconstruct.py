@@ -141,6 +141,7 @@ def test_half_maps_and_their_curve(made):
     assert sorted(p.name for p in (folder / "map_job").iterdir()) == [
         "events.jsonl",
         "job.json",
+        "messages.txt",
         "report.html",
     ]
     assert not torch.equal(*halves)

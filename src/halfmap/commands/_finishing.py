@@ -9,6 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._figures import cones_figure, guinier_figure
 from halfmap.commands._half_maps import HalfMaps, read_solvent_mask, whole_sphere
 from halfmap.commands._summaries import angstrom
 from halfmap.errors import InputError
@@ -30,6 +31,7 @@ from halfmap.plots.guinier import save_guinier_plot
 from halfmap.plots.tiles import save_map_picture
 from halfmap.postprocessing import Sharpened, SharpeningOptions, sharpen, write_postprocess_star
 from halfmap.resolution import RANDOMISED, HalfMapCurves, half_map_curves, resolution_at
+from halfmap.workspace.figures import FIGURES, add_figures
 from halfmap.workspace.progress import Progress, drawing
 
 ORIENTATIONS = "orientations.star"
@@ -110,6 +112,8 @@ def sharpen_into(
         save_guinier_plot(
             place.pictures / "guinier.png", sharpened, given=options.b_factor is not None
         )
+    with drawing(FIGURES):
+        add_figures(place.folder, guinier_figure(sharpened))
     with drawing("map_sharpened.png"):
         save_map_picture(
             place.pictures / "map_sharpened.png",
@@ -142,6 +146,8 @@ def diagnose_into(
         save_directional_plot(
             place.pictures / "directional_fsc.png", cones, sampling, mask=mask.name
         )
+    with drawing(FIGURES):
+        add_figures(place.folder, cones_figure(cones))
     warning = warning_in_words(cones)
     return cones, sampling, (warning,) if warning else ()
 

@@ -27,6 +27,7 @@ from halfmap.commands._snapshots import (
     plot_direction_snapshots,
     save_direction_snapshot,
     save_map_snapshot,
+    save_view_counts,
     told_curves,
 )
 from halfmap.commands._summaries import (
@@ -229,6 +230,7 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
             title=title,
         )
     save_map_snapshot(job, problem, state)
+    save_view_counts(job, problem, state)
     if state.find(SignificantPoses) is not None:
         save_direction_snapshot(job, problem, settings, state)
 

@@ -28,6 +28,7 @@ from halfmap.plots.tiles import save_class_history
 from halfmap.pose_search.direction_posterior import direction_posterior
 from halfmap.pose_search.sampling import radius_of_step, searched_step_px, shift_grid
 from halfmap.projection import FourierReferences, extract_slices, prepare_references
+from halfmap.reports.directions import save_views
 from halfmap.so3 import grid_step_deg, orientation_grid
 from halfmap.workspace.job import Job
 
@@ -182,6 +183,16 @@ def told_curves(problem: Problem, state: State) -> dict[str, list[list[float]]]:
     if problem.dimensions != 3 or len(state.curves) > _CURVES_TOLD:
         return {}
     return {"correlation": [[round(c, 4) for c in curve] for curve in state.curves.tolist()]}
+
+
+def save_view_counts(job: Job, problem: Problem, state: State) -> None:
+    """From where the particles are seen now, so that a page shows it while the job runs."""
+    if state.iteration == 0:
+        return
+    used = torch.nonzero(problem.half >= 0)[:, 0]
+    seen_from = state.poses.rotations[used, 2].cpu().double().numpy()
+    mates = problem.symmetry.rotations.cpu().double().numpy()
+    save_views(job.folder, seen_from, mates, state.iteration)
 
 
 def save_map_snapshot(job: Job, problem: Problem, state: State) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._options import (
     Annotated,
     Contrast,
@@ -62,6 +63,7 @@ def convert(
         InputError: unknown suffix, bad input, no pixel size, or `out` exists; for `.cs` also no
             image size (no column, and no stack to look at).
     """
+    arguments = locals()
     if Path(out).exists() and not overwrite:
         raise InputError(f"{out}: the file exists; choose another name, or --overwrite it")
     if relion is not None and Path(out).suffix.lower() == ".cs":
@@ -69,4 +71,5 @@ def convert(
     notes = convert_file(
         source, out, passthrough, relion=relion or "3.1", data_dir=data_dir, contrast=contrast
     )
+    leave_record(convert, arguments, Path(out))
     return Converted(Path(out), notes)

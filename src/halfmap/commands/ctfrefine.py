@@ -1,6 +1,6 @@
 """The job `halfmap ctfrefine`: transfer functions refined at known poses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._figures import counts_figure
 from halfmap.commands._job import OpenJob, open_job
 from halfmap.commands._options import (
     Annotated,
@@ -44,8 +45,9 @@ from halfmap.methods.settings import Settings
 from halfmap.options import command
 from halfmap.particles import Particles
 from halfmap.pose_search.refinement import SearchSettings
+from halfmap.workspace.figures import FIGURES, Figure, add_figures
 from halfmap.workspace.job import Job
-from halfmap.workspace.progress import Progress
+from halfmap.workspace.progress import Progress, drawing
 
 THRESHOLD = 0.143  # correlation of the half maps to which images are compared with them
 
@@ -141,7 +143,7 @@ def ctfrefine(
     with open_job(ctfrefine, arguments) as run:
         data = _read(particles, arguments)
         found = _refine(_opened(data, run, arguments), wanted, run.job, run.progress)
-        run.job.update(found=list(found))
+        run.job.update(found=list(found), particles=len(data))
     return CtfRefined(Path(out), Path(out, "particles.star"), found)
 
 
@@ -212,6 +214,10 @@ def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tup
         last = step
     assert last is not None
     _write(job, last, used)
+    if is_first():
+        with drawing(FIGURES):
+            old, new = problem.particles, last.problem.particles
+            add_figures(job.folder, *_figures(old, new, wanted, used))
     return _found(problem.particles, last.problem.particles, wanted, used)
 
 
@@ -248,6 +254,21 @@ def _found(
         if told:
             lines.append(f"optics group {group + 1}: {', '.join(told)}")
     return tuple(lines)
+
+
+def _figures(
+    before: Particles, after: Particles, wanted: Wanted, used: np.ndarray
+) -> Iterator[Figure]:
+    """How much the defocus changed, and how much astigmatism there is, particle by particle."""
+    old, new = before.transfer.take(used), after.transfer.take(used)
+    if wanted.defocus != "none":
+        change = mean_defocus(new) - mean_defocus(old)
+        title, label = "Change of defocus", "new less old defocus (Å)"
+        yield counts_figure(title, label, "particles", np.asarray(change), inside=0.99)
+    if wanted.astigmatism:
+        half = np.asarray(new.defocus_u_angstrom - new.defocus_v_angstrom) / 2
+        label = "difference of the two defoci (Å)"
+        yield counts_figure("Astigmatism", label, "particles", 2 * half, inside=0.99)
 
 
 _ABERRATIONS: dict[str, Callable[[CTFParameters], str]] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._halves import divide_into_halves
 from halfmap.commands._inputs import SYMMETRY_COPY
 from halfmap.commands._maps import refuse_existing
@@ -67,7 +68,7 @@ def expand(
         InputError: unreadable file, no poses, no symmetry, a set that is expanded already, or `out`
             exists.
     """
-    path = Path(out)
+    arguments, path = locals(), Path(out)
     refuse_existing([path], overwrite=overwrite)
     data = load_particles(
         particles, data_dir=data_dir, check_images=False, use_ctf=False, passthrough=passthrough
@@ -90,4 +91,6 @@ def expand(
         half_set=half[order],
         extra={SYMMETRY_COPY: np.tile(np.arange(1, len(matrices) + 1), len(data))},
     ).write_star(path)
-    return Expanded(path, len(data), len(matrices))
+    done = Expanded(path, len(data), len(matrices))
+    leave_record(expand, arguments, path, particles=len(order), summary=done.summary)
+    return done

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile, Seed
 from halfmap.errors import InputError
 from halfmap.options import command
@@ -88,7 +89,7 @@ def fsc(
         InputError: a file cannot be read, boxes or pixel sizes differ, no pixel size, a map
             constant or not finite, both or wrong masks, or `out` exists.
     """
-    path = None if out is None else Path(out)
+    arguments, path = locals(), None if out is None else Path(out)
     if path is not None:
         if path.suffix != ".star":
             raise InputError(f"--out {out}: expected the name of a table to write, ending in .star")
@@ -108,4 +109,6 @@ def fsc(
         elif diameter_angstrom is not None:
             title += f", sphere of {diameter_angstrom:g} Å"
         save_fsc_plot(path.with_suffix(".png"), found.named_curves, title=title)
+        reached = {"resolution_angstrom": resolution_at(curves.final, 0.143)}
+        leave_record(fsc, arguments, path, [path.with_suffix(".png")], **reached)
     return found

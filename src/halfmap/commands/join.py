@@ -4,6 +4,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._maps import refuse_existing
 from halfmap.commands._options import (
     Annotated,
@@ -60,7 +61,7 @@ def join(
     Raises:
         InputError: fewer than two files, an unreadable one, no column in common, or `out` exists.
     """
-    path = Path(out)
+    arguments, path = locals(), Path(out)
     if len(files) < 2:
         raise InputError(f"join: expected two files or more, got {len(files)}")
     if path.suffix.lower() not in (".star", ".cs"):
@@ -79,7 +80,9 @@ def join(
     else:
         write_star(path, joined.blocks)
     count, groups = len(joined.blocks["particles"]), len(joined.blocks["optics"])
-    return FilesJoined(path, count, groups, joined.notes + _twice(sets))
+    done = FilesJoined(path, count, groups, joined.notes + _twice(sets))
+    leave_record(join, arguments, path, particles=count, summary=done.summary)
+    return done
 
 
 def _twice(sets: list[Particles]) -> tuple[str, ...]:

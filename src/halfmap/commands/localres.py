@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halfmap.commands._figures import counts_figure
 from halfmap.commands._finishing import curves_in, mask_of_halves
 from halfmap.commands._half_maps import read_half_maps
 from halfmap.commands._job import open_job
@@ -31,6 +32,7 @@ from halfmap.options import command
 from halfmap.plots.local_resolution import save_local_resolution_plot
 from halfmap.postprocessing import sharpen
 from halfmap.resolution import resolution_at
+from halfmap.workspace.figures import FIGURES, add_figures
 from halfmap.workspace.progress import drawing
 
 
@@ -128,6 +130,12 @@ def localres(
                 title=f"local resolution, {solvent.words}",
             )
         inside = found[solvent.values > 0.5].numpy()
+        voxels = "voxels inside the mask"
+        label = "local resolution (Å)"
+        with drawing(FIGURES):
+            add_figures(
+                folder, counts_figure("Local resolution", label, voxels, inside, inside=0.98)
+            )
         best, median, worst = (float(value) for value in np.quantile(inside, [0.05, 0.5, 0.95]))
         run.job.update(median_angstrom=median, best_angstrom=best, worst_angstrom=worst)
     return LocalResolutionResult(

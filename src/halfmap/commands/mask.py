@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._half_maps import HalfMaps, read_half_maps, whole_sphere
 from halfmap.commands._options import (
     Annotated,
@@ -198,7 +199,9 @@ def mask(
     write_map(path, values.numpy(), pixel)
     with drawing(path.with_suffix(".png")):
         save_map_picture(path.with_suffix(".png"), values.numpy(), pixel, title=f"{path.name}")
-    return MaskMade(path, float(values.mean()), how, used)
+    made_mask = MaskMade(path, float(values.mean()), how, used)
+    leave_record(mask, arguments, path, [path.with_suffix(".png")], summary=made_mask.summary)
+    return made_mask
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands import _inputs
+from halfmap.commands._beside import leave_record
 from halfmap.commands._options import (
     Annotated,
     DataDir,
@@ -88,7 +89,7 @@ def project(
         InputError: unreadable files, a map constant or not finite, no poses, no CTF with `ctf`, a
             map of another box that does not tell its pixel size, or the output exists.
     """
-    out = Path(out)
+    arguments, out = locals(), Path(out)
     if out.suffix.lower() not in (".mrcs", ".st"):
         raise InputError(f"--out {out}: expected the name of an image stack, ending in .mrcs")
     use_threads(threads)
@@ -135,7 +136,10 @@ def project(
         for grid in poses.grids
         if not _alike(projected_map, grid)
     ]
-    return Projected(out, len(poses), tuple(stacks), tuple(notes))
+    done = Projected(out, len(poses), tuple(stacks), tuple(notes))
+    kept = {"images": done.count, "summary": done.summary}
+    leave_record(project, arguments, out.with_suffix(".star"), stacks, **kept)
+    return done
 
 
 @dataclass(frozen=True)

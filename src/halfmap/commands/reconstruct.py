@@ -165,6 +165,9 @@ def reconstruct(
         words = made_of(job, len(used))
         _write(final, data.pixel_size_angstrom, job, target, halves=halves, words=words)
         job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
+        if target is not None:
+            written = _written(target, halves=halves)
+            job.update(files=[name for name in written if target.with_name(name).exists()])
         job.path(CHECKPOINT).unlink(missing_ok=True)  # large, and of no use beside the maps
     map_path = target or job.path("map.mrc")
     return refinement_result(problem, final, folder=folder, map_path=map_path)
@@ -184,15 +187,20 @@ def _places(out: Path, *, resume: bool) -> tuple[Path, Path | None]:
     return out, None
 
 
-def _refuse_existing(target: Path, *, halves: bool) -> None:
-    """Refuse to replace a file that the job would write."""
+def _written(target: Path, *, halves: bool) -> list[str]:
+    """Names of the files beside the job's folder, the map first."""
     names = [target.name, f"{target.stem}.png"]
     if halves:
         names += [
             f"{target.stem}_{rest}"
             for rest in ("half1.mrc", "half2.mrc", "mask.mrc", "fsc.star", "fsc.png")
         ]
-    for name in names:
+    return names
+
+
+def _refuse_existing(target: Path, *, halves: bool) -> None:
+    """Refuse to replace a file that the job would write."""
+    for name in _written(target, halves=halves):
         if target.with_name(name).exists():
             raise InputError(
                 f"{target.with_name(name)}: the file exists; choose another name with --out, or "

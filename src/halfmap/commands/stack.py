@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._maps import refuse_existing
 from halfmap.commands._options import (
     Annotated,
@@ -143,7 +144,7 @@ def stack(
         InputError: unreadable files, a box larger than the images to downsample to, a diameter
             wider than the box, or `out` exists.
     """
-    path = Path(out)
+    arguments, path = locals(), Path(out)
     if path.suffix.lower() != ".star":
         raise InputError(f"--out {out}: expected the name of a STAR file, ending in .star")
     use_threads(threads)
@@ -178,7 +179,9 @@ def stack(
         box=change.box,
     )
     write_star(path, blocks)
-    return StackWritten(path, tuple(stacks), len(data), change.box, pixel)
+    done = StackWritten(path, tuple(stacks), len(data), change.box, pixel)
+    leave_record(stack, arguments, path, stacks, images=len(data), summary=done.summary)
+    return done
 
 
 def _change(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.alignment import Alignment, centre_of_mass_px
+from halfmap.commands._beside import leave_record
 from halfmap.commands._maps import diameter_px, map_of, read_map_with_size, refuse_existing
 from halfmap.commands._options import (
     Annotated,
@@ -157,14 +158,16 @@ def subtract(
         InputError: no poses, no CTF with `ctf`, no mask, one that leaves nothing to subtract or
             does not fit, sizes that differ, or `out` exists.
     """
-    path = Path(out)
+    arguments, path = locals(), Path(out)
     if path.suffix.lower() != ".star":
         raise InputError(f"--out {out}: expected the name of a STAR file, ending in .star")
     use_threads(threads)
     star = Path(source) / "particles.star" if Path(source).is_dir() else Path(source)
     if revert:
         refuse_existing([path], overwrite=overwrite)
-        return _reverted(star, path, data_dir)
+        undone = _reverted(star, path, data_dir)
+        leave_record(subtract, arguments, path, particles=undone.count, summary=undone.summary)
+        return undone
     read = partial(
         load_particles,
         star,
@@ -189,7 +192,10 @@ def subtract(
         write_map(file, placed.numpy(), task.data.pixel_size_angstrom)
     group = task.data.optics_group
     shown = tuple(float(scales[group == g].mean()) for g in np.unique(group))
-    return Subtracted(path, len(task.data), stack, shown, part)
+    done = Subtracted(path, len(task.data), stack, shown, part)
+    kept = {"images": done.count, "summary": done.summary}
+    leave_record(subtract, arguments, path, outputs[1:], **kept)
+    return done
 
 
 @dataclass(frozen=True)

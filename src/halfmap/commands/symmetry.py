@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._half_maps import read_half_maps
 from halfmap.commands._maps import (
     diameter_px,
@@ -143,7 +144,7 @@ def symmetry(
         InputError: unreadable files, --particles without --out, a map without the symmetry asked
             for, or without any to be laid by; `out` exists.
     """
-    path = None if out is None else Path(out)
+    arguments, path = locals(), None if out is None else Path(out)
     star = path.with_suffix(".star") if path is not None and particles is not None else None
     refuse_existing([one for one in (path, star) if one is not None], overwrite=overwrite)
     if group is not None and group.strip().upper() in ("C1", "D1"):
@@ -162,6 +163,8 @@ def symmetry(
             save_map_picture(path.with_suffix(".png"), laid.numpy(), pixel, title=title)
         if posed is not None and star is not None:
             write_poses_that_follow(posed, [(found.best.placed, pixel)], star)
+        others = [path.with_suffix(".png"), *([] if star is None else [star])]
+        leave_record(symmetry, arguments, path, others, summary=reached.summary)
     return reached
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.alignment import Alignment, align, centre_of_mass_px, mirror, symmetrised
+from halfmap.commands._beside import leave_record
 from halfmap.commands._maps import (
     diameter_px,
     map_of,
@@ -194,7 +195,7 @@ def volume(
         InputError: nothing asked for, unreadable files, sizes that do not fit, a map off the axes
             of the symmetry, or `out` exists.
     """
-    path, source = Path(out), map_of(map)
+    arguments, path, source = locals(), Path(out), map_of(map)
     star = None if particles is None else path.with_suffix(".star")
     refuse_existing([one for one in (path, star) if one is not None], overwrite=overwrite)
     work = _Map(*read_map_with_size(source))
@@ -226,7 +227,11 @@ def volume(
         save_map_picture(path.with_suffix(".png"), picture, work.pixel, title=path.stem)
     if posed is not None and star is not None:
         write_poses_that_follow(posed, work.followed, star)
-    return VolumeWritten(path, work.steps, star)
+    written = VolumeWritten(path, work.steps, star)
+    others = [path.with_suffix(".png"), path.with_suffix(".star")]
+    done = "; ".join(work.steps)
+    leave_record(volume, arguments, path, others if star else others[:1], summary=done)
+    return written
 
 
 def _resampled(

@@ -148,14 +148,14 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     from halfmap.particles import load_particles
     from halfmap.workspace.machine import physical_memory_bytes
 
+    options = {one.name: one.default for one in options_of(command_signature(name))}
     source = values.get("particles")
-    if not source or name in ("restore",):
+    if not source or "memory" not in options:  # what the engine does not do needs little
         return {"bytes": None}
     path = Path(root, str(source))
     particles = load_particles(path, check_images=False, use_ctf=False)
     dimensions = 2 if name == "class2d" else 3
     classes = int(values.get("classes") or 1)
-    options = {one.name: one.default for one in options_of(command_signature(name))}
     folds = int(values.get("folds") or options.get("folds") or 1)
     symmetric = str(values.get("symmetry") or "C1").upper() != "C1"
     maps = name not in ("class2d", "abinitio")

@@ -13,7 +13,9 @@ from halfmap.errors import InputError
 from halfmap.io.mrc import open_stack
 from halfmap.particles import load_particles
 from halfmap.reports.job_data import directions
+from halfmap.reports.jobs import beside, located
 from halfmap.reports.surface import coarser, read_density_of, surface_of
+from halfmap.workspace.records import load_record
 
 TILE = 96  # pixels of a class image on a page
 THUMBNAIL = 72
@@ -77,18 +79,12 @@ def thumbnail(folder: str) -> bytes:
     """What a job is known by in the table: its classes, its map, or its first picture."""
     place = Path(folder)
     if place.is_file():
-        particles = load_particles(place, check_images=False)
-        rows = np.linspace(0, len(particles) - 1, 4).astype(int)
-        seen = [coarse(one) for one in particles.images(rows)]
-        return png(mosaic([to_grey(_small(one)) for one in seen]), THUMBNAIL)
+        return _thumbnail_of_file(place)
     if (place / "classes.mrcs").exists():
         stack = open_stack(place / "classes.mrcs")
         images = stack.read(np.arange(min(4, len(stack))))
         return png(mosaic([to_grey(_small(one)) for one in images]), THUMBNAIL)
-    maps = [p for p in (place / "map.mrc", place / "class001.mrc") if p.exists()]
-    maps += sorted((place / "shown").glob("maps_*.npz"), reverse=True)[:1]
-    maps += sorted(place.glob("*.mrc"))[:1]
-    for path in maps:
+    for path in _maps_of(place):
         try:
             volume, _ = read_density_of(path)
         except InputError:
@@ -99,10 +95,40 @@ def thumbnail(folder: str) -> bytes:
             stack = open_stack(path)
             images = stack.read(np.arange(min(4, len(stack))))
             return png(mosaic([to_grey(_small(one)) for one in images]), THUMBNAIL)
+    if (place / "particles.star").exists():
+        return _thumbnail_of_file(place / "particles.star")
     for path in sorted((place / "pictures").glob("*.png")):
         with Image.open(path) as picture:
             return png(np.asarray(picture.convert("L")), THUMBNAIL)
     return png(np.full((8, 8), 128, np.uint8), None)  # nothing to be seen yet
+
+
+def _maps_of(place: Path) -> list[Path]:
+    """Maps by which a job can be known, the best first."""
+    maps = [p for p in (place / "map.mrc", place / "class001.mrc") if p.exists()]
+    maps += sorted((place / "shown").glob("maps_*.npz"), reverse=True)[:1]
+    maps += sorted(place.glob("map*.mrc"))[:1] + sorted(place.glob("*.mrc"))[:1]
+    try:
+        others = beside(load_record(place), place)
+    except InputError:
+        others = []
+    maps += [located(place, name) for name in others if name.endswith(".mrc")][:1]
+    return [one for one in maps if not one.is_symlink()]
+
+
+def _thumbnail_of_file(path: Path) -> bytes:
+    """A few particles, the map seen from the side, or the picture beside the file."""
+    if path.suffix == ".mrc":
+        volume, _ = read_density_of(path)
+        return png(to_grey(coarser(volume, 64).sum(1)[::-1]), THUMBNAIL)
+    picture = path.with_suffix(".png")
+    if picture.exists() and not picture.is_symlink():
+        with Image.open(picture) as opened:
+            return png(np.asarray(opened.convert("L")), THUMBNAIL)
+    particles = load_particles(path, check_images=False)
+    rows = np.linspace(0, len(particles) - 1, 4).astype(int)
+    seen = [coarse(one) for one in particles.images(rows)]
+    return png(mosaic([to_grey(_small(one)) for one in seen]), THUMBNAIL)
 
 
 def directions_of(folder: str, symmetry: str) -> dict[str, Any] | None:

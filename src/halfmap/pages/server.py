@@ -1,6 +1,6 @@
 """What all routes share: the folder that is served, what of it may be named, and who works."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from starlette.requests import Request
 
@@ -9,7 +9,7 @@ from halfmap.pages.processes import Processes
 from halfmap.pages.safety import inside
 from halfmap.pages.watch import Watch
 from halfmap.pages.workers import Workers
-from halfmap.reports.jobs import job_record
+from halfmap.reports.jobs import beside, job_record
 
 
 class Server:
@@ -39,8 +39,20 @@ class Server:
         job_record(self.root, job)
         return job
 
+    def path_of(self, job: str, name: str) -> Path:
+        """The path of a file of a job: in its folder, or beside it where its record names it.
+
+        Raises:
+            InputError: not there, or not below the folder.
+        """
+        place = self.root / job
+        if name in beside(job_record(self.root, job), place) and not (place / name).exists():
+            above = PurePosixPath(job).parent
+            return inside(self.root, (above / name).as_posix())
+        return inside(self.root, f"{job}/{name}")
+
     def map(self, request: Request) -> Path:
-        path = inside(self.root, f"{self.job(request)}/{request.query_params.get('file', '')}")
+        path = self.path_of(self.job(request), request.query_params.get("file", ""))
         if path.suffix not in (".mrc", ".npz") or not path.is_file():
             raise InputError("no such map")
         return path

@@ -12,9 +12,11 @@ from halfmap.pages import forms
 from halfmap.pages.asked import class_of, number, png_answer
 from halfmap.pages.safety import inside
 from halfmap.pages.server import Server
+from halfmap.reports.directions import read_views
 from halfmap.reports.job_data import job_data
 from halfmap.reports.jobs import job_record
 from halfmap.reports.report import STATIC, report_policy
+from halfmap.workspace.records import as_json
 
 KINDS = {
     ".html": "text/html; charset=utf-8",
@@ -67,6 +69,9 @@ class Shown:
 
     async def directions(self, request: Request) -> Response:
         job = self.server.job(request)
+        if not (self.server.root / job / "particles.star").exists():  # it runs, or did not end
+            views = await asyncio.to_thread(read_views, self.server.root / job)
+            return JSONResponse(as_json(views))
         symmetry = job_record(self.server.root, job)["parameters"].get("symmetry") or "C1"
         found = await self.server.torch_workers.run(
             "pages.pictures:directions_of", str(self.server.root / job), symmetry
@@ -145,17 +150,15 @@ class Shown:
         )
 
     async def picture(self, request: Request) -> Response:
-        path = inside(
-            self.server.root, f"{self.server.job(request)}/{request.query_params.get('name', '')}"
-        )
+        job, name = self.server.job(request), request.query_params.get("name", "")
+        path = self.server.path_of(job, name)
         if path.suffix != ".png" or not path.is_file():
             raise InputError("no such picture")
         return FileResponse(path, media_type="image/png")
 
     async def file(self, request: Request) -> Response:
         job, name = self.server.job(request), request.query_params.get("name", "")
-        of_selection = (self.server.root / job).is_file()
-        path = inside(self.server.root, job if of_selection else f"{job}/{name}")
+        path = self.server.path_of(job, name)
         if not path.is_file():
             raise InputError("no such file")
         # never opened by the browser: what lies in a folder may be anybody's

@@ -1,12 +1,16 @@
 """How evenly particles were seen from all sides, as numbers and as counts over the sphere."""
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 BAND_DEG = 7.5  # height of a band of tilt, and about the width of its cells
+VIEWS = "shown/views.json"
 _MOST_VIEWS = 20_000  # views that the coverage is counted of; more change its third digit
 _PROBES = 500  # Fourier directions at which coverage is asked for
 _LEAST = 0.05  # coverage below which a direction counts as missing; keeps the mean finite
@@ -19,7 +23,40 @@ def viewing_directions(
     `(sin tilt cos rot, sin tilt sin rot, cos tilt)`."""
     rot, tilt = np.radians(rotations_deg[:, 0]), np.radians(rotations_deg[:, 1])
     one = np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], axis=1)
-    return np.einsum("gij,nj->ngi", symmetry, one).reshape(-1, 3)
+    return with_mates(one, symmetry)
+
+
+def with_mates(
+    directions: Float[np.ndarray, "n 3"], symmetry: Float[np.ndarray, "G 3 3"]
+) -> Float[np.ndarray, "m 3"]:
+    """Directions and their symmetry mates."""
+    return np.einsum("gij,nj->ngi", symmetry, directions).reshape(-1, 3)
+
+
+def save_views(
+    folder: Path,
+    directions: Float[np.ndarray, "n 3"],
+    symmetry: Float[np.ndarray, "G 3 3"],
+    iteration: int,
+) -> None:
+    """Keep of a job that runs from where its particles are seen after an iteration: counts over the
+    sphere and the numbers of evenness, in `shown/views.json`."""
+    views = with_mates(directions, symmetry)
+    told = {**count_by_cell(views), **evenness(views, len(directions)), "iteration": iteration}
+    path = folder / VIEWS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(told), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_views(folder: Path) -> dict[str, Any] | None:
+    """What `save_views` kept last; None where nothing is, or it cannot be read."""
+    try:
+        told = json.loads((folder / VIEWS).read_text(encoding="utf-8"))
+        return told if isinstance(told, dict) and "counts" in told else None
+    except (OSError, ValueError):
+        return None
 
 
 def count_by_cell(views: Float[np.ndarray, "m 3"]) -> dict[str, Any]:

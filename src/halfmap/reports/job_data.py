@@ -13,12 +13,15 @@ from halfmap.io.mrc import open_stack
 from halfmap.io.star import read_star
 from halfmap.options import command_line, options_of, python_call
 from halfmap.reports.directions import count_by_cell, evenness, viewing_directions
-from halfmap.reports.jobs import job_record, job_row
+from halfmap.reports.jobs import beside, job_record, job_row, located
 from halfmap.reports.prose import methods, references
+from halfmap.workspace.figures import read_figures
+from halfmap.workspace.progress import MESSAGES
 from halfmap.workspace.records import as_json, read_events
 
 Signature = Callable[[str], Callable[..., Any]]  # the function of a command, by name
 MOST_POINTS = 600  # of a curve by iteration: more than there are pixels
+MOST_MESSAGES = 300  # lines of what a job told
 MOST_CURVES = 60  # FSC curves of iterations, evenly chosen
 _SERIES = (
     "iteration",
@@ -55,7 +58,7 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
     record, place = job_record(root, job), root / job
     events = read_events(place) if place.is_dir() else []
     iterations = [one for one in events if "iteration" in one]
-    row = job_row(root, job)
+    row, others = job_row(root, job), beside(record, place)
     data = {
         **row,
         **how_to_repeat(record, place, signature),
@@ -68,20 +71,35 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
         "series": series(iterations),
         "stages": stages(iterations),
         "curves": curves(iterations),
-        "fsc": final_curves(place),
+        "fsc": final_curves(place, others),
+        "messages": messages(place),
+        "figures": read_figures(place),
         "classes2d": class_table(place),
-        "maps": map_files(place),
-        "pictures": _listed(place / "pictures", (".png",)) + _listed(place, (".png",)),
-        "files": files(place),
+        "maps": map_files(place, others),
+        "pictures": [
+            *_listed(place / "pictures", (".png",)),
+            *_listed(place, (".png",)),
+            *(name for name in others if name.endswith(".png")),
+        ],
+        "files": files(place, others),
     }
     data["methods"] = methods(record, data)
     data["references"] = references(record)
     return as_json(data)
 
 
+def messages(place: Path) -> list[str]:
+    """The last lines that the job told, in plain words."""
+    try:
+        told = (place / MESSAGES).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return told.splitlines()[-MOST_MESSAGES:]
+
+
 def how_to_repeat(record: dict[str, Any], place: Path, signature: Signature) -> dict[str, Any]:
     """Parameters with their help, and the command and Python call that repeat the job."""
-    given = {**record["parameters"], "out": str(place)}
+    given = {"out": str(place), **record["parameters"]}
     if "seed" in record:
         given.setdefault("seed", record["seed"])
     try:
@@ -144,10 +162,12 @@ def curves(events: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def final_curves(place: Path) -> list[dict[str, Any]]:
-    """The curves of every FSC table in the folder."""
+def final_curves(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The curves of every FSC table of the job; `others` are its files beside its folder."""
     found = []
-    for path in sorted(place.glob("*fsc.star")) if place.is_dir() else []:
+    tables = sorted(place.glob("*fsc.star")) if place.is_dir() else []
+    tables += [located(place, name) for name in others if name.endswith("fsc.star")]
+    for path in (one for one in tables if not one.is_symlink()):
         try:
             blocks = read_star(path).blocks
             table = blocks["fsc"]
@@ -198,10 +218,12 @@ def class_table(place: Path) -> list[dict[str, Any]]:
     ]
 
 
-def map_files(place: Path) -> list[dict[str, Any]]:
+def map_files(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Maps that can be turned: final ones, half maps, and the coarse ones of iterations."""
     found: list[dict[str, Any]] = []
-    for path in sorted(place.glob("*.mrc")) if place.is_dir() else []:
+    maps = sorted(place.glob("*.mrc")) if place.is_dir() else []
+    maps += [located(place, name) for name in others if name.endswith(".mrc")]
+    for path in (one for one in maps if not one.is_symlink()):  # a link may lead anywhere
         try:
             shape, pixel = open_stack(path).shape, open_stack(path).pixel_size_angstrom
         except (InputError, OSError, ValueError):
@@ -210,7 +232,8 @@ def map_files(place: Path) -> list[dict[str, Any]]:
             found.append(
                 {"file": path.name, "label": path.stem, "box": shape[0], "pixel_angstrom": pixel}
             )
-    found.sort(key=lambda one: ("mask" in one["label"], "half" in one["label"], one["label"]))
+    last = ("local_resolution", "mask", "half")  # of which a surface says less
+    found.sort(key=lambda one: ([word in one["label"] for word in last], one["label"]))
     for name in _listed(place / "shown", (".npz",)):
         if name.startswith("maps_"):
             iteration = int(name[5:8])
@@ -219,14 +242,13 @@ def map_files(place: Path) -> list[dict[str, Any]]:
     return found
 
 
-def files(place: Path) -> list[dict[str, Any]]:
+def files(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Names and sizes of what can be downloaded."""
-    if place.is_file():
-        return [{"name": place.name, "bytes": place.stat().st_size}]
     told = []
-    for name in _listed(place, None) + [f"pictures/{n}" for n in _listed(place / "pictures", None)]:
+    pictures = [f"pictures/{n}" for n in _listed(place / "pictures", None)]
+    for name in [*_listed(place, None), *pictures, *others]:
         try:
-            told.append({"name": name, "bytes": (place / name).stat().st_size})
+            told.append({"name": name, "bytes": located(place, name).stat().st_size})
         except OSError:
             continue
     return told

@@ -36,6 +36,23 @@ _ROSENTHAL = (
     "Rosenthal PB, Henderson R (2003). Optimal determination of particle orientation, absolute "
     "hand, and contrast loss in single-particle electron cryomicroscopy. J Mol Biol 333, 721-745."
 )
+_CARDONE = (
+    "Cardone G, Heymann JB, Steven AC (2013). One number does not fit all: mapping local "
+    "variations in resolution in cryo-EM reconstructions. J Struct Biol 184, 226-236."
+)
+_SAMPLING = (
+    "Baldwin PR, Lyumkis D (2020). Non-uniformity of projection distributions attenuates "
+    "resolution in cryo-EM. Prog Biophys Mol Biol 150, 160-183."
+)
+_CTF = (
+    "Zivanov J, Nakane T, Forsberg BO, Kimanius D, Hagen WJH, Lindahl E, Scheres SHW (2018). New "
+    "tools for automated high-resolution cryo-EM structure determination in RELION-3. eLife 7, "
+    "e42166."
+)
+_ABERRATIONS = (
+    "Zivanov J, Nakane T, Scheres SHW (2020). Estimation of high-order aberrations and anisotropic "
+    "magnification from cryo-EM data sets in RELION-3.1. IUCrJ 7, 253-267."
+)
 
 
 def methods(record: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -61,6 +78,10 @@ def references(record: Mapping[str, Any]) -> list[str]:
         "abinitio": [_CRYOSPARC],
         "reconstruct": [_GOLD, _RANDOM_PHASES, _ROSENTHAL],
         "fsc": [_ROSENTHAL, _RANDOM_PHASES],
+        "postprocess": [_ROSENTHAL, _RANDOM_PHASES],
+        "localres": [_CARDONE],
+        "orientations": [_SAMPLING],
+        "ctfrefine": [_CTF, _ABERRATIONS],
     }
     return found.get(record["command"], [])
 
@@ -138,10 +159,68 @@ def _reconstruct(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     return f"A map was reconstructed at known poses, {_symmetry(parameters)}."
 
 
+def _postprocess(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    b = data["results"].get("b_factor_angstrom2")
+    given = parameters.get("b_factor") is not None
+    how = "" if given else ", estimated from the Guinier plot"
+    sharpened = f"sharpened with a B-factor of {b:.0f} A^2{how}" if b else "not sharpened"
+    weighted = ", weighted by its FSC" if parameters.get("fsc_weighting", True) else ""
+    return (
+        f"The averaged half maps were {sharpened}{weighted} and low-passed at "
+        f"{_size(parameters.get('lowpass_angstrom') or data['resolution_angstrom'])}. The "
+        f"resolution is {_size(data['resolution_angstrom'])} at a Fourier shell correlation of "
+        "0.143, corrected for the effects of the mask by phase randomisation."
+    )
+
+
+def _localres(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    found = data["results"]
+    return (
+        "Local resolution was estimated by Fourier shell correlation of the half maps in windows; "
+        f"inside the mask it runs from {_size(found.get('best_angstrom'))} to "
+        f"{_size(found.get('worst_angstrom'))} (5 % to 95 %), with a median of "
+        f"{_size(found.get('median_angstrom'))}."
+    )
+
+
+def _orientations(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    found = data["results"]
+    scf = found.get("scf_star")
+    sampling = f"; the sampling compensation factor SCF* of the views is {scf:.2f}" if scf else ""
+    return (
+        "The Fourier shell correlation was taken in cones of 20 degrees; the ratio of the smallest "
+        f"area to the largest (cFAR) is {found.get('cfar') or 0:.2f}{sampling}."
+    )
+
+
+def _ctfrefine(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    defocus = parameters.get("defocus", "particle")
+    wanted = [] if defocus == "none" else [f"the defocus of each {defocus}"]
+    names = {
+        "astigmatism": "the astigmatism of each micrograph",
+        "beam_tilt": "beam tilt",
+        "trefoil": "trefoil",
+        "spherical_aberration": "spherical aberration",
+        "tetrafoil": "tetrafoil",
+        "magnification": "anisotropic magnification",
+    }
+    wanted += [words for name, words in names.items() if parameters.get(name)]
+    told = ", ".join(wanted[:-1]) + (" and " if len(wanted) > 1 else "") + wanted[-1]
+    verb = "were" if len(wanted) > 1 else "was"
+    return (
+        f"{told[0].upper()}{told[1:]} {verb} refined at known poses, each image "
+        "compared with a map of its half that it is no part of."
+    )
+
+
 _WRITERS = {
     "class2d": _class2d,
     "abinitio": _abinitio,
     "class3d": _class3d,
     "refine": _refine,
     "reconstruct": _reconstruct,
+    "postprocess": _postprocess,
+    "localres": _localres,
+    "orientations": _orientations,
+    "ctfrefine": _ctfrefine,
 }

@@ -19,7 +19,7 @@ from PIL import Image
 
 from halfmap.errors import InputError
 from halfmap.reports.job_data import Signature, directions, job_data
-from halfmap.reports.jobs import find_jobs, job_record, parents
+from halfmap.reports.jobs import find_jobs, job_record, located, parents
 from halfmap.reports.surface import read_density_of, surface_of
 from halfmap.workspace.machine import rename_durably
 from halfmap.workspace.records import as_json
@@ -138,10 +138,11 @@ def _told(root: Path, job: str, signature: Signature, heaviest: int) -> dict[str
 
 def _meshes(place: Path, maps: list[dict[str, Any]], heaviest: int) -> Any:
     final = [m for m in maps if "iteration" not in m]
-    shown = [m for m in final if not re.search("half|mask", m["label"])][:MOST_MAPS]
+    told = [m for m in final if not re.search("half|mask|local_resolution", m["label"])]
+    shown = (told or final)[:MOST_MAPS]  # of a mask, itself
     for one in shown:
         try:
-            packed = _light_mesh(place / one["file"], heaviest // len(shown))
+            packed = _light_mesh(located(place, one["file"]), heaviest // len(shown))
         except (InputError, OSError, ValueError):
             continue  # a map that has no surface
         yield {"label": one["label"], "packed": base64.b64encode(packed).decode()}

@@ -102,6 +102,8 @@ def default_level(volume: Float[np.ndarray, "z y x"]) -> float:
     from skimage.filters import threshold_otsu
 
     low, high = np.quantile(volume, [1 - _MOST_ENCLOSED, 1 - _LEAST_ENCLOSED])
+    if low >= 0.999 * volume.max() > 0:  # a mask: its edge is where it is half
+        return float(volume.max()) / 2
     return float(
         np.clip(threshold_otsu(volume[volume > 0] if (volume > 0).any() else volume), low, high)
     )

@@ -39,6 +39,7 @@ from halfmap.workspace.machine import (
     versions,
 )
 from halfmap.workspace.moved import FOLDER
+from halfmap.workspace.progress import MESSAGES
 from halfmap.workspace.records import (
     ERROR,
     EVENTS,
@@ -64,6 +65,9 @@ __all__ = [
     "read_events",
     "read_job",
 ]
+
+
+_TOLD = (JOB, EVENTS, SET_ASIDE, MESSAGES)  # what is in a folder before there are results
 
 
 class JobStopped(KeyboardInterrupt):
@@ -301,7 +305,7 @@ class Job:
             return
         if earlier_job.is_there(self.folder):
             earlier_job.put_back(self.folder)
-        elif all(entry.name in (JOB, EVENTS, SET_ASIDE) for entry in self.folder.iterdir()):
+        elif all(entry.name in _TOLD for entry in self.folder.iterdir()):
             for entry in self.folder.iterdir():
                 entry.unlink()
             with contextlib.suppress(OSError):  # a folder that someone else has begun to use stays

@@ -23,6 +23,7 @@ from halfmap.workspace.machine import peak_memory_bytes
 
 STRICT_PICTURES = "HALFMAP_STRICT_PICTURES"  # environment: a picture that fails raises (tests)
 PROGRESS = "progress.json"  # in the job's folder, while it runs
+MESSAGES = "messages.txt"  # beside it, and kept: the lines that stay on the terminal
 _SAVED_SECONDS = 1.0  # that file is written anew no more often than this
 _PLAIN_SECONDS = 60.0  # without a terminal, a word this often inside a long iteration
 
@@ -39,7 +40,7 @@ class Progress:
     A line that cannot be drawn (a bug, a terminal that is gone) is given up, with one note.
 
     With `file` the same numbers are kept there as JSON while the job runs, for whoever follows it
-    by its folder alone, `quiet` or not.
+    by its folder alone, `quiet` or not; and the lines that stay in `messages.txt` beside it.
     """
 
     def __init__(
@@ -125,10 +126,12 @@ class Progress:
         self._reached = reached
         seconds = time.monotonic() - self._stage_start
         self._passed, self._passed_seconds = self._passed + 1, self._passed_seconds + seconds
+        self._keep(f"{self._where()}: {summary}")
         self._print(f"{self._where()}: {summary} ({_duration(seconds)})")
 
     def note(self, message: str) -> None:
         """Print a line that stays (a warning, a step that is no iteration)."""
+        self._keep(message)
         self._print(message)
 
     def _begin_live(self) -> None:
@@ -170,6 +173,16 @@ class Progress:
             self._failure = error
         if self._failure is not None:
             self._print(f"no progress line from here on: {_reason(self._failure)}")
+
+    def _keep(self, line: str) -> None:
+        """Put a line into the job's folder, without times, which stand elsewhere."""
+        if self._file is None:
+            return
+        with (
+            contextlib.suppress(OSError),
+            open(self._file.with_name(MESSAGES), "a", encoding="utf-8") as kept,
+        ):
+            kept.write(" ".join(line.split()) + "\n")
 
     def _print(self, line: str) -> None:
         if self._quiet:

@@ -2,8 +2,8 @@
 import { getJson } from "./api.js";
 import { angstrom, bytes, count, h, seconds, toast, words } from "./dom.js";
 import { valueText } from "./figures.js";
-import { mapPanel, sourcesOf } from "./jobpage.js";
 import { jobs, onChange } from "./live.js";
+import { mapPanel, sourcesOf } from "./maps.js";
 import { colour, curvePlot, fscAxes } from "./plots.js";
 
 export function compare(main, go, query) {

@@ -162,8 +162,9 @@ export function dashboard(main, go) {
     setText(told, `${jobs().size} jobs, ${running} running${searching ? `, ${order.length} shown` : ""}`);
     empty.hidden = jobs().size > 0;
     table.hidden = !jobs().size;
-    const refused = started().filter((one) => one.status === "refused" && !jobs().has(one.out)).slice(0, 3);
-    const starting = started().filter((one) => one.status === "running" && !jobs().has(one.out));
+    const there = (out) => jobs().has(out) || jobs().has(String(out).replace(/\.mrc$/, "_job"));
+    const refused = started().filter((one) => one.status === "refused" && !there(one.out)).slice(0, 3);
+    const starting = started().filter((one) => one.status === "running" && !there(one.out));
     problems.replaceChildren(
       ...starting.map((one) => h("p", { class: "message" }, h("b", {}, `${one.command} ${one.out || ""} is starting. `), one.shell)),
       ...refused.map((one) => h("p", { class: "message bad" }, h("b", {}, `${one.command} ${one.out || ""} was refused: `), one.message)),

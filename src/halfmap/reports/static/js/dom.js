@@ -72,6 +72,15 @@ export function words(name) {
   return name.replaceAll("_", " ");
 }
 
+// an option's name without its unit, which stands beside the value
+export function optionName(name) {
+  return words(name.replace(/_(angstrom2?|px|deg|kv|mm|mrad)$/, ""));
+}
+
+export function inAngstrom(text) {
+  return (text || "").replace(/\bA\b/g, "Å");
+}
+
 export function variable(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

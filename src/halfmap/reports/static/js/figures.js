@@ -1,7 +1,17 @@
 // The figures of a job, from its numbers: the same on its page and in its report.
-import { angstrom, bytes, count, digits, h, seconds, setText, words } from "./dom.js";
-import { colour, curvePlot, fscAxes } from "./plots.js";
+import {
+  angstrom, bytes, count, digits, h, inAngstrom, optionName, seconds, setText, words,
+} from "./dom.js";
+import { colour, curvePlot, figurePlot, fscAxes } from "./plots.js";
 
+const NUMBERS = {
+  median_angstrom: ["median local resolution", angstrom],
+  best_angstrom: ["best 5 %", angstrom],
+  worst_angstrom: ["worst 5 %", angstrom],
+  b_factor_angstrom2: ["B-factor", (v) => `${v.toFixed(0)} Å²`],
+  cfar: ["cFAR (1: alike all around)", (v) => v.toFixed(2)],
+  scf_star: ["SCF* (1: even views)", (v) => v.toFixed(2)],
+};
 const ITERATION = { label: "iteration", whole: true };
 
 function byIteration(title, unit, names, options = {}) {
@@ -91,8 +101,25 @@ export function jobFigures() {
     return best;
   }
 
+  // those that the job left as numbers, by their titles
+  const own = new Map();
+  function updateOwn(figures) {
+    for (const one of figures) {
+      const [head] = one.title.split(",");
+      if (!own.has(head)) {
+        own.set(head, figurePlot(one));
+        finals.panel.after(own.get(head).panel);
+      }
+      const plot = own.get(head);
+      plot.retitle(one.title);
+      const names = Object.keys(one.curves);
+      plot.update(one.x, names.map((label) => ({ label, values: one.curves[label] })));
+    }
+  }
+
   function update(data) {
     updateFinals(data);
+    updateOwn(data.figures || []);
     updatePassing(data);
     for (const one of [resolution, likelihood, certainty, turns]) one.update(data.series);
     const sizes = data.series.class_sizes;
@@ -135,15 +162,20 @@ export function jobFacts() {
     root,
     update(data) {
       const iterates = data.iteration !== null && data.iteration !== undefined;
-      fact("resolution", data.resolution_angstrom ? angstrom(data.resolution_angstrom) : iterates ? "–" : null);
+      fact("resolution", data.resolution_angstrom ? angstrom(data.resolution_angstrom) : iterates && data.status === "running" ? "–" : null);
       fact("particles", data.particles ? count(data.particles) : null);
       fact("classes", data.classes && data.classes > 1 ? count(data.classes) : null);
       const limit = data.iterations ? ` of ${data.status === "running" ? "at most " : ""}${data.iterations}` : "";
       fact("iterations", iterates ? `${data.iteration}${limit}` : null);
-      fact("time", seconds(data.wall_seconds));
+      for (const [name, [label, text]] of Object.entries(NUMBERS)) {
+        const value = (data.numbers || {})[name];
+        fact(label, value === undefined ? null : text(value));
+      }
+      const kept = data.status === "running" || typeof data.wall_seconds === "number";
+      fact("time", kept ? seconds(data.wall_seconds) : null);
       const left = data.status === "running" ? data.most_left_seconds || data.left_seconds : null;
       fact("at most left", left === null || left === undefined ? null : seconds(left));
-      fact("memory, peak", bytes(data.memory_bytes));
+      fact("memory, peak", kept ? bytes(data.memory_bytes) : null);
     },
   };
 }
@@ -153,8 +185,8 @@ export function parameterTable(data) {
     h(
       "tr",
       { class: p.default ? "dim" : "", title: p.help },
-      h("td", {}, words(p.name)),
-      h("td", {}, p.value === null ? p.unset || "not set" : valueText(p.value), p.unit && p.value !== null ? ` ${p.unit}` : ""),
+      h("td", {}, optionName(p.name)),
+      h("td", {}, p.value === null ? inAngstrom(p.unset) || "not set" : valueText(p.value), p.unit && p.value !== null ? ` ${inAngstrom(p.unit)}` : ""),
     );
   return h(
     "table",
@@ -194,6 +226,13 @@ export function methodsPanel(data) {
   );
 }
 
+// What the job told on its way, the last lines in view.
+export function messagesPanel(data) {
+  if (!data.messages?.length) return null;
+  return h("section", { class: "panel", "aria-label": "Messages" }, h("h2", {}, "What it told"),
+    h("pre", { class: "told", tabindex: "0" }, data.messages.join("\n")));
+}
+
 export function machinePanel(data) {
   const rows = [
     ["status", data.message ? `${data.status}: ${data.message}` : data.status],
@@ -205,11 +244,11 @@ export function machinePanel(data) {
     ["runs", data.runs],
     ...Object.entries(data.machine).map(([k, v]) => [k, v]),
     ...Object.entries(data.versions).map(([k, v]) => [k, v]),
-    ...Object.entries(data.results).filter(([, v]) => typeof v !== "object").map(([k, v]) => [words(k), typeof v === "number" ? digits(v) : v]),
+    ...Object.entries(data.results).filter(([k, v]) => k !== "summary" && typeof v !== "object").map(([k, v]) => [words(k), typeof v === "number" ? digits(v) : v]),
   ];
   return h(
     "table",
-    { class: "numbers" },
+    { class: "numbers keys" },
     h(
       "tbody",
       {},

@@ -1,10 +1,21 @@
 // Forms made from the commands' signatures; what they start is the command that they show.
 import { getJson, post } from "./api.js";
-import { bytes, count, digits, h, setText, toast, words } from "./dom.js";
+import { bytes, count, digits, h, inAngstrom, optionName, setText, toast } from "./dom.js";
 import { jobs } from "./live.js";
 
-const inAngstrom = (text) => text.replace(/\bA\b/g, "Å");
-const PATHS = { particles: "particles", reference: "maps", mask: "maps", source: "maps", map1: "maps", map2: "maps" };
+const ENDINGS = { MAP: ".mrc", STAR: ".star", FILE: ".star", STACK: ".mrcs" }; // of files to be made
+
+// What there is in the folder that an option may be given, by what it says it takes.
+function offered(option, inputs) {
+  if (option.name === "out") return [];
+  const takes = option.metavar || "";
+  const folders = [...jobs().values()].filter((row) => row.status === "finished" && !/\.\w+$/.test(row.id));
+  return [
+    ...(/JOB/.test(takes) ? folders.map((row) => row.id) : []),
+    ...(/MAP|HALF|MASK/.test(takes) ? inputs.maps : []),
+    ...(/STAR|FILE/.test(takes) ? inputs.particles : []),
+  ];
+}
 
 export function formPage(main, go, query) {
   const picker = h("div", { class: "commands", role: "group", "aria-label": "Command" });
@@ -24,11 +35,12 @@ export function formPage(main, go, query) {
     })
     .catch((error) => toast(error.message));
 
-  function freeName(command) {
+  function freeName(form) {
     const taken = new Set([...jobs().keys()]);
     const numbers = [...taken].map((id) => Number.parseInt(id, 10)).filter((n) => Number.isFinite(n));
     const next = Math.max(0, ...numbers) + 1;
-    return `${next}_${command}`;
+    const out = form.options.find((one) => one.name === "out");
+    return `${next}_${form.command}${ENDINGS[out?.metavar] || ""}`;
   }
 
   function draw(command) {
@@ -41,7 +53,7 @@ export function formPage(main, go, query) {
     const given = { ...query };
 
     function control(option) {
-      const value = given[option.name] ?? (option.name === "out" ? freeName(form.command) : option.default);
+      const value = given[option.name] ?? (option.name === "out" ? freeName(form) : option.default);
       if (option.kind === "bool") {
         const box = h("input", { type: "checkbox", id: `f-${option.name}` });
         box.checked = value === true || value === "true";
@@ -54,8 +66,8 @@ export function formPage(main, go, query) {
         select.value = value ?? "";
         return { element: select, read: () => select.value };
       }
-      const listed = PATHS[option.name];
-      const list = listed ? h("datalist", { id: `l-${option.name}` }, inputs[listed].map((v) => h("option", { value: v }))) : "";
+      const listed = offered(option, inputs);
+      const list = listed.length ? h("datalist", { id: `l-${option.name}` }, listed.map((v) => h("option", { value: v }))) : "";
       const shown = Array.isArray(value) ? value.join(", ") : value ?? "";
       const numeric = ["int", "float"].includes(option.kind) && !option.several;
       const input = h("input", {
@@ -63,8 +75,8 @@ export function formPage(main, go, query) {
         type: "text",
         inputmode: numeric ? "decimal" : null,
         value: String(shown),
-        placeholder: inAngstrom(option.unset || "") || option.metavar || "",
-        list: listed ? `l-${option.name}` : null,
+        placeholder: inAngstrom(option.unset) || option.metavar || "",
+        list: listed.length ? `l-${option.name}` : null,
         autocomplete: "off",
         spellcheck: "false",
       });
@@ -78,7 +90,7 @@ export function formPage(main, go, query) {
       const row = h(
         "div",
         { class: "field", "data-name": option.name },
-        h("label", { for: `f-${option.name}` }, words(option.name.replace(/_(angstrom2?|px|deg|kv|mm|mrad)$/, "")), option.required ? " *" : ""),
+        h("label", { for: `f-${option.name}` }, optionName(option.name), option.required ? " *" : ""),
         h("div", { class: "input" }, ...(made.input ? [...made.element.childNodes] : [made.element]), option.unit ? h("span", { class: "quiet small" }, inAngstrom(option.unit)) : ""),
         h("div", { class: "help" }, `${option.help}${limits ? ` (${inAngstrom(limits)})` : ""}.`),
         wrong,

@@ -1,156 +1,23 @@
 // One job: where it stands, its maps, figures, classes, directions, parameters and files.
-import { address, getBuffer, getJson, post } from "./api.js";
+import { address, getJson, post } from "./api.js";
 import { classChooser } from "./classes.js";
 import { bytes, h, setText, toast } from "./dom.js";
 import {
-  jobFacts, jobFigures, machinePanel, methodsPanel, parameterTable, repeatPanel,
+  jobFacts, jobFigures, machinePanel, messagesPanel, methodsPanel, parameterTable, repeatPanel,
 } from "./figures.js";
+import { nextSteps, particlesOf } from "./following.js";
 import { jobs, onChange } from "./live.js";
+import { mapPanel, sourcesOf } from "./maps.js";
 import { directionPlot } from "./plots.js";
-import { linkAll, surfaceViewer } from "./surface.js";
 
-const AXES = ["xy, along z", "xz, along y", "yz, along x"];
-const MOST_VIEWERS = 4;
-const SHARP = 128;
+const BUTTONS = 3; // of what can follow; the rest in a list
 
-// Surfaces side by side, and slices of the first of them.
-export function mapPanel(sources, { title = "Map" } = {}) {
-  const viewers = h("div", { class: "viewers" });
-  const slices = h("div", { class: "slices" });
-  const chips = h("div", { class: "bar" });
-  const sharp = h("input", { type: "checkbox" });
-  const panel = h(
-    "section",
-    { class: "panel", "aria-label": title },
-    h("div", { class: "head" }, h("h2", {}, title), h("span", { class: "grow" }), h("label", { class: "small quiet" }, sharp, " full detail")),
-    chips,
-    h("div", { class: "maps" }, viewers, slices),
-  );
-  let shown = [];
-  let open = [];
-
-  function draw() {
-    for (const one of open) one.dispose();
-    const size = sharp.checked ? 320 : SHARP;
-    open = shown.map((source) =>
-      surfaceViewer(source.label, {
-        size,
-        fetchSurface: (level, wanted) => getBuffer("api/surface", { ...source.query, level, size: wanted }),
-      }),
-    );
-    linkAll(open);
-    viewers.replaceChildren(...open.map((one) => one.root));
-    for (const one of open) one.load().catch((error) => one.root.append(h("p", { class: "message bad" }, error.message)));
-    drawSlices();
-  }
-
-  function drawSlices() {
-    if (!shown.length) return slices.replaceChildren();
-    const source = shown[0];
-    return slices.replaceChildren(
-      ...AXES.map((name, axis) => {
-        const image = h("img", { alt: `Slice ${name} of ${source.label}` });
-        const slider = h("input", { type: "range", min: "0", max: "100", value: "50", "aria-label": `Place of the slice ${name}` });
-        const draw = () => {
-          image.src = address("api/slice", { ...source.query, axis, at: Number(slider.value) / 100 });
-        };
-        slider.addEventListener("input", draw);
-        draw();
-        return h("figure", {}, image, slider, h("figcaption", {}, `${source.label}: slice ${name}`));
-      }),
-    );
-  }
-
-  sharp.addEventListener("change", draw);
-  let known = "";
-  return {
-    panel,
-    update(all) {
-      const now = JSON.stringify(all.map((one) => one.key));
-      panel.hidden = !all.length;
-      if (now === known) return;
-      known = now;
-      const before = new Set(shown.map((one) => one.label));
-      shown = all.filter((one) => before.has(one.label));
-      if (!shown.length) shown = all.filter((one) => one.first).slice(0, MOST_VIEWERS);
-      if (!shown.length) shown = all.slice(0, 1);
-      chips.hidden = all.length < 2;
-      chips.replaceChildren(
-        ...all.map((one) =>
-          h(
-            "button",
-            {
-              class: "chip",
-              "aria-pressed": String(shown.includes(one)),
-              onclick: (event) => {
-                if (shown.includes(one)) shown = shown.filter((other) => other !== one);
-                else shown = [...shown, one].slice(-MOST_VIEWERS);
-                for (const chip of chips.children) chip.setAttribute("aria-pressed", String(shown.some((s) => s.label === chip.textContent)));
-                event.preventDefault();
-                draw();
-              },
-            },
-            one.label,
-          ),
-        ),
-      );
-      draw();
-    },
-    leave() {
-      for (const one of open) one.dispose();
-    },
-  };
-}
-
-export function sourcesOf(data, prefix = "") {
-  const all = [];
-  const finals = data.maps.filter((one) => !one.iteration && one.iteration !== 0);
-  const coarse = data.maps.filter((one) => one.iteration || one.iteration === 0);
-  const several = finals.filter((one) => /^class\d+$/.test(one.label));
-  for (const one of finals) {
-    const first = several.length ? several.includes(one) : one === finals[0];
-    const query = { id: data.id, file: one.file, v: data.ended || "" };
-    all.push({ label: prefix + one.label, key: `${one.file}${data.ended}`, first, query });
-  }
-  const k = Math.max(1, Math.min(8, data.command === "refine" ? 1 : data.classes || 1));
-  coarse.forEach((one, n) => {
-    for (let c = 1; c <= k; c += 1) {
-      const last = !finals.length && n === coarse.length - 1;
-      const label = `${prefix}${one.label}${k > 1 ? `, class ${c}` : ""}`;
-      all.push({ label, key: one.file + c, first: last, query: { id: data.id, file: one.file, class: c } });
-    }
-  });
-  return all;
-}
-
-// What can follow on this job, with what it hands on filled in.
-function nextSteps(data) {
-  const own = (names) => {
-    const given = Object.fromEntries(data.parameters.map((p) => [p.name, p.value]));
-    return Object.fromEntries(names.filter((n) => given[n] !== null && given[n] !== undefined).map((n) => [n, given[n]]));
-  };
-  const has = (name) => data.files.some((one) => one.name === name);
-  const particles = data.id.endsWith(".star") ? data.id : `${data.id}/particles.star`;
-  const there = data.id.endsWith(".star") || has("particles.star");
-  if (!there || data.status !== "finished") return [];
-  const carried = own(["symmetry", "diameter_angstrom"]);
-  const steps = [];
-  if (["simulate", "class2d", "select"].includes(data.command)) {
-    steps.push(["2D classes", { command: "class2d", particles, classes: 50, ...own(["diameter_angstrom"]) }]);
-    steps.push(["Starting map", { command: "abinitio", particles, ...carried }]);
-  }
-  for (const map of data.maps.filter((one) => !one.iteration && one.iteration !== 0 && !/half|mask|sharpened/.test(one.label))) {
-    const reference = `${data.id}/${map.file}`;
-    const name = data.maps.length > 1 && map.label !== "map" ? ` from ${map.label}` : "";
-    const number = /^class(\d+)$/.exec(map.label);
-    const given = { command: "refine", particles, reference, ...carried };
-    if (number && data.command === "class3d") given.of_class = Number(number[1]);
-    if (data.command !== "simulate") steps.push([`Refine${name}`, given]);
-    if (["abinitio", "refine"].includes(data.command)) {
-      steps.push([`3D classes${name}`, { command: "class3d", particles, reference, classes: 2, ...carried }]);
-    }
-  }
-  return steps.slice(0, 8);
+// Whether the page shows as a curve or a map what a picture shows.
+function drawnAgain(data, name) {
+  if (name === "directional_fsc.png") return false;
+  if (name === "guinier.png") return data.figures.length > 0;
+  if (data.maps.some((one) => one.file === data.id.split("/").pop() && one.file.replace(/\.mrc$/, ".png") === name)) return true;
+  return /fsc|convergence|^map(_sharpened)?\.png|^class\d+\.png/.test(name);
 }
 
 export function jobPage(main, go, query) {
@@ -159,6 +26,7 @@ export function jobPage(main, go, query) {
   const word = h("span", { class: "status" });
   const message = h("p", { class: "message", hidden: true });
   const bar = h("div", { class: "progress" }, h("i", {}));
+  const found = h("p", { class: "found", hidden: true });
   const buttons = h("div", { class: "bar" });
   const facts = jobFacts();
   const figures = jobFigures();
@@ -166,14 +34,16 @@ export function jobPage(main, go, query) {
   const classes = classChooser(id, go);
   const directions = h("div", {});
   const details = h("div", {});
+  const told = h("div", {});
   const pictures = h("section", { class: "panel", hidden: true });
   main.replaceChildren(
-    h("section", { class: "panel" }, h("div", { class: "head" }, title, word, h("span", { class: "grow" }), buttons), bar, facts.root, message),
+    h("section", { class: "panel" }, h("div", { class: "head" }, title, word, h("span", { class: "grow" }), buttons), bar, facts.root, found, message),
     maps.panel,
     classes.panel,
     figures.root,
     directions,
     pictures,
+    told,
     details,
   );
   let stamp = null;
@@ -197,10 +67,17 @@ export function jobPage(main, go, query) {
     }
     const resumable = data.parameters.length && ["stopped", "killed", "failed"].includes(data.status);
     if (resumable) shown.push(h("button", { class: "main", onclick: () => act("api/resume", { id }, "The job goes on.") }, "Resume"));
-    for (const [text, given] of nextSteps(data)) {
+    const steps = nextSteps(data);
+    for (const [text, given] of steps.slice(0, BUTTONS)) {
       shown.push(h("button", { onclick: () => follow(given) }, text));
     }
-    if (data.files.some((one) => one.name === "particles.star") || id.endsWith(".star")) {
+    if (steps.length > BUTTONS) {
+      const more = h("select", { "aria-label": "Go on with" }, h("option", { value: "" }, "Go on with …"),
+        steps.slice(BUTTONS).map(([text], k) => h("option", { value: String(k) }, text)));
+      more.addEventListener("change", () => more.value && follow(steps[BUTTONS + Number(more.value)][1]));
+      shown.push(more);
+    }
+    if (particlesOf(data)) {
       shown.push(h("button", { onclick: () => go("particles", { id }) }, "Particles"));
     }
     shown.push(h("button", { onclick: () => go("compare", { a: id }) }, "Compare"));
@@ -240,6 +117,17 @@ export function jobPage(main, go, query) {
     message.classList.toggle("bad", row.status === "failed");
     setText(message, row.message || "");
     facts.update(row);
+    setText(found, row.summary || "");
+    found.hidden = !row.summary;
+  }
+
+  function drawMessages(data) {
+    const now = `${data.messages.length}${data.messages.at(-1)}`;
+    if (told.dataset.now === now) return;
+    told.dataset.now = now;
+    told.replaceChildren(messagesPanel(data) || "");
+    const lines = told.querySelector("pre");
+    if (lines) lines.scrollTop = lines.scrollHeight;
   }
 
   function drawDetails(data) {
@@ -260,7 +148,7 @@ export function jobPage(main, go, query) {
       repeatPanel(data),
       methodsPanel(data) || "",
     );
-    const others = data.pictures.filter((name) => !/fsc|convergence|map\.png|class\d+\.png/.test(name));
+    const others = data.pictures.filter((name) => !drawnAgain(data, name));
     pictures.hidden = !others.length;
     pictures.replaceChildren(
       h("h2", {}, "Pictures"),
@@ -289,10 +177,13 @@ export function jobPage(main, go, query) {
       maps.update(sourcesOf(data));
       classes.update(data);
       drawButtons(data);
+      drawMessages(data);
       drawDetails(data);
       const threeD = data.maps.length && data.command !== "simulate";
-      if (threeD && data.files.some((one) => one.name === "particles.star") && directed !== data.ended) {
-        directed = data.ended;
+      const final = data.files.some((one) => one.name === "particles.star");
+      const known = final ? data.ended : data.status === "finished" ? directed : data.shown;
+      if (threeD && known !== directed) {
+        directed = known;
         getJson("api/directions", { id })
           .then((found) => found && !gone && directions.replaceChildren(h("div", { class: "grid" }, directionPlot(found))))
           .catch((error) => toast(error.message));
@@ -320,7 +211,7 @@ export function jobPage(main, go, query) {
     }
     drawState(row);
     // the whole is read again when an iteration has ended or the status has changed
-    const now = `${row.iteration}${row.status}${row.resolution_angstrom}${row.ended}${row.stage}`;
+    const now = `${row.iteration}${row.status}${row.resolution_angstrom}${row.ended}${row.stage}${row.shown}`;
     if (stamp !== null && now !== stamp) load();
     stamp = now;
   });

@@ -78,6 +78,8 @@ export function curvePlot(spec) {
           width: s.width || 2,
           alpha: s.faint || 1,
           spanGaps: false,
+          paths: spec.bins ? uPlot.paths.stepped({ align: 1 }) : undefined,
+          fill: spec.bins ? `${s.colour || colour(k)}44` : undefined,
           points: { show: shown.x.length <= 40 && spec.points !== false, size: 5 },
         })),
       ],
@@ -207,6 +209,22 @@ export const fscAxes = {
   points: false,
 };
 
+// A figure that a job left as numbers.
+export function figurePlot({ title, x_label: label, y_label: unit, kind, x_kind: axis, lines }) {
+  const angstroms = { resolution: (s) => 1 / s, squared: (s) => 1 / Math.sqrt(s) }[axis];
+  const tick = angstroms && ((s) => (s > 0 ? angstroms(s).toFixed(angstroms(s) >= 10 ? 0 : 1) : "∞"));
+  const name = { resolution: "spatial frequency (1/Å)", squared: "squared spatial frequency (1/Å²)" }[axis];
+  const say = angstroms && ((s) => (s > 0 ? `at ${angstrom(angstroms(s))}` : "at 0"));
+  return curvePlot({
+    title,
+    x: { label, tick, name, say },
+    y: { label: unit, range: kind === "bins" ? (u, low, high) => [0, 1.05 * high || 1] : undefined },
+    lines: Object.entries(lines || {}).map(([told, at]) => ({ at, name: told })),
+    bins: kind === "bins",
+    points: false,
+  });
+}
+
 // viridis, at sixteenths
 const VIRIDIS = [
   [68, 1, 84], [72, 26, 108], [71, 47, 125], [65, 68, 135], [57, 86, 140], [49, 104, 142],
@@ -322,7 +340,7 @@ export function directionPlot(found) {
     h(
       "div",
       { class: "head" },
-      h("h3", {}, "Viewing directions"),
+      h("h3", {}, `Viewing directions${found.iteration ? ` after iteration ${found.iteration}` : ""}`),
       h("span", { class: "grow" }),
       h("button", { class: "plain", onclick: savePicture }, "PNG"),
       h("button", { class: "plain", onclick: saveTable }, "CSV"),
@@ -336,7 +354,7 @@ export function directionPlot(found) {
     h(
       "p",
       { class: "small" },
-      `${found.particles.toLocaleString("en-US")} particles, ${found.symmetry}; rot along, tilt ` +
+      `${found.particles.toLocaleString("en-US")} particles${found.symmetry ? `, ${found.symmetry}` : ""}; rot along, tilt ` +
         `down. Fourier coverage ${found.coverage.toFixed(2)} of an even one; ` +
         `${share(found.missing)} of Fourier directions are hardly seen.`,
     ),

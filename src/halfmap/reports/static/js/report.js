@@ -1,7 +1,7 @@
 // A report: the figures of one job, or of a chain of them, from what lies in the file itself.
 import { h, when } from "./dom.js";
 import {
-  jobFacts, jobFigures, machinePanel, methodsPanel, parameterTable, repeatPanel,
+  jobFacts, jobFigures, machinePanel, messagesPanel, methodsPanel, parameterTable, repeatPanel,
 } from "./figures.js";
 import { directionPlot } from "./plots.js";
 import { linkAll, surfaceViewer } from "./surface.js";
@@ -25,7 +25,7 @@ function reportOf(data) {
     {},
     h("section", { class: "panel" },
       h("div", { class: "head" }, h("h1", {}, data.name), h("span", { class: `status ${data.status}` }, `${data.command} ${data.status}`), h("span", { class: "grow" }), h("span", { class: "quiet small" }, when(data.ended))),
-      facts.root),
+      facts.root, data.summary ? h("p", { class: "found" }, data.summary) : ""),
     viewers.length ? h("section", { class: "panel" }, h("h2", {}, viewers.length > 1 ? "Maps" : "Map"), h("div", { class: "viewers" }, viewers.map(([v]) => v.root))) : "",
     figures.root,
     data.sphere ? h("div", { class: "grid" }, directionPlot(data.sphere)) : "",
@@ -35,6 +35,7 @@ function reportOf(data) {
       return image;
     })) : "",
     methodsPanel(data) || "",
+    messagesPanel(data) || "",
     repeatPanel(data),
     h("div", { class: "grid" },
       h("section", { class: "panel" }, h("h2", {}, "Parameters"), parameterTable(data)),
