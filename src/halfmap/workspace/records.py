@@ -100,6 +100,7 @@ def keep_record_beside(
         "command": command,
         "parameters": parameters,
         "working_directory": os.getcwd(),
+        "folder": str(file.absolute()),
         "started": now(),
         "results": results,
         "versions": versions(),
