@@ -344,6 +344,12 @@ def in_own_mask(final: FinalMaps, pixel_size_angstrom: float) -> FinalMaps:
     return replace(final, curves=[curves_in(half1, half2, pixel_size_angstrom, mask)], mask=mask)
 
 
+def in_moved_mask(final: FinalMaps) -> FinalMaps:
+    """The same maps, whose mask is no longer that of the user's file: the job writes it."""
+    mask = replace(final.mask, name=MASK, words=f"mask {MASK}")
+    return replace(final, curves=[replace(c, mask_name=MASK) for c in final.curves], mask=mask)
+
+
 def write_map_files(
     final: FinalMaps,
     k: int,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._centre import laid_about, mask_about
 from halfmap.commands._contrast import tell_contrast
 from halfmap.commands._options import Search
 from halfmap.engine.image_model import NoiseSpectra
@@ -100,9 +101,12 @@ def open_volumes(
     device: torch.device,
     folds: int = 1,
     poses_kept: bool = False,
+    centre_angstrom: tuple[float, float, float] | None = None,
+    relaxed_symmetry: str | None = None,
 ) -> OpenedVolumes:
     """Read and check everything, cheap checks first; each image meets its own half's references in
-    `refine`, made without its own fold, and the other half's in `class3d`.
+    `refine`, made without its own fold, and the other half's in `class3d`. With a centre poses,
+    maps and mask are laid about it.
 
     Raises:
         InputError: any bad input, in one line.
@@ -123,10 +127,17 @@ def open_volumes(
     start = _inputs.read_references(
         maps, data, lowpass_angstrom=options.lowpass_angstrom, device=device, progress=progress
     )
+    laid = None
+    if centre_angstrom is not None:
+        groups = [options.symmetry, *([relaxed_symmetry] if relaxed_symmetry else [])]
+        data, laid = laid_about(centre_angstrom, data, groups)
+        start = torch.stack([laid.apply_to_map(volume) for volume in start])
     radius_px = _inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
     solvent = _inputs.solvent_mask(
         options.mask, data, radius_px, dimensions=3, device=device, progress=progress
     )
+    if laid is not None and options.mask is not None:
+        solvent = mask_about(laid, solvent)
     problem = _setup.open_problem(
         data,
         job,

@@ -45,6 +45,7 @@ from halfmap.commands._options import (
 from halfmap.commands._results import (
     RefinementResult,
     finish_refinement,
+    in_moved_mask,
     in_own_mask,
     last_maps,
     made_of,
@@ -97,6 +98,18 @@ def refine(
     local_range_deg: LocalRange = None,
     sigma_rotation_deg: SigmaRotation = None,
     sigma_shift_angstrom: SigmaShift = None,
+    centre_angstrom: Annotated[
+        tuple[float, float, float] | None,
+        Option(
+            "Point of the starting map, from its centre, about which the new map is to lie; poses "
+            "and the mask follow",
+            unit="A",
+            flag="--centre",
+            metavar="X Y Z",
+            unset="its centre",
+            needs=(Setting("local"),),
+        ),
+    ] = None,
     relax_symmetry: Annotated[
         str | None,
         Option(
@@ -163,6 +176,8 @@ def refine(
             matched_to="own",
             device=run.device,
             folds=folds,
+            centre_angstrom=centre_angstrom,
+            relaxed_symmetry=relax_symmetry,
         )
         problem, settings = opened.problem, opened.settings
         if relax_symmetry is not None:
@@ -181,6 +196,8 @@ def refine(
             show=lambda new: show_volumes(job, problem, settings, new),
         )
         final = last_maps(problem, settings, chosen, state, progress, mask)
+        if mask is not None and centre_angstrom is not None:
+            final = in_moved_mask(final)
         pixel = problem.particles.pixel_size_angstrom
         if mask is None:
             progress.start_stage("mask", 0)
