@@ -50,6 +50,22 @@ def electron_wavelength_angstrom(voltage_kv: Column) -> Column:
 
 
 ABOVE_ZERO = Limits("more than 0", lambda values: np.isfinite(values) & (values > 0))
+# What no microscope has: beyond, the unit is another (volts for kV), or a cell is broken.
+HIGHEST_VOLTAGE_KV, LARGEST_CS_MM, LARGEST_DEFOCUS_ANGSTROM = 3000, 100, 1e6
+LARGEST_PHASE_DEG, LARGEST_BFACTOR_ANGSTROM2 = 1e5, 1e5
+
+
+def within(largest: float) -> Limits:
+    """From minus to plus `largest`."""
+    return Limits(f"{-largest:,.0f} to {largest:,.0f}", lambda values: np.abs(values) <= largest)
+
+
+A_VOLTAGE = Limits(
+    f"more than 0 and at most {HIGHEST_VOLTAGE_KV}",
+    lambda values: (values > 0) & (values <= HIGHEST_VOLTAGE_KV),
+)
+A_DEFOCUS, A_CS = within(LARGEST_DEFOCUS_ANGSTROM), within(LARGEST_CS_MM)
+A_PHASE, A_BFACTOR = within(LARGEST_PHASE_DEG), within(LARGEST_BFACTOR_ANGSTROM2)
 A_SHARE = Limits("a number from 0 to 1", lambda values: (values >= 0) & (values <= 1))
 
 
@@ -95,11 +111,23 @@ class CTFParameters:
 
     defocus_u_angstrom: Column = field(
         default=0.0,
-        metadata={"unit": "A", "relion": "rlnDefocusU", "cs": "ctf/df1_A", "required": True},
+        metadata={
+            "unit": "A",
+            "relion": "rlnDefocusU",
+            "cs": "ctf/df1_A",
+            "required": True,
+            "limits": A_DEFOCUS,
+        },
     )
     defocus_v_angstrom: Column = field(
         default=0.0,
-        metadata={"unit": "A", "relion": "rlnDefocusV", "cs": "ctf/df2_A", "required": True},
+        metadata={
+            "unit": "A",
+            "relion": "rlnDefocusV",
+            "cs": "ctf/df2_A",
+            "required": True,
+            "limits": A_DEFOCUS,
+        },
     )
     defocus_angle_deg: Column = field(
         default=0.0,
@@ -118,7 +146,7 @@ class CTFParameters:
             "cs": "ctf/accel_kv",
             "required": True,
             "per_group": True,
-            "limits": ABOVE_ZERO,
+            "limits": A_VOLTAGE,
         },
     )
     spherical_aberration_mm: Column = field(
@@ -129,6 +157,7 @@ class CTFParameters:
             "cs": "ctf/cs_mm",
             "required": True,
             "per_group": True,
+            "limits": A_CS,
         },
     )
     amplitude_contrast: Column = field(
@@ -144,10 +173,21 @@ class CTFParameters:
     )
     phase_shift_deg: Column = field(
         default=0.0,
-        metadata={"unit": "degrees", "relion": "rlnPhaseShift", "cs": "ctf/phase_shift_rad"},
+        metadata={
+            "unit": "degrees",
+            "relion": "rlnPhaseShift",
+            "cs": "ctf/phase_shift_rad",
+            "limits": A_PHASE,
+        },
     )
     bfactor_angstrom2: Column = field(
-        default=0.0, metadata={"unit": "A^2", "relion": "rlnCtfBfactor", "cs": "ctf/bfactor"}
+        default=0.0,
+        metadata={
+            "unit": "A^2",
+            "relion": "rlnCtfBfactor",
+            "cs": "ctf/bfactor",
+            "limits": A_BFACTOR,
+        },
     )
     scale: Column = field(
         default=1.0, metadata={"unit": "factor", "relion": "rlnCtfScalefactor", "cs": "ctf/scale"}

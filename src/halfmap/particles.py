@@ -126,6 +126,11 @@ class Particles:
                 header.
         """
         stack = open_stack(path)
+        if stack.is_volume and Path(path).suffix.lower() == ".mrc":
+            raise InputError(
+                f"{path}: is a map of {stack.shape[2]} voxels a side (ISPG 1 in its header), an "
+                "image stack was expected; if it is one, give it a name that ends in .mrcs"
+            )
         names = [f"{i + 1:06d}@{Path(path).absolute()}" for i in range(len(stack))]
         columns: dict[str, list] = {"rlnImageName": names}
         if pixel_size_angstrom is not None:

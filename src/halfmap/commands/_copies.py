@@ -85,13 +85,15 @@ def _near_pairs(particles: Particles, reach_angstrom: float) -> np.ndarray:
     if any(name in table or (optics is not None and name in optics) for name in _OF_TOMOGRAMS):
         return np.zeros((0, 2), np.int64)
     place = np.stack([table.floats(name) for name in _COORDINATES], axis=1)
-    if not np.ptp(place, axis=0).any():  # of a program that has to write something
+    known = np.isfinite(place).all(axis=1)
+    if not known.any() or not np.ptp(place[known], axis=0).any():  # written to write something
         return np.zeros((0, 2), np.int64)
     place = place * _micrograph_pixel(particles)[:, None] - particles.shift_angstrom
     order = np.argsort(particles.micrograph, kind="stable")
     starts = np.flatnonzero(np.diff(particles.micrograph[order], prepend=-1))
     found = []
     for rows in np.split(order, starts[1:]):
+        rows = rows[known[rows]]
         # at exactly the reach two particles are two
         pairs = cKDTree(place[rows]).query_pairs(
             np.nextafter(reach_angstrom, 0), output_type="ndarray"

@@ -28,6 +28,8 @@ from halfmap.workspace.progress import Progress
 
 SYMMETRY_COPY = "halfmapSymmetryCopy"  # column of `expand`: which mate, from 1
 _IMAGES_CHECKED_AT_ONCE = 1000
+# of a reference: its power over the noise's must be a number in single precision
+LARGEST_GREY = 1e8
 # A choice: of a reference, what exceeds a tenth of its maximum is held to be particle, above what a
 # low-pass leaves around it; a margin of a tenth of the radius is for what is fainter.
 HELD_DENSITY, RADIUS_MARGIN = 0.1, 1.1
@@ -158,9 +160,11 @@ def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
             f"{len(particles)} rows, expected 1 and 2; "
             "remove the column, and the halves are drawn at random"
         )
+    shown = len(np.unique(np.stack([particles.image_file, particles.image_index]), axis=1).T)
+    copies = "" if shown == len(particles) else f" in {len(particles)} rows, the others are copies"
     return InputError(
         f"{particles.path}: no image in one of the halves: at least 2 images are needed, "
-        f"{len(particles)} found"
+        f"{shown} found{copies}"
     )
 
 
@@ -216,6 +220,11 @@ def read_references(
     volumes = []
     for path in paths:
         volume, pixel = read_density(path)
+        if (largest := float(np.abs(volume).max())) > LARGEST_GREY:
+            raise InputError(
+                f"{path}: the map has values up to {largest:.3g}; as a reference it may have "
+                f"{LARGEST_GREY:g} at most, else scores run out of single precision; scale it"
+            )
         if not _on_grid_of(particles, volume, pixel):
             if pixel <= 0:
                 raise InputError(

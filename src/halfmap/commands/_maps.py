@@ -33,6 +33,21 @@ def refuse_existing(files: Sequence[Path], *, overwrite: bool) -> None:
             raise InputError(f"{file}: the folder {file.parent} does not exist; create it first")
 
 
+def refuse_own_images(particles: Particles, files: Sequence[Path]) -> None:
+    """Refuse to write over the images that are read, though all else may be replaced.
+
+    Raises:
+        InputError: a file is a stack of the particles.
+    """
+    stacks = {path.resolve() for path in particles.stack_paths if path is not None}
+    for file in files:
+        if file.resolve() in stacks:
+            raise InputError(
+                f"{file}: holds images of {particles.path}, which would be lost; choose another "
+                "name with --out"
+            )
+
+
 def map_of(source: str | Path) -> Path:
     """The map file given, or the map of a job folder.
 

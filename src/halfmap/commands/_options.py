@@ -77,6 +77,18 @@ def check_length(text: str) -> None:
     parse_length(text)
 
 
+def check_folder(name: str | Path) -> None:
+    """Refuse what is no folder."""
+    if not Path(name).is_dir():
+        raise ValueError(f"a folder, there is {'a file' if Path(name).exists() else 'none'}")
+
+
+def check_star_name(name: str | Path) -> None:
+    """Refuse the name of another kind of file for a STAR."""
+    if Path(name).suffix.lower() in (".cs", ".mrc", ".mrcs", ".map", ".gz"):
+        raise ValueError("the name of a STAR file, ending in .star (halfmap convert makes a .cs)")
+
+
 def check_positive_length(text: str) -> None:
     """Refuse what is no length, or a negative one."""
     if parse_length(text)[0] < 0:
@@ -277,6 +289,7 @@ DataDir = Annotated[
         metavar="DIR",
         free_on_resume=True,
         needs=_PARTICLES,
+        check=check_folder,
     ),
 ]
 Passthrough = Annotated[

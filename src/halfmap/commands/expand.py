@@ -19,6 +19,7 @@ from halfmap.commands._options import (
     Passthrough,
     Seed,
     Symmetry,
+    check_star_name,
 )
 from halfmap.commands._summaries import counted, where
 from halfmap.errors import InputError
@@ -49,7 +50,10 @@ class Expanded:
 def expand(
     particles: ParticlesFile,
     symmetry: Symmetry,
-    out: Annotated[str | Path, Option("STAR file to write", metavar="STAR", recorded=False)],
+    out: Annotated[
+        str | Path,
+        Option("STAR file to write", metavar="STAR", recorded=False, check=check_star_name),
+    ],
     *,
     data_dir: DataDir = None,
     passthrough: Passthrough = None,

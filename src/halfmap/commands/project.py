@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfmap.commands import _inputs
 from halfmap.commands._beside import leave_record
+from halfmap.commands._maps import refuse_own_images
 from halfmap.commands._options import (
     Annotated,
     DataDir,
@@ -116,6 +117,7 @@ def project(
     for file in (*stacks, out.with_suffix(".star")):
         if file.exists() and not overwrite:
             raise InputError(f"{file}: the file exists; choose another name, or --overwrite it")
+    refuse_own_images(poses, stacks)
     projected_map = _Map(torch.from_numpy(volume), _known_pixel(map, volume, voxel_angstrom, poses))
     place = np.zeros((2, len(poses)), np.int64)  # the stack of each projection, and where in it
     for number, size in enumerate(sizes):

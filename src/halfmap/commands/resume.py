@@ -92,6 +92,9 @@ def _recorded(folder: Path) -> tuple[dict[str, Any], Path]:
     options = options_of(getattr(halfmap, record["command"]))
     files = {one.name for one in options if one.kind is Path} - {"out"}
     here, where = brought_here(folder, record, files)
+    data_dir = here["parameters"].get("data_dir")
+    if data_dir and not (where / data_dir).is_dir():  # stacks may be found without it
+        here = {**here, "parameters": {**here["parameters"], "data_dir": None}}
     if here != record and record["status"] != "running":
         keep_place(folder, here)
     return here, where

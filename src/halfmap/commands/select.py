@@ -14,6 +14,7 @@ from halfmap.commands._options import (
     Passthrough,
     Sequence,
     Setting,
+    check_star_name,
     parse_classes,
 )
 from halfmap.commands._summaries import counted
@@ -58,7 +59,10 @@ def select(
             metavar="DIR|STAR",
         ),
     ],
-    out: Annotated[str | Path, Option("STAR file to write", metavar="STAR", recorded=False)],
+    out: Annotated[
+        str | Path,
+        Option("STAR file to write", metavar="STAR", recorded=False, check=check_star_name),
+    ],
     *,
     where: Annotated[
         Sequence[str] | None,

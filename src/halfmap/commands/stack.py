@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._beside import leave_record
-from halfmap.commands._maps import refuse_existing
+from halfmap.commands._maps import refuse_existing, refuse_own_images
 from halfmap.commands._options import (
     Annotated,
     Contrast,
@@ -160,6 +160,7 @@ def stack(
         change = _Change(change.cropped, change.box, across / 2 / pixel)
     stacks = _names(path, len(data), split)
     refuse_existing([path, *stacks], overwrite=overwrite)
+    refuse_own_images(data, stacks)
     size = split or len(data)
     names: list[str] = []
     for number, file in enumerate(stacks):

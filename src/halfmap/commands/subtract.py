@@ -12,7 +12,13 @@ from torch import Tensor
 
 from halfmap.alignment import Alignment, centre_of_mass_px
 from halfmap.commands._beside import leave_record
-from halfmap.commands._maps import diameter_px, map_of, read_map_with_size, refuse_existing
+from halfmap.commands._maps import (
+    diameter_px,
+    map_of,
+    read_map_with_size,
+    refuse_existing,
+    refuse_own_images,
+)
 from halfmap.commands._options import (
     Annotated,
     Contrast,
@@ -180,6 +186,7 @@ def subtract(
     stack, part = path.with_suffix(".mrcs"), path.with_name(f"{path.stem}_map.mrc")
     outputs = [path, stack, part, path.with_name(f"{path.stem}_mask.mrc")]
     refuse_existing(outputs, overwrite=overwrite)
+    refuse_own_images(task.data, [stack])
     centre = centre_of_mass_px(task.mask) if recentre else torch.zeros(3)
     scales = task.scales()
     moved, left = task.moves(centre)

@@ -63,6 +63,11 @@ def read_cs(
             notes.append(f"{path}: {kinds} from its passthrough file {one.name}")
     if not len(data):
         raise InputError(f"{path}: has no particles; nothing to process")
+    notes += [
+        f"{path}: {kind} has poses and no shifts; particles are taken to be centred"
+        for kind in ("alignments3D", "alignments2D")
+        if f"{kind}/pose" in fields(data) and f"{kind}/shift" not in fields(data)
+    ]
     missing = [name for name in _REQUIRED if name not in fields(data)]
     if "blob/path" in missing and not used:
         raise InputError(
@@ -126,7 +131,8 @@ def _load(path: Path, *, mapped: bool = False) -> np.ndarray:
         ) from error
     except (ValueError, EOFError, SyntaxError, TypeError) as error:
         raise InputError(
-            f"{path}: is not a cryoSPARC .cs file (a structured numpy array): {error}"
+            f"{path}: is not a cryoSPARC .cs file (a structured numpy array), or is damaged; copy "
+            "it again"
         ) from error
     if (
         not isinstance(data, np.ndarray)
@@ -206,12 +212,37 @@ def _merge(
             f"uid {data['uid'][lost[0]]}); give the passthrough file of the same job"
         )
     added = [(name, other.dtype[name]) for name in new]
+    _refuse_unequal_twins(other_path, other, data["uid"], new)
     merged = np.empty(len(data), [(name, data.dtype[name]) for name in fields(data)] + added)
     for name in fields(data):
         merged[name] = data[name]
     for name, _ in added:
         merged[name] = other[name][rows]
     return merged
+
+
+def _refuse_unequal_twins(
+    path: Path, other: np.ndarray, wanted: np.ndarray, new: Iterable[str]
+) -> None:
+    """Two rows of one uid that say different things: which is meant, nobody knows.
+
+    Raises:
+        InputError: naming both.
+    """
+    held = np.flatnonzero(np.isin(other["uid"], wanted))
+    uids, first, inverse = np.unique(other["uid"][held], return_index=True, return_inverse=True)
+    if len(uids) == len(held):
+        return
+    one = held[first[inverse]]
+    for name in new:
+        differs = other[name][held] != other[name][one]
+        rows = np.flatnonzero(differs.reshape(len(held), -1).any(1))
+        if len(rows):
+            row = rows[0]
+            raise InputError(
+                f"{path}: rows {one[row] + 1} and {held[row] + 1} have the same uid "
+                f"{other['uid'][held[row]]} and differ in {name}; expected one row a particle"
+            )
 
 
 def write_cs(path: str | os.PathLike[str], data: np.ndarray) -> None:

@@ -25,6 +25,8 @@ from halfmap.io.mrc_layout import (
     open_decompressed,
 )
 
+# of a map; its square, summed over all voxels, must be a number in single precision
+LARGEST_DENSITY = 1e12
 PIXEL_SIZE_TOLERANCE = (
     0.01  # maps, masks and images whose pixel sizes differ by more are not on one grid
 )
@@ -49,6 +51,12 @@ class MrcStack:
     def shape(self) -> tuple[int, int, int]:
         n, rows, columns = self.layout.shape
         return (n, columns, rows) if self.transposed else (n, rows, columns)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the header says that it is a map: ISPG 1, as many sections as rows and columns.
+        Some programs write 1 for stacks as well."""
+        return int(self.layout.header["ispg"]) == 1 and len(set(self.layout.shape)) == 1 < len(self)
 
     def __len__(self) -> int:
         return self.layout.shape[0]
@@ -220,6 +228,12 @@ def read_density(path: str | os.PathLike[str]) -> tuple[np.ndarray, float]:
         raise InputError(
             f"{path}: the map holds values that are not finite (NaN or infinity); a density was "
             "expected, mend or mask it first"
+        )
+    largest = float(np.abs(volume).max())
+    if largest > LARGEST_DENSITY:
+        raise InputError(
+            f"{path}: the map has values up to {largest:.3g}, expected at most "
+            f"{LARGEST_DENSITY:g}; scale it, or copy it again"
         )
     if np.ptp(volume) == 0:
         raise InputError(

@@ -3,7 +3,9 @@ programs of the field write it."""
 
 import bz2
 import gzip
+import io
 import lzma
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +71,22 @@ def compression(path: Path) -> str | None:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+
+
+def decompressed(path: Path, data: bytes) -> bytes:
+    """The bytes of a file, decompressed if they are compressed.
+
+    Raises:
+        InputError: a file that is damaged.
+    """
+    how = next((name for magic, name in _COMPRESSED.items() if data.startswith(magic)), None)
+    if how is None:
+        return data
+    try:
+        with _DECOMPRESS[how](io.BytesIO(data), "rb") as file:
+            return file.read()
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise InputError(f"{path}: is damaged ({how}: {error}); copy it again") from error
 
 
 def open_decompressed(path: Path, how: str) -> Any:

@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,14 @@ class ImageNames:
     """Image names `index@file` taken apart: row i is image `index[i]` (0-based) of
     `files[file[i]]`.
 
-    `single` are the files that were named without an index, which must hold one image.
+    `single` are the files that were named without an index, which must hold one image, with the
+    first row (from 0) that does so.
     """
 
     files: tuple[str, ...]
     file: np.ndarray
     index: np.ndarray
-    single: frozenset[int] = frozenset()
+    single: Mapping[int, int] = field(default_factory=dict)
 
 
 def split_image_names(names: Sequence[str], where: str) -> ImageNames:
@@ -37,7 +38,7 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
             row are named).
     """
     numbers: dict[str, int] = {}
-    single: set[int] = set()
+    single: dict[int, int] = {}
     file, index = np.empty(len(names), np.int32), np.empty(len(names), np.int64)
     for i, name in enumerate(names):
         number, at, stack = name.rpartition("@")
@@ -48,14 +49,14 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
             )
         if not at:
             number = "1"
-            single.add(numbers.setdefault(stack, len(numbers)))
+            single.setdefault(numbers.setdefault(stack, len(numbers)), i)
         if not number.isdecimal() or int(number) < 1:
             raise InputError(
                 f"{where}: row {i + 1}, column _rlnImageName: expected a 1-based index before "
                 f"'@', found {name!r}"
             )
         file[i], index[i] = numbers.setdefault(stack, len(numbers)), int(number) - 1
-    return ImageNames(tuple(numbers), file, index, frozenset(single))
+    return ImageNames(tuple(numbers), file, index, single)
 
 
 def as_stack_name(name: str) -> str:

@@ -15,6 +15,10 @@ ORIGINS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OLD_ORIGINS = ("rlnOriginX", "rlnOriginY")  # pixels, RELION 3.0 and before
 # of their share: what a size is known to, and text of several decimals may differ by
 SAME_PIXEL_SIZE = 1e-3
+# beyond, a cell is broken: no particle lies so far from the middle of its image, and angles that
+# were added up have lost their decimals
+LARGEST_SHIFT_ANGSTROM, LARGEST_ANGLE_DEG = 1e5, 1e6
+LARGEST_PIXEL_ANGSTROM = 1e4
 # microscopes distort by a few percent
 LARGEST_DISTORTION = 0.4
 # the places of third-order coma in rlnOddZernike, for which rlnBeamTiltX/Y stand where they are
@@ -196,6 +200,7 @@ def pixel_sizes(tables: ParticleTables) -> np.ndarray | None:
             f"{tables.path}: row {int(sizes.argmin()) + 1}: pixel size {sizes.min():g} A (from "
             f"_{name}); expected more than 0"
         )
+    _within(tables, name, sizes, LARGEST_PIXEL_ANGSTROM)
     sizes, found = sizes.copy(), np.unique(sizes)
     while len(found):
         first = sizes[np.argmax(np.isin(sizes, found))]
@@ -210,14 +215,43 @@ def poses(
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Angles `(n, 3)` in degrees, shifts `(n, 2)` in Angstrom of the stored image (zeros where
     absent), and whether the angles are orientations: all three are there, and rot and tilt are not
-    0 throughout, as they are in the plane (`in_plane`)."""
-    angles = np.stack([tables.floats(name, 0.0) for name in ANGLES], axis=1)
-    shifts = [
-        tables.floats(new) if tables.has(new) else tables.floats(old, 0.0) * pixel_size_angstrom
-        for new, old in zip(ORIGINS, OLD_ORIGINS, strict=True)
-    ]
-    orientations = all(tables.has(name) for name in ANGLES) and not in_plane(angles)
-    return angles, np.stack(shifts, axis=1), orientations
+    0 throughout, as they are in the plane (`in_plane`).
+
+    Raises:
+        InputError: one shift column without the other, or a value beyond what can be.
+    """
+    angles = [_within(tables, name, tables.floats(name, 0.0), LARGEST_ANGLE_DEG) for name in ANGLES]
+    shifts = []
+    for new, old in zip(ORIGINS, OLD_ORIGINS, strict=True):
+        name = new if tables.has(new) else old
+        shift = tables.floats(name, 0.0) * (1.0 if name == new else pixel_size_angstrom)
+        shifts.append(_within(tables, name, shift, LARGEST_SHIFT_ANGSTROM))
+    for names in (ORIGINS, OLD_ORIGINS):
+        missing = [name for name in names if not tables.has(name)]
+        if len(missing) == 1 and not all(tables.has(name) for name in ORIGINS):
+            (there,) = set(names) - set(missing)
+            raise InputError(
+                f"{tables.path}: column _{missing[0]} is missing, beside _{there}; add it, or "
+                "remove both"
+            )
+    angles_deg = np.stack(angles, axis=1)
+    orientations = all(tables.has(name) for name in ANGLES) and not in_plane(angles_deg)
+    return angles_deg, np.stack(shifts, axis=1), orientations
+
+
+def _within(tables: ParticleTables, name: str, values: np.ndarray, largest: float) -> np.ndarray:
+    """The values, if none is beyond what can be.
+
+    Raises:
+        InputError: naming row and column.
+    """
+    wrong = np.flatnonzero(np.abs(values) > largest)
+    if len(wrong):
+        raise InputError(
+            f"{tables.path}: row {wrong[0] + 1}, column _{name}: expected {-largest:,.0f} to "
+            f"{largest:,.0f}, found {values[wrong[0]]:g}; correct or remove the row"
+        )
+    return values
 
 
 def in_plane(angles_deg: np.ndarray) -> bool:
@@ -244,6 +278,13 @@ def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTF
             f"{tables.path}: the CTF is incomplete: missing {names}; add the column, or run with "
             "--no-ctf"
         )
+    matrix = [one.relion for one in quantities() if one.geometry]
+    if 0 < sum(tables.has(name) for name in matrix) < len(matrix):
+        absent = ", ".join(f"_{name}" for name in matrix if not tables.has(name))
+        raise InputError(
+            f"{tables.path}: the magnification matrix is incomplete: missing {absent}; add the "
+            "column, or remove all four"
+        )
     columns = {
         one.name: tables.lists(one.relion)
         if one.coefficients
@@ -257,6 +298,11 @@ def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTF
     parameters = CTFParameters(**columns).arrays(len(tables.particles))
     if has_ctf:
         parameters.check(lambda row, name: f"{tables.path}: row {row + 1}, column _{name}")
+        if not np.any(parameters.scale):
+            raise InputError(
+                f"{tables.path}: column _rlnCtfScalefactor is 0 in all rows, which leaves nothing "
+                "of the images; expected 1, or remove the column"
+            )
     _check_magnification(parameters.magnification, tables.path)
     return parameters, has_ctf
 

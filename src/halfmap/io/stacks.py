@@ -60,8 +60,8 @@ def check_stacks(
             )
         if number in names.single and n > 1:
             raise InputError(
-                f"{path}: row {row + 1}: {place} holds {n} images and the name gives no index; "
-                f"expected index@{name}"
+                f"{path}: row {names.single[number] + 1}, column _rlnImageName: {place} holds {n} "
+                f"images and the name gives no index; expected index@{name}"
             )
         last = int(longest[number])
         if names.index[last] >= n:

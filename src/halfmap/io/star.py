@@ -11,6 +11,7 @@ import numpy as np
 
 from halfmap.errors import InputError
 from halfmap.io.files import replacing
+from halfmap.io.mrc_layout import decompressed
 from halfmap.io.table import Cells, FileCells, Table
 
 CHUNK_BYTES = 1 << 20
@@ -36,13 +37,15 @@ def read_star(path: str | os.PathLike[str], *, chunk_bytes: int = CHUNK_BYTES) -
     column is asked for as numbers. Rows are split `chunk_bytes` at a time.
 
     Raises:
-        InputError: the file is missing, binary, or not STAR (the line is named).
+        InputError: the file is missing, binary, or not STAR (the line is named). One that is
+            compressed (gzip, bzip2, xz) is read as it is.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    data = decompressed(path, data)
     if data.find(b"\0") >= 0:
         raise InputError(f"{path}: is a binary file, not a STAR text file")
     return StarFile(str(path), _Parser(str(path), data, chunk_bytes).blocks())

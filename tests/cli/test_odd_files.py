@@ -1,0 +1,271 @@
+"""Files as they come: what can be read gives what a clean file gives, what cannot is refused in one
+line that names file, row and column; nothing ends in a traceback, in silence, or as another map."""
+
+import gzip
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import halfmap
+from halfmap.cli.main import run
+from halfmap.io.convert import convert
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.star import read_star, write_star
+from halfmap.io.table import Table
+from halfmap.particles import load_particles
+
+N, BOX, PIXEL = 24, 24, 8.0
+Blocks = dict[str, Table]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("odd") / "sim"
+    size = {"n": N, "snr": 0.5, "box": BOX, "pixel_size_angstrom": PIXEL, "seed": 3}
+    halfmap.simulate("phantom", folder, particles_per_micrograph=8, quiet=True, **size)
+    return folder
+
+
+@pytest.fixture
+def scene(clean, tmp_path, monkeypatch) -> Path:
+    """A folder of its own to work in, with `truth.star` and its stack."""
+    for name in ("truth.star", "particles.mrcs", "truth_1.mrc"):
+        (tmp_path / name).write_bytes((clean / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(capsys, *words: str) -> tuple[int, str]:
+    """Exit code, and what was said of errors; a traceback fails the test by itself."""
+    with pytest.raises(SystemExit) as left:
+        run([*words])
+    return int(left.value.code), capsys.readouterr().err
+
+
+def refused(capsys, *words: str) -> str:
+    code, error = told(capsys, *words)
+    assert code == 2, error
+    assert error.count("\n") == 1, error
+    assert "unexpected" not in error
+    return error
+
+
+def written(
+    scene: Path, *, optics: Mapping[str, object] = (), without: tuple[str, ...] = (), **columns
+) -> Path:
+    """`v.star`: that of the truth with some columns replaced, or left out."""
+    blocks = dict(read_star(scene / "truth.star").blocks)
+    blocks["particles"] = blocks["particles"].without(*without).with_columns(columns)
+    blocks["optics"] = blocks["optics"].without(*without).with_columns(dict(optics))
+    write_star(scene / "v.star", blocks)
+    return scene / "v.star"
+
+
+def fourth(value: str, column: str) -> Callable[[Path], Path]:
+    """The fourth row's cell replaced."""
+
+    def make(scene: Path) -> Path:
+        cells = read_star(scene / "truth.star").blocks["particles"].strings(column).astype(object)
+        cells[3] = value
+        return written(scene, **{column: cells})
+
+    return make
+
+
+CELLS = {
+    "rlnDefocusU": ("1e30", "row 4, column _rlnDefocusU"),
+    "rlnAngleRot": ("1e30", "row 4, column _rlnAngleRot: expected -1,000,000 to 1,000,000"),
+    "rlnOriginXAngst": ("1e30", "row 4, column _rlnOriginXAngst: expected -100,000 to 100,000"),
+    "rlnPhaseShift": ("1e30", "row 4, column _rlnPhaseShift"),
+    "rlnCtfBfactor": ("1e9", "row 4, column _rlnCtfBfactor"),
+    "rlnImageName": ("particles.mrcs", "row 4, column _rlnImageName: .* gives no index"),
+}
+
+
+@pytest.mark.parametrize("column", CELLS)
+def test_a_broken_cell_is_named(scene, capsys, column) -> None:
+    value, message = CELLS[column]
+    fourth(value, column)(scene)
+    error = refused(capsys, "reconstruct", "--particles", "v.star", "--out", "m.mrc", "--quiet")
+    assert "v.star" in error
+    assert re.search(message, error), error
+
+
+OPTICS = {
+    "rlnVoltage": (300000, "_rlnVoltage.*at most 3000 .kV., found 300000"),
+    "rlnSphericalAberration": (1e30, "_rlnSphericalAberration"),
+    "rlnImagePixelSize": (1e30, "_rlnImagePixelSize: expected"),
+    "rlnMagMat00": (1.02, "missing _rlnMagMat01, _rlnMagMat10, _rlnMagMat11"),
+    "rlnOddZernike": ("abc", r"list of numbers such as \[0.1,0,2\], found 'abc'"),
+}
+
+
+@pytest.mark.parametrize("column", OPTICS)
+def test_a_broken_cell_of_the_optics_table_is_named(scene, column) -> None:
+    value, message = OPTICS[column]
+    path = written(scene, optics={column: [value]})
+    with pytest.raises(halfmap.InputError, match=message):
+        load_particles(path)
+
+
+def test_one_shift_column_without_the_other_is_refused(scene) -> None:
+    path = written(scene, without=("rlnOriginYAngst",))
+    with pytest.raises(halfmap.InputError, match="_rlnOriginYAngst is missing, beside _rlnOriginX"):
+        load_particles(path)
+    none = load_particles(written(scene, without=("rlnOriginYAngst", "rlnOriginXAngst")))
+    assert not none.shift_angstrom.any()
+
+
+def test_a_scale_of_nothing_is_refused(scene) -> None:
+    with pytest.raises(halfmap.InputError, match="_rlnCtfScalefactor is 0 in all rows"):
+        load_particles(written(scene, rlnCtfScalefactor=[0] * N))
+
+
+def test_copies_of_one_image_are_no_two_halves(scene, capsys) -> None:
+    written(scene, rlnImageName=["1@particles.mrcs"] * N)
+    error = refused(capsys, "reconstruct", "--particles", "v.star", "--out", "m.mrc", "--quiet")
+    assert f"1 found in {N} rows, the others are copies" in error
+
+
+@pytest.mark.parametrize("known", [0, N - 2])
+def test_places_that_are_not_known_are_no_copies(scene, capsys, known) -> None:
+    """Coordinates of NaN, in all rows or in two; of those known, two are one particle."""
+    x = np.full(N, np.nan)
+    x[:known] = 1000.0 * np.arange(known)
+    if known:
+        x[1] = x[0]
+    written(scene, rlnCoordinateX=x, rlnCoordinateY=np.where(np.isnan(x), np.nan, 5.0))
+    code, error = told(capsys, "select", "v.star", "--unique", "--out", "s.star")
+    assert code == 0, error
+    kept = len(load_particles("s.star"))
+    assert kept == (N - 1 if known else N)
+
+
+@pytest.mark.parametrize("how", ["gzip", "crlf", "mark", "quoted", "spaced", "one row a list"])
+def test_dialects_are_the_same_table(scene, how) -> None:
+    text = (scene / "truth.star").read_bytes()
+    table = read_star(scene / "truth.star").blocks["optics"]
+    values = "".join(f"_{name} {table.strings(name)[0]}\n" for name in table.names)
+    changed = {
+        "gzip": gzip.compress(text),
+        "crlf": text.replace(b"\n", b"\r\n"),
+        "mark": b"\xef\xbb\xbf" + text,
+        "quoted": text.replace(b"@particles.mrcs", b"@particles.mrcs'").replace(b"\n00", b"\n'00"),
+        "spaced": text.replace(b"\n", b"\n\n"),
+        "one row a list": b"data_optics\n\n"
+        + values.encode()
+        + b"\ndata_particles"
+        + text.split(b"data_particles")[1],
+    }[how]
+    (scene / "v.star").write_bytes(changed)
+    one, other = load_particles("truth.star"), load_particles("v.star")
+    np.testing.assert_array_equal(one.rotations_deg, other.rotations_deg)
+    np.testing.assert_array_equal(
+        one.transfer.defocus_u_angstrom, other.transfer.defocus_u_angstrom
+    )
+    np.testing.assert_array_equal(one.images([5]), other.images([5]))
+
+
+def test_a_compressed_star_that_is_cut_short_is_refused(scene) -> None:
+    (scene / "v.star.gz").write_bytes(gzip.compress((scene / "truth.star").read_bytes())[:300])
+    with pytest.raises(halfmap.InputError, match=r"v\.star\.gz: is damaged \(gzip"):
+        load_particles("v.star.gz")
+
+
+def test_a_map_is_no_stack_of_images(scene, capsys) -> None:
+    """A folder with both invites it; its sections would be classified."""
+    words = ("--classes", "2", "--no-ctf", "--out", "c", "--quiet")
+    error = refused(capsys, "class2d", "--particles", "truth_1.mrc", *words)
+    assert f"is a map of {BOX} voxels a side" in error
+
+
+@pytest.mark.parametrize("times", [1e9, 1e13])
+def test_a_reference_of_huge_values_is_refused(scene, capsys, times) -> None:
+    write_map("big.mrc", read_map("truth_1.mrc")[0] * np.float32(times), PIXEL)
+    words = ("--reference", "big.mrc", "--out", "j", "--iterations", "1", "--quiet")
+    assert "big.mrc: the map has values up to" in refused(
+        capsys, "refine", "--particles", "truth.star", *words
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "stack --particles v.star --out particles.star --overwrite",
+        "stack --particles v.star --downsample 8 --out particles.star --overwrite",
+        "project truth_1.mrc --particles v.star --out particles.mrcs --overwrite",
+    ],
+)
+def test_images_that_are_read_are_not_written_over(scene, capsys, words) -> None:
+    before = (scene / "particles.mrcs").read_bytes()
+    written(scene)
+    error = refused(capsys, *words.split())
+    assert "particles.mrcs: holds images of" in error
+    assert (scene / "particles.mrcs").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", ["select truth.star --share 0.5", "expand --symmetry C4"])
+@pytest.mark.parametrize("name", ["x.cs", "x.mrc", "x.star.gz"])
+def test_a_star_is_not_written_under_another_name(scene, capsys, words, name) -> None:
+    more = ["--particles", "truth.star"] if words.startswith("expand") else []
+    error = refused(capsys, *words.split(), *more, "--out", name)
+    assert f"--out {name}: expected the name of a STAR file" in error
+    assert not (scene / name).exists()
+
+
+@pytest.mark.parametrize(("name", "there"), [("nowhere", "none"), ("truth.star", "a file")])
+def test_a_data_dir_that_is_no_folder_is_refused(scene, capsys, name, there) -> None:
+    words = ("--particles", "truth.star", "--out", "m.mrc", "--data-dir", name, "--quiet")
+    error = refused(capsys, "reconstruct", *words)
+    assert f"--data-dir {name}: expected a folder, there is {there}" in error
+
+
+# --- cryoSPARC ------------------------------------------------------------------------------------
+
+
+def cs(scene: Path) -> np.ndarray:
+    convert(scene / "truth.star", scene / "t.cs")
+    return np.load(scene / "t.cs")
+
+
+def save(path: Path, data: np.ndarray) -> Path:
+    with open(path, "wb") as file:
+        np.save(file, data)
+    return path
+
+
+def only(data: np.ndarray, names: list[str]) -> np.ndarray:
+    return np.array(data[names].tolist(), data[names].dtype)
+
+
+def test_poses_without_shifts_are_told(scene) -> None:
+    data = cs(scene)
+    names = [one for one in data.dtype.names if one != "alignments3D/shift"]
+    particles = load_particles(save(scene / "v.cs", only(data, names)))
+    assert any("has poses and no shifts" in note for note in particles.notes)
+    assert not any("no shifts" in note for note in load_particles(scene / "t.cs").notes)
+
+
+def test_two_rows_of_one_uid_in_a_passthrough_file_are_refused_if_they_differ(scene) -> None:
+    data = cs(scene)
+    poses = [one for one in data.dtype.names if one.startswith("alignments3D")]
+    rest = [one for one in data.dtype.names if one not in poses]
+    save(scene / "v.cs", only(data, rest))
+    through = only(data, ["uid", *poses])
+    save(scene / "same.cs", np.concatenate([through, through[:3]]))
+    assert load_particles("v.cs", passthrough="same.cs").has_poses
+    other = through[2:3].copy()
+    other["alignments3D/pose"] += 1
+    save(scene / "differ.cs", np.concatenate([through, other]))
+    with pytest.raises(halfmap.InputError, match=rf"rows 3 and {N + 1} have the same uid .*pose"):
+        load_particles("v.cs", passthrough="differ.cs")
+
+
+def test_a_cs_file_that_is_none_is_refused_in_words_of_the_user(scene, capsys) -> None:
+    (scene / "v.cs").write_bytes(b"<html>")
+    error = refused(capsys, "info", "v.cs")
+    assert "pickle" not in error
+    assert "v.cs: is not a cryoSPARC .cs file" in error
