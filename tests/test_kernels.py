@@ -22,6 +22,7 @@ from halfmap.projection import (
     prepare_references,
 )
 from halfmap.so3 import compose, random_rotations, rotation_2d
+from halfmap.symmetries import point_group
 
 BOX, RADIUS, N = 20, 9, 6
 PLANE = half_plane(BOX, RADIUS)
@@ -104,6 +105,35 @@ def test_symmetrised_grids_equal_the_reference(device, parts):
     still = reference.symmetrised(num, rotations, 0 * moved, 0.1, reach, z)
     assert (theirs != 0).float().mean() > 0.3
     assert (still - reference.symmetrised(num, rotations, moved, 0.1, reach, z)).norm() > 0.1
+
+
+@pytest.mark.parametrize("group", ["C4", "D2", "D7", "O", "I"])
+def test_sums_over_a_group_made_at_one_cell_for_its_mates_are_those_of_all_cells(group):
+    """Of D7 and I, only some rotations move cells; then one of each coset comes after them."""
+    rotations = point_group(group).rotations.float()
+    whole = rotations.round()
+    rotations = torch.where((whole - rotations).abs() < 1e-5, whole, rotations)
+    exact = (rotations == rotations.round()).flatten(1).all(1)
+    cosets: list[torch.Tensor] = []
+    for s in rotations:
+        mates = rotations[exact] @ s
+        if not any((mates - c).abs().flatten(1).amax(1).min() < 1e-3 for c in cosets):
+            cosets.append(s)
+    num, den = _grid(3), _real(2, *grid_shape(RADIUS, 3))
+    for grid in (num, den):  # Hermitian, as sums are
+        grid[..., 0] += grid[..., 0].flip(1, 2).conj()
+    z, reach = torch.arange(num.shape[1]) - (num.shape[1] - 1) // 2, 2 * RADIUS + 1.5
+    still = torch.zeros(len(rotations), 3)
+    for grid in (num, den):
+        of_group, one_by_one = grid, grid
+        for part in (rotations[exact], torch.stack(cosets)):
+            t = still[: len(part)]
+            one_by_one = reference.symmetrised(one_by_one, part, t, 0.1, reach, z)
+            of_group = kernels.symmetrised(
+                of_group, part, t, turn=0.1, reach=reach, fill=rotations[exact]
+            )
+        _close(of_group, one_by_one, 1e-5)
+        assert (of_group - grid).norm() > 0.5 * grid.norm()
 
 
 def test_gathering_equals_the_reference_and_moves_images_back(device):

@@ -344,7 +344,7 @@ def change(name, row, value):
         ),
         (
             {"rlnImageName": ["one.mrcs"] * 4},
-            r"row 1: .*one.mrcs holds 2 images and the name gives no index; expected index@one.mrcs",
+            r"row 1, .*one.mrcs holds 2 images and the name gives no index; expected index@one.mrcs",
         ),
         (
             {"rlnImageName": ["0@one.mrcs"] * 4},

@@ -5,8 +5,9 @@ is linear, so that mates can be added when all slices are in:
 
     num(k) <- sum_g exp(2 pi i S_g k . t_g / N) num(S_g k)        den(k) <- sum_g den(S_g k)
 
-Operators that turn the grid's axes into each other (all of C2, C4, D2, D4 and O, four of I's 60)
-only move cells: the result is that of inserting each slice at all of its mates. Others read between
+Operators that turn the grid's axes into each other (all of C2, C4, D2, D4 and O, twelve of I's 60)
+only move cells: the result is that of inserting each slice at all of its mates, and is made at one
+cell for all that they move it to. Others read between
 cells, trilinearly, which fades density far from the middle a second time, by as much as insertion
 does; `grid_to_density` undoes it. `tests/test_symmetrisation.py` compares the maps with those of
 inserting all mates; what either costs shows in `python benchmarks/run.py symmetry`.
@@ -38,8 +39,9 @@ def symmetrised(sums: Sums, symmetry: SymmetryOperators) -> Sums:
     exact = only_moves_cells(rotations)
     rotations = torch.where(exact[:, None, None], rotations.round(), rotations)
     num, den = sums.num, sums.den
+    fill = rotations[:1] if bool(moved_px.any()) else rotations[exact]
     for own, shifts in _factors(rotations, moved_px, exact):
-        num, den = (_of_all_mates(grid, own, shifts, sums) for grid in (num, den))
+        num, den = (_of_all_mates(grid, own, shifts, sums, fill) for grid in (num, den))
     share = float((~exact).float().mean())
     return replace(sums, num=num, den=den, interpolated=share)
 
@@ -53,7 +55,7 @@ def _factors(
     rotations: Float[Tensor, "G 3 3"], moved_px: Float[Tensor, "G 3"], exact: Bool[Tensor, " G"]
 ) -> list[tuple[Tensor, Tensor]]:
     """Operators whose sums, one after the other, are that of all: the subgroup H that only moves
-    cells, then one of each coset H S. 4 + 15 in place of 60 for I."""
+    cells, then one of each coset H S. 12 + 5 in place of 60 for I."""
     subgroup = rotations[exact]
     if bool(moved_px.any()) or len(subgroup) in (1, len(rotations)):
         return [(rotations, moved_px)]
@@ -66,7 +68,9 @@ def _factors(
     return [(part, moved_px[: len(part)]) for part in (subgroup, of_each)]
 
 
-def _of_all_mates(grid: Tensor, rotations: Tensor, moved_px: Tensor, sums: Sums) -> Tensor:
+def _of_all_mates(
+    grid: Tensor, rotations: Tensor, moved_px: Tensor, sums: Sums, fill: Tensor
+) -> Tensor:
     turn = 2 * torch.pi / (PADDING * sums.box)
     reach = PADDING * sums.radius + 1.5  # cells that lie nearest to a shell of the radius
-    return kernels.symmetrised(grid, rotations, moved_px, turn=turn, reach=reach)
+    return kernels.symmetrised(grid, rotations, moved_px, turn=turn, reach=reach, fill=fill)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from halfmap.engine import residuals as residuals_module
 from halfmap.engine.accumulation import expected_images
 from halfmap.engine.preprocessing import (
     Batch,
@@ -419,3 +420,21 @@ def test_batches_are_the_index_in_pieces():
     assert [len(p) for p in pieces] == [2, 2, 1]
     assert torch.equal(torch.cat(pieces), index)
     assert list(batches(index[:0], 2)) == []
+
+
+def test_the_first_estimate_goes_on_in_smaller_batches_where_memory_runs_out(tmp_path, monkeypatch):
+    """And is the same: no image is left out or counted twice."""
+    particles = _write(tmp_path, np.random.default_rng(1).normal(size=(50, BOX, BOX)))
+    whole = initial_noise(particles, torch.arange(50), PLANE, 1, _settings(), batch_size=32)
+    real, sizes = residuals_module.load_batch, []
+
+    def little_memory(data, index, *rest):
+        if len(index) > 8:
+            raise MemoryError
+        sizes.append(len(index))
+        return real(data, index, *rest)
+
+    monkeypatch.setattr(residuals_module, "load_batch", little_memory)
+    found = initial_noise(particles, torch.arange(50), PLANE, 1, _settings(), batch_size=32)
+    assert sum(sizes) == 50
+    torch.testing.assert_close(found, whole)

@@ -187,7 +187,8 @@ def run_iterations(
             iteration_in_words(record, problem, cost_ms, outliers=outliers),
             reached=reached(record, problem),
         )
-        told = _tell_memory(problem, state, told, progress, fewer_folds=fewer_sets)
+        last = state.iteration >= iterations or method.converged(state)
+        told = _tell_memory(problem, state, told, progress, fewer_folds=fewer_sets, last=last)
         images = start(state)
     return state
 
@@ -199,12 +200,20 @@ def _needed(problem: Problem, state: State) -> int:
 
 
 def _tell_memory(
-    problem: Problem, state: State, told: int, progress: Progress, *, fewer_folds: bool
+    problem: Problem,
+    state: State,
+    told: int,
+    progress: Progress,
+    *,
+    fewer_folds: bool,
+    last: bool,
 ) -> int:
-    """Say what the next iteration needs, where that is more than was said before, and what is given
-    up for it; returns what has been said."""
+    """Say what the next iteration needs, where there is one and that is more than was said before,
+    and what is given up for it; returns what has been said."""
     if fewer := state.history[-1].report.get("batch_size"):
         progress.note(f"memory ran out, and the work was repeated in batches of {int(fewer)}")
+    if last:
+        return told
     if fewer_folds:
         folds = len(state.references) // 2
         progress.note(f"the memory is enough for {folds} of {problem.n_folds} folds from here on")

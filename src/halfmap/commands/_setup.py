@@ -148,10 +148,12 @@ def make_problem(
         device=device,
         folds=n_folds,
     )
+    least, most = size.least_bytes(batch), size.least_bytes(batch, size.largest_radius)
+    finest = particles.box * particles.pixel_size_angstrom / size.largest_radius
+    later = f", {gigabytes(most)} when it is scored to {finest:.3g} A" if most > 1.1 * least else ""
     progress.note(
         f"{len(particles)} images of {particles.box} pixels ({particles.pixel_size_angstrom:.3g} "
-        f"A) on {device}; "
-        f"needs about {gigabytes(size.least_bytes(batch))} of memory, batches of {batch}"
+        f"A) on {device}; needs about {gigabytes(least)} of memory{later}, batches of {batch}"
     )
     if learn_norm_and_scale and bool(
         particles.transfer.premultiplied[torch.nonzero(half >= 0)[:, 0].numpy()].any()

@@ -1,6 +1,5 @@
 """The job `halfmap reconstruct`: a map from particles whose poses are known."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -225,8 +224,7 @@ def _summed(
             progress.advance(int((problem.half == h).sum()))
         progress.note(f"going on after half {len(sums)}")
     for h in range(len(sums), 2):
-        one = replace(problem, half=torch.where(problem.half == h, problem.half, -1))
-        sums.append(sum_at_poses(one, poses, noise, advance=progress.advance)[h])
+        sums += sum_at_poses(problem, poses, noise, only_half=h, advance=progress.advance)
         job.event(iteration=h + 1, half=h + 1, images=int((problem.half == h).sum()))
         arrays = {
             f"half{i}_{name}": getattr(half, name).cpu().numpy()

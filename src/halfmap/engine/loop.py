@@ -200,10 +200,11 @@ def sum_at_poses(
     noise_variance: Float[Tensor, "G S"],
     *,
     plane: HalfPlane | None = None,
+    only_half: int | None = None,
     advance: Advance = lambda n: None,
 ) -> list[Sums]:
-    """The two sums of each half with every particle at its given pose: reconstruction without a
-    search."""
+    """The two sums of each half, or of one alone, with every particle at its given pose:
+    reconstruction without a search."""
     state = State(
         iteration=0,
         references=torch.zeros(1, 1, 1, 1),
@@ -212,7 +213,9 @@ def sum_at_poses(
         curves=torch.zeros(1, 1),
         statistics=(NoiseSpectra(noise_variance.cpu()),),
     )
-    return sum_at_significant_poses(problem, assign_hard, state, plane=plane, advance=advance)
+    return sum_at_significant_poses(
+        problem, assign_hard, state, plane=plane, only_half=only_half, advance=advance
+    )
 
 
 def sum_at_significant_poses(
@@ -222,10 +225,11 @@ def sum_at_significant_poses(
     *,
     plane: HalfPlane | None = None,
     only_class: int | None = None,
+    only_half: int | None = None,
     advance: Advance = lambda n: None,
 ) -> list[Sums]:
-    """The two sums of each half, to the last shell or that of `plane`, with the poses and weights
-    that the state holds; of all classes or of one."""
+    """The two sums of each half or of one, to the last shell or that of `plane`, with the poses and
+    weights that the state holds; of all classes or of one."""
     candidates, plane = significant_poses(state), plane or problem.plane
     n_classes = problem.n_classes if only_class is None else 1
 
@@ -241,10 +245,11 @@ def sum_at_significant_poses(
         seen = (candidates.classes == only_class) & torch.isfinite(candidates.log_weight)
         taking_part = torch.where(seen.any(1), problem.half, -1)
         advance(int(((problem.half >= 0) & (taking_part < 0)).sum()))
-    sums = [_empty_sums(problem, plane, n_classes) for _ in range(2)]
-    shares = my_share_of_sets([torch.nonzero(taking_part == half)[:, 0] for half in range(2)])
-    for half, share in enumerate(shares):
-        steps = [partial(_add_terms, sums[half], plane)]
+    halves = range(2) if only_half is None else [only_half]
+    sums = [_empty_sums(problem, plane, n_classes) for _ in halves]
+    shares = my_share_of_sets([torch.nonzero(taking_part == half)[:, 0] for half in halves])
+    for own, share in zip(sums, shares, strict=True):
+        steps = [partial(_add_terms, own, plane)]
         in_batches(share, problem.batch_size, terms_of, steps, advance=advance)
     return _symmetrised([_reduced(s) for s in sums], problem.symmetry)
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.preprocessing import Batch, ImageSettings, batches, load_batch
+from halfmap.engine.batching import in_batches
+from halfmap.engine.preprocessing import Batch, ImageSettings, load_batch
 from halfmap.fourier import HalfPlane, shell_mean
 from halfmap.likelihood import ImageTerms
 from halfmap.particles import Particles
@@ -139,17 +140,17 @@ def initial_noise(
     batch_size: int,
 ) -> Float[Tensor, "G S"]:
     """sigma^2 from the power of the first 1000 images of `index`: at cryo-EM's SNR an image's power
-    is its noise (RELION)."""
+    is its noise (RELION). Where memory runs out, batches are halved."""
     sums = torch.zeros(2, n_groups, plane.radius + 1, device=settings.device)
     ones = torch.ones(n_groups, plane.radius + 1, device=settings.device)
-    for piece in batches(index[:INITIAL_NOISE_IMAGES], batch_size):
-        batch = load_batch(
-            particles,
-            piece,
-            plane,
-            ones,
-            torch.zeros(len(piece), 2, device=settings.device),
-            settings,
-        )
-        sums += residuals(batch, None, plane, fit=False, robust=False).noise
+
+    def power_of(piece: Int[Tensor, " B"]) -> Float[Tensor, "2 G S"]:
+        still = torch.zeros(len(piece), 2, device=settings.device)
+        batch = load_batch(particles, piece, plane, ones, still, settings)
+        return residuals(batch, None, plane, fit=False, robust=False).noise
+
+    def add(power: Float[Tensor, "2 G S"]) -> None:
+        sums.add_(power)
+
+    in_batches(index[:INITIAL_NOISE_IMAGES], batch_size, power_of, [add])
     return noise_from_sums(sums)

@@ -126,10 +126,13 @@ def symmetrised(
     *,
     turn: float,
     reach: float,
+    fill: Float[Tensor, "F 3 3"] | None = None,
 ) -> Complex[Tensor, "K Z Y X"] | Float[Tensor, "K Z Y X"]:
     """`out(k) = sum_g exp(i turn S_g k . t_g) grid(S_g k)` for |k| <= reach (at most one cell less
     than the grid's own), 0 beyond; values between cells are trilinear, and a real grid is without
-    phases."""
+    phases. The grid is Hermitian. `fill` is a group of rotations that turn the axes into each
+    other, under which the result is the same: it saves work; and the more where the operators are
+    those."""
     if not uses_numba(grid.device):
         z = torch.arange(grid.shape[1], device=grid.device) - (grid.shape[1] - 1) // 2
         planes = max(1, SAMPLES_AT_ONCE // grid[0, 0].numel())
@@ -145,8 +148,19 @@ def symmetrised(
         for array in (_written(grid), _written(out))
     ]
     still = shifts if grid.is_complex() else torch.zeros_like(shifts)
+    planes = grid.shape[1]
+    stride = next(n for n in range(planes * 3 // 5 + 1, planes + 2) if math.gcd(n, planes) == 1)
+    turns = torch.eye(3)[None] if fill is None else fill
+    if turns.shape == rotations.shape and not shifts.any() and bool((turns == rotations).all()):
+        rotations, still = rotations[:0], still[:0]
     cpu.symmetrised(
-        arrays[0], *_arrays(rotations, still), np.float32(turn), np.float32(reach), arrays[1]
+        arrays[0],
+        *_arrays(rotations, still),
+        np.float32(turn),
+        np.float32(reach),
+        np.ascontiguousarray(turns.cpu().numpy(), np.int64),
+        stride,
+        arrays[1],
     )
     return out
 
