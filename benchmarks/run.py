@@ -21,6 +21,7 @@ import branch_and_bound
 import classes2d
 import classes3d
 import dirty
+import documentation
 import estep
 import from_nothing
 import gallery
@@ -88,6 +89,8 @@ ALL = {
         symmetry_finding.symmetry_of_molecules,
         others.restore_methods,
         others.star_readers,
+        documentation.gallery_built,
+        documentation.docstring_examples,
     )
 }
 

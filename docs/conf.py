@@ -22,6 +22,7 @@ extensions = [
     "formulas",
     "jobs",
     "docstrings",
+    "seconds",
     "outside_links",
 ]
 html_theme = "furo"
@@ -71,6 +72,8 @@ sphinx_gallery_conf = {
     "write_computation_times": True,
     "matplotlib_animations": False,
     "image_srcset": ["2x"],
+    "reset_modules": ("matplotlib", "seconds.note"),
+    "reset_modules_order": "both",
 }
 # halfmap.InputError is halfmap.errors.InputError: either page will do
 suppress_warnings = ["config.cache", "ref.python"]

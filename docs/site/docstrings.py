@@ -14,6 +14,9 @@ def as_restructured_text(text: str) -> str:
     paragraphs = re.split(r"\n\s*\n", text)
     out = []
     for n, paragraph in enumerate(paragraphs):
+        if paragraph.startswith(">>> "):
+            out.append(paragraph)  # a block of Python as it is
+            continue
         indented = paragraph.startswith(" ")
         if indented and n and not _in_section(paragraphs[:n]):
             out.append("::\n\n" + paragraph)

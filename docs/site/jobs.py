@@ -2,12 +2,14 @@
 stands in docs/job_notes/NAME.md, if there is one. A new command appears by itself."""
 
 import inspect
+import shlex
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
 import halfmap
-from halfmap.cli.application import PANELS
+from halfmap.cli.application import PANELS, command_of
+from halfmap.commands._signatures import command_signature
 from halfmap.options import NamedOption, options_of
 
 
@@ -36,7 +38,7 @@ def page_of(name: str, notes: Path) -> str:
     """The page of a job."""
     function = getattr(halfmap, name)
     shown = options_of(function)
-    text = [f"# halfmap {name}", "", *_text(function), ""]
+    text = [f"# halfmap {name}", "", *_text(name), ""]
     if notes.exists():
         text += [notes.read_text(encoding="utf-8"), ""]
     text += ["## Options", "", "| option | in Python | default | |", "|---|---|---|---|"]
@@ -45,15 +47,43 @@ def page_of(name: str, notes: Path) -> str:
     return "\n".join(text)
 
 
-def _text(function: object) -> list[str]:
-    """The docstring as Markdown: its sections and examples as code."""
+def _text(name: str) -> list[str]:
+    """The docstring as Markdown: sections in bold, the example as one would type it in a shell and
+    in Python."""
     out = []
-    for line in (inspect.getdoc(function) or "").splitlines():
-        if line.startswith(("Args:", "Raises:", "Returns:", "Example:", "Examples:")):
-            out += ["", f"**{line.rstrip(':')}**", ""]
+    for paragraph in (inspect.getdoc(getattr(halfmap, name)) or "").split("\n\n"):
+        section, _, rest = paragraph.partition("\n")
+        if paragraph.startswith("Example: "):
+            shell = " ".join(paragraph.removeprefix("Example: ").split())
+            out += ["```", shell, "```", "", "```python", "import halfmap", ""]
+            out += [in_python(shell), "```"]
+        elif section in ("Args:", "Raises:", "Returns:"):
+            out += [f"**{section.rstrip(':')}**", "", rest]
         else:
-            out.append(line)
+            out.append(paragraph)
+        out.append("")
     return out
+
+
+def in_python(shell: str) -> str:
+    """The call that is the same as a command line: `halfmap fsc a.mrc b.mrc` is
+    `halfmap.fsc(a='a.mrc', b='b.mrc')`, with the names that the function has."""
+    _, name, *words = shlex.split(shell)
+    command = command_of(command_signature(name))
+    context = command.make_context(name, words)
+    given = [
+        f"{option}={_plain(context.params[option])!r}"
+        for option in inspect.signature(getattr(halfmap, name)).parameters
+        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+    ]
+    call = f"halfmap.{name}({', '.join(given)})"
+    return call if len(call) < 88 else f"halfmap.{name}(\n    " + ",\n    ".join(given) + ",\n)"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _first_sentence(name: str) -> str:

@@ -76,7 +76,12 @@ class Alignment:
 @takes_arrays
 def mirror(volume: Float[Tensor, "*b N N N"]) -> Float[Tensor, "*b N N N"]:
     """The other hand, V(-x). Inversion commutes with every rotation: symmetry axes stay where they
-    are."""
+    are.
+
+    >>> volume = torch.rand(1, 8, 8, 8)
+    >>> torch.equal(mirror(mirror(volume)), volume)
+    True
+    """
     inverted = volume.flip((-3, -2, -1))
     return (
         inverted.roll((1, 1, 1), (-3, -2, -1)) if volume.shape[-1] % 2 == 0 else inverted

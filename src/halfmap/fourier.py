@@ -57,7 +57,12 @@ def largest_radius(box: int) -> int:
 @lru_cache(maxsize=32)
 def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> HalfPlane:
     """Frequencies with `kx > 0, or kx = 0 and ky >= 0`, and `round(|k|) <= radius <= (N - 1) // 2`,
-    sorted by |k|."""
+    sorted by |k|.
+
+    >>> plane = half_plane(32, 10)  # of a box of 32 pixels, up to shell 10
+    >>> plane.radius, int(plane.shell[0]), int(plane.shell[-1])
+    (10, 0, 10)
+    """
     limit = (box - 1) // 2
     if not 1 <= radius <= limit:
         raise InputError(
@@ -89,7 +94,13 @@ def half_plane(box: int, radius: int, device: torch.device | str = "cpu") -> Hal
 
 @takes_arrays
 def fourier_transform(images: Float[Tensor, "B N N"], plane: HalfPlane) -> Complex[Tensor, "B J"]:
-    """Samples of each image's centred transform on a half-plane."""
+    """Samples of each image's centred transform on a half-plane.
+
+    >>> images = torch.rand(5, 32, 32)
+    >>> samples = fourier_transform(images, half_plane(32, 10))
+    >>> torch.allclose(samples[:, 0].real, images.sum((1, 2)))  # sample 0 is k = 0
+    True
+    """
     if images.shape[-1] != plane.box:
         raise InputError(f"images: expected a box of {plane.box} pixels, got {images.shape[-1]}")
     transform = torch.fft.rfft2(images)
@@ -106,7 +117,16 @@ def inverse_fourier_transform(
     samples: Complex[Tensor, "B J"], plane: HalfPlane
 ) -> Float[Tensor, "B N N"]:
     """Images whose transform is `samples` on the half-plane (and its conjugate mates) and zero
-    elsewhere."""
+    elsewhere.
+
+    >>> plane = half_plane(32, 10)
+    >>> images = inverse_fourier_transform(fourier_transform(torch.rand(5, 32, 32), plane), plane)
+    >>> images.shape  # band-limited now: once more changes nothing
+    torch.Size([5, 32, 32])
+    >>> again = inverse_fourier_transform(fourier_transform(images, plane), plane)
+    >>> torch.allclose(again, images, atol=1e-5)
+    True
+    """
     n = plane.box
     transform = samples.new_zeros(len(samples), n, n // 2 + 1)
     transform[:, plane.ky % n, plane.kx] = samples
@@ -118,7 +138,15 @@ def inverse_fourier_transform(
 @takes_arrays
 def shift_phases(shift_px: Float[Tensor, "*T 2"], plane: HalfPlane) -> Complex[Tensor, "*T J"]:
     """`exp(-2 pi i k.t / N)`: multiplying a transform by it moves the image by t = (x, y)
-    pixels."""
+    pixels.
+
+    >>> plane = half_plane(32, 15)
+    >>> spot = torch.zeros(1, 32, 32)
+    >>> spot[0, 16, 16] = 1
+    >>> moved = fourier_transform(spot, plane) * shift_phases(torch.tensor([[3.0, -2.0]]), plane)
+    >>> divmod(int(inverse_fourier_transform(moved, plane).argmax()), 32)  # y, x
+    (14, 19)
+    """
     k = torch.stack([plane.kx, plane.ky]).to(shift_px.dtype)
     angle = shift_px @ k * (-2 * torch.pi / plane.box)
     return torch.polar(torch.ones_like(angle), angle)
@@ -138,7 +166,12 @@ def shell_index(
 def shell_mean(
     values: Float[Tensor, "... J"], shell: Int[Tensor, " J"], n_shells: int
 ) -> Float[Tensor, "... S"]:
-    """Mean over the samples of each shell; shells without samples get 0."""
+    """Mean over the samples of each shell; shells without samples get 0.
+
+    >>> shell = torch.tensor([0, 1, 1, 3])
+    >>> shell_mean(torch.tensor([1.0, 2.0, 4.0, 5.0]), shell, 4)
+    tensor([1., 3., 0., 5.])
+    """
     total = values.new_zeros(*values.shape[:-1], n_shells).index_add_(-1, shell, values)
     count = values.new_zeros(n_shells).index_add_(
         0, shell, torch.ones_like(shell, dtype=values.dtype)
@@ -179,7 +212,13 @@ def lowpass(
     dimensions: int,
 ) -> Float[Tensor, "..."]:
     """Low-pass filter at a resolution, with a raised-cosine edge two Fourier pixels to each side of
-    it."""
+    it.
+
+    >>> volume = torch.rand(32, 32, 32)
+    >>> blurred = lowpass(volume, 40.0, 4.0, dimensions=3)  # at 40 A, of 4 A pixels
+    >>> bool(blurred.std() < volume.std()), torch.allclose(blurred.mean(), volume.mean())
+    (True, True)
+    """
     n = density.shape[-1]
     cut = n * pixel_size_angstrom / resolution_angstrom
     radius = torch.arange(n // 2 + 1, dtype=torch.float64, device=density.device)

@@ -110,20 +110,35 @@ def slice_power_own(
 
 @takes_arrays
 def squared_modulus(slices: Complex[Tensor, "*M J"]) -> Float[Tensor, "*M J"]:
-    """|R|^2."""
+    """|R|^2.
+
+    >>> squared_modulus(torch.tensor([3 + 4j]))
+    tensor([25.])
+    """
     return torch.view_as_real(slices).square().sum(-1)
 
 
 @takes_arrays
 def correlation_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`a / sqrt(b) = |X / sigma| CC`: the lecture's `CC = X.R / (|X| |R|)` of whitened images,
-    times a constant per image."""
+    times a constant per image.
+
+    >>> x, r = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])
+    >>> round(float(correlation_score((x * r).sum(), r.square().sum()) / x.norm()), 5)  # CC
+    1.0
+    """
     return a / b.clamp(min=1e-20).sqrt()
 
 
 @takes_arrays
 def log_likelihood_score(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image."""
+    """`a - b / 2 = -|X - C S_t R|^2 / (2 sigma^2)` up to a constant per image.
+
+    >>> x, r = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])  # in units of sigma
+    >>> score = log_likelihood_score((x * r).sum(), r.square().sum())
+    >>> float(score) == float((x.square().sum() - (x - r).square().sum()) / 2)
+    True
+    """
     return a - b / 2
 
 

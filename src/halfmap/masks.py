@@ -45,6 +45,10 @@ def soft_sphere(
     ``m(r) = 1`` for ``r <= radius``, ``(1 + cos(pi (r - radius) / edge)) / 2`` up to ``radius +
     edge``, 0 beyond; an edge of 0 is hard.
 
+    >>> mask = soft_sphere(32, radius_px=10, edge_px=4)
+    >>> mask.shape, float(mask[16, 16, 16]), float(mask[0, 0, 0])
+    (torch.Size([32, 32, 32]), 1.0, 0.0)
+
     Args:
         box: side N in pixels.
         radius_px: where the edge begins, pixels.

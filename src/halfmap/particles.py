@@ -559,6 +559,16 @@ def load_particles(
     leaves the CTF columns alone, complete or not. `contrast`: particles are stored white or dark,
     whatever the file says (see `Particles.with_contrast`).
 
+    >>> import tempfile
+    >>> import halfmap
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = halfmap.simulate(
+    ...         "phantom", folder, n=3, snr=1, box=32, pixel_size_angstrom=6, overwrite=True
+    ...     )
+    ...     particles = load_particles(f"{folder}/particles.star")
+    ...     particles.images([0, 2]).shape, particles.pixel_size_angstrom
+    ((2, 32, 32), 6.0)
+
     Raises:
         InputError: anything wrong in the table or the stacks, in one line with file, row and
             column.

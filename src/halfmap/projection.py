@@ -53,6 +53,11 @@ def prepare_references(
     `radius` Fourier pixels. With `box`, that of the images, the same densities sampled more
     coarsely: beyond half of their own box they have nothing.
 
+    >>> from halfmap.simulation.phantom import phantom
+    >>> references = prepare_references(phantom(32, 6.0)[None], 10)
+    >>> len(references)  # classes
+    1
+
     Raises:
         InputError: another shape: a single volume comes as `volume[None]`.
     """
@@ -80,6 +85,15 @@ def extract_slices(
 ) -> Complex[Tensor, "M J"]:
     """`P_phi A_k`: slices on the half-plane; `F(A^T (kx, ky, 0))` by trilinear interpolation of the
     padded transform.
+
+    >>> from halfmap.fourier import half_plane, inverse_fourier_transform
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.so3 import euler_to_matrix
+    >>> plane = half_plane(32, 15)
+    >>> views = euler_to_matrix(torch.tensor([[0.0, 0.0, 0.0], [0.0, 90.0, 0.0]]))
+    >>> slices = extract_slices(prepare_references(phantom(32, 6.0)[None], 15), views, plane)
+    >>> inverse_fourier_transform(slices, plane).shape  # projections along z and along x
+    torch.Size([2, 32, 32])
 
     Lecture: "Reconstruction using the Fourier Slice Theorem". Rotations take object to view
     coordinates (RELION).
@@ -167,7 +181,12 @@ class Sums:
 def empty_sums(
     n_classes: int, box: int, radius: int, dimensions: int, *, device: torch.device | str = "cpu"
 ) -> Sums:
-    """Sums of nothing."""
+    """Sums of nothing.
+
+    >>> sums = empty_sums(2, 32, 10, 3)  # two maps of box 32, up to shell 10
+    >>> float(sums.den.sum())
+    0.0
+    """
     shape = (n_classes, *grid_shape(radius, dimensions))
     num = torch.zeros(shape, dtype=torch.complex64, device=device)
     return Sums(num, torch.zeros(shape, device=device), box, radius, dimensions)
@@ -188,6 +207,14 @@ def insert_slices(
 
     The one function here that writes into its argument: the sums of a run are too large to copy for
     every batch.
+
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.so3 import random_rotations
+    >>> plane, sums = half_plane(32, 10), empty_sums(1, 32, 10, 3)
+    >>> slices, weights = torch.rand(5, len(plane)).cfloat(), torch.ones(5, len(plane))
+    >>> insert_slices(sums, slices, weights, random_rotations(5, torch.Generator()), plane)
+    >>> bool(sums.den.sum() > 0)
+    True
 
     Raises:
         InputError: as `extract_slices`.

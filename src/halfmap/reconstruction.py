@@ -57,6 +57,13 @@ def wiener_update(
     per class. On a coarser `box` than the images' the same densities are sampled more coarsely:
     nothing is lost where it holds every shell of the sums.
 
+    >>> from halfmap.projection import empty_sums
+    >>> sums = empty_sums(1, 16, 5, 3)
+    >>> sums.num[:], sums.den[:] = 2.0, 3.0
+    >>> k = torch.ones(1, 6)  # of one class, shells 0 to 5
+    >>> torch.allclose(wiener_update(sums, 5 * k), wiener_update(sums, k) / 2)  # 2 / 8, 2 / 4
+    True
+
     Lecture, "Image restoration when spectral SNR is known": with num and den carrying 1/sigma^2,
     `k(s)` is `1 / (sigma^2 SSNR)`, or any constant (`constant_regulariser`, `ssnr_regulariser`).
     """

@@ -175,6 +175,11 @@ def fourier_shell_correlation(
     ``FSC(s) = Re sum_s A conj(B) / sqrt(sum_s |A|^2 sum_s |B|^2)``; a mask multiplies both maps
     first. See :func:`shell_correlations`.
 
+    >>> volume = torch.rand(24, 24, 24)
+    >>> curve = fourier_shell_correlation(volume, 3 * volume, pixel_size_angstrom=2.0)
+    >>> bool((curve.correlation > 0.999).all())
+    True
+
     Raises:
         InputError: shapes differ, sides differ, or the mask does not fit.
 
@@ -200,6 +205,14 @@ def resolution_at(curve: Curve, threshold: float) -> float:
     first below it. A curve that never falls below gives its last shell (Nyquist for an even box);
     one that is below at shell 1 gives infinity. The *first* crossing counts: what comes back later
     is noise or an artefact until shown otherwise.
+
+    >>> from halfmap.fourier import lowpass
+    >>> volume = torch.rand(32, 32, 32)
+    >>> noise = torch.rand(32, 32, 32)
+    >>> filtered = lowpass(volume, 20.0, 2.0, dimensions=3) + 0.01 * noise
+    >>> curve = fourier_shell_correlation(volume, filtered, pixel_size_angstrom=2.0)
+    >>> 12 < resolution_at(curve, 0.5) < 22
+    True
     """
     below = (curve.correlation[1:] < threshold).nonzero()
     if len(below) == 0:

@@ -26,6 +26,9 @@ def divide(samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]) -> Comp
 
     Where C is exactly 0 the result is 0; near zeros of C the noise is amplified without limit,
     which is what the lecture shows it for.
+
+    >>> divide(torch.tensor([2 + 0j, 1 + 0j]), torch.tensor([0.5, 0.0]))
+    tensor([4.+0.j, 0.+0.j])
     """
     return torch.where(ctf == 0, 0, samples / ctf)
 
@@ -34,7 +37,11 @@ def wiener_filter(
     samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"], *, constant: float
 ) -> Complex[Tensor, "*b J"]:
     """Wiener filter ``A~ = C X / (C^2 + k)`` of a single image, k > 0 constant (lecture, method
-    2)."""
+    2).
+
+    >>> wiener_filter(torch.tensor([2 + 0j, 1 + 0j]), torch.tensor([1.0, 0.0]), constant=1.0)
+    tensor([1.+0.j, 0.+0.j])
+    """
     _check_constant(constant)
     return ctf * samples / (ctf.square() + constant)
 
@@ -72,7 +79,12 @@ def stack_sums(
     premultiplied: Bool[Tensor, " B"] | None = None,
 ) -> StackSums:
     """The sums of a batch of aligned images; where ``premultiplied`` the samples are C X already.
-    Sums are in float64."""
+    Sums are in float64.
+
+    >>> images, ctf = torch.tensor([[1.0 + 0j], [-1.0 + 0j]]), torch.tensor([[1.0], [-1.0]])
+    >>> complex(wiener_stack(stack_sums(images, ctf), constant=1e-9)[0])
+    (0.9999999995+0j)
+    """
     cx = ctf * samples
     if premultiplied is not None:
         cx = torch.where(premultiplied[:, None], samples, cx)
@@ -88,6 +100,10 @@ def wiener_stack(sums: StackSums, *, constant: float) -> Complex[Tensor, " J"]:
     (lecture, method 3).
 
     Different defoci have their zeros at different frequencies, so the denominator has none.
+
+    >>> images, ctf = torch.tensor([[1.0 + 0j], [-1.0 + 0j]]), torch.tensor([[1.0], [-1.0]])
+    >>> complex(wiener_stack(stack_sums(images, ctf), constant=2.0)[0])  # 2 / (2 + 2)
+    (0.5+0j)
     """
     _check_constant(constant)
     return sums.cx / (constant + sums.c2)

@@ -28,7 +28,12 @@ OVERLAP = 1.6
 @takes_arrays
 def euler_to_matrix(rot_tilt_psi_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """A of RELION's ZYZ Euler angles (rlnAngleRot, Tilt, Psi) in degrees. Heymann, Chagoyen &
-    Belnap, J. Struct. Biol. 151, 196 (2005)."""
+    Belnap, J. Struct. Biol. 151, 196 (2005).
+
+    >>> a = euler_to_matrix(torch.tensor([0.0, 90.0, 0.0]))
+    >>> [round(float(x), 4) for x in a[2]]  # the viewing direction, in the object: along x
+    [1.0, 0.0, -0.0]
+    """
     rot, tilt, psi = torch.deg2rad(rot_tilt_psi_deg).unbind(-1)
     ca, sa, cb, sb, cg, sg = rot.cos(), rot.sin(), tilt.cos(), tilt.sin(), psi.cos(), psi.sin()
     rows = [
@@ -46,6 +51,10 @@ def matrix_to_euler(rotations: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*b
     At the poles only rot + psi or rot - psi is defined; rot then comes out arbitrary (0 at the
     exact pole) and psi is taken relative to it, from A (-sin rot, cos rot, 0) = (sin psi, cos psi,
     0), so the matrix of the angles is A to rounding everywhere.
+
+    >>> angles = torch.tensor([30.0, 60.0, -10.0], dtype=torch.float64)
+    >>> torch.allclose(matrix_to_euler(euler_to_matrix(angles)), angles)
+    True
     """
     x, y, z = rotations[..., 2, :].unbind(-1)
     rot = torch.atan2(y, x)
@@ -129,7 +138,12 @@ def angular_distance_deg(
     symmetry: Float[Tensor, "G 3 3"] | None = None,
 ) -> Float[Tensor, "*#batch"]:
     """Angle of the rotation that takes A to B, degrees: |A - B|_F = 2 sqrt(2) sin(angle / 2); with
-    `symmetry`, the least over A S."""
+    `symmetry`, the least over A S.
+
+    >>> a, b = euler_to_matrix(torch.tensor([[0.0, 0.0, 0.0], [0.0, 30.0, 0.0]])).double()
+    >>> round(float(angular_distance_deg(a, b)), 4)
+    30.0
+    """
     mates = [a] if symmetry is None else [compose(a, s) for s in symmetry.to(a)]
     squared = torch.stack([((mate - b) ** 2).sum((-2, -1)) for mate in mates]).amin(0)
     return torch.rad2deg(2 * torch.asin(torch.sqrt(squared / 8).clamp_max(1)))
@@ -137,7 +151,12 @@ def angular_distance_deg(
 
 def random_rotations(n: int, generator: torch.Generator) -> Float[Tensor, "n 3 3"]:
     """n rotations uniform on SO(3), float32: unit quaternions uniform on the sphere. Shoemake,
-    Graphics Gems III, 124 (1992)."""
+    Graphics Gems III, 124 (1992).
+
+    >>> rotations = random_rotations(3, torch.Generator().manual_seed(1))
+    >>> torch.allclose(rotations @ rotations.mT, torch.eye(3), atol=1e-6)
+    True
+    """
     q = torch.randn(n, 4, generator=generator, device=generator.device, dtype=torch.float32)
     w, v = (q / q.norm(dim=1, keepdim=True)).split([1, 3], dim=1)
     sine = v.norm(dim=1, keepdim=True)
@@ -171,6 +190,9 @@ def orientation_grid(
     With a symmetry group, about one direction of each set of mates remains. `perturbation` P turns
     the whole grid: A P. Yershova et al., Int. J. Robotics Research 29, 801 (2010); RELION uses the
     same counts.
+
+    >>> len(orientation_grid(2).rotations)  # 192 directions x 24 in-plane angles, 15 degrees apart
+    4608
     """
     directions = (
         torch.arange(12 * 4**order)

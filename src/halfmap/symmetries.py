@@ -65,7 +65,11 @@ def rotations_alone(rotations: Float[Tensor, "G 3 3"]) -> SymmetryOperators:
 
 
 def point_group(name: str) -> SymmetryOperators:
-    """Operators of a point group by its name, float32; see `symmetry_matrices`."""
+    """Operators of a point group by its name, float32; see `symmetry_matrices`.
+
+    >>> len(point_group("C4").rotations)
+    4
+    """
     return rotations_alone(symmetry_matrices(name).float())
 
 
@@ -83,6 +87,9 @@ def symmetry_matrices(name: str) -> Float[Tensor, "G 3 3"]:
 
     Axes are RELION's: see `_POLYHEDRAL`. Groups with mirrors are refused: a molecule has one hand.
     Raises InputError for any other name.
+
+    >>> symmetry_matrices("D7").shape
+    torch.Size([14, 3, 3])
     """
     group = name.strip().upper()
     if match := re.fullmatch(r"([CD])0*([1-9]\d?)", group):

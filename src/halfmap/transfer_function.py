@@ -157,7 +157,11 @@ def phase_flip(
     samples: Complex[Tensor, "*b J"], ctf: Float[Tensor, "*b J"]
 ) -> Complex[Tensor, "*b J"]:
     """Phase flipping ``A~ = sgn(C) X`` (lecture, method 1): right phases, amplitudes and noise as
-    they are; C = 0 counts as positive."""
+    they are; C = 0 counts as positive.
+
+    >>> phase_flip(torch.tensor([1 + 2j, 1 + 2j]), torch.tensor([0.3, -0.3]))
+    tensor([ 1.+2.j, -1.-2.j])
+    """
     return torch.where(ctf < 0, -samples, samples)
 
 
@@ -236,6 +240,11 @@ def ctf(
     The phase reaches hundreds of radians. Its coefficients are computed in float64, so that in
     float32 frequencies the error of the CTF stays below 1e-3 up to a phase of about 3,000 radians
     (10 um of defocus at 2 A). Rohou & Grigorieff, J. Struct. Biol. 192, 216 (2015); lecture part 1.
+
+    >>> optics = CTFParameters(defocus_u_angstrom=15000.0, defocus_v_angstrom=15000.0)
+    >>> k = torch.tensor([0.0, 0.05])  # 1/A, along x
+    >>> [round(float(c), 3) for c in ctf(optics, k, torch.zeros(2))[0]]  # +Q0 at k = 0
+    [0.1, 0.662]
     """
     kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
     p = _wide(parameters, kx.device)

@@ -27,6 +27,16 @@ def test_images_keep_their_place_and_grey() -> None:
     plt.close("all")
 
 
+def test_the_bar_is_as_long_as_it_says() -> None:
+    for box, pixel, expected in ((40, 4.8, 50.0), (96, 2.0, 50.0), (25, 1.0, 5.0)):
+        figure = show_images([np.eye(box), np.eye(box)], pixel_size_angstrom=pixel)
+        (bar,) = figure.axes[0].lines
+        assert not figure.axes[1].lines
+        assert figure.axes[0].texts[0].get_text() == f"{expected:g} Å"
+        assert np.ptp(bar.get_xdata()) * pixel == pytest.approx(expected)
+        plt.close(figure)
+
+
 def test_a_direction_is_drawn_where_it_is() -> None:
     order, tilt, rot = 2, 60.0, 40.0  # latitude 30 degrees, longitude 40
     probability = np.zeros(12 * 4**order)

@@ -47,7 +47,7 @@ FIRST = ("object $A$", "point spread (middle)", "image $X$", "autocorrelation (m
 SECOND = ("|FT| of the object", "CTF $C$", "|FT| of the image", "log power spectrum")
 part = slice(BOX // 4, 3 * BOX // 4)
 zeros = {}
-for defocus_um in (0.5, 1.0, 2.0):
+for defocus_um in (0.3, 0.6, 1.2):
     defocus = 10_000 * defocus_um
     optics = CTFParameters(defocus_u_angstrom=defocus, defocus_v_angstrom=defocus)
     c = ctf(optics, kx.flatten(), ky.flatten()).view(BOX, BOX)  # C(k)
@@ -61,6 +61,7 @@ for defocus_um in (0.5, 1.0, 2.0):
         FIRST + SECOND,
         columns=4,
         title=f"defocus {defocus_um} µm",
+        pixel_size_angstrom=PIXEL_ANGSTROM,
     )
     along = c[BOX // 2, BOX // 2 :]
     zeros[defocus_um] = int((along[1:] * along[:-1] < 0).sum())
@@ -69,4 +70,4 @@ plt.show()
 # %%
 # The farther from focus, the more rings: zeros of :math:`C` from the centre to Nyquist.
 print(zeros)
-assert zeros[0.5] < zeros[1.0] < zeros[2.0]
+assert zeros[0.3] < zeros[0.6] < zeros[1.2]

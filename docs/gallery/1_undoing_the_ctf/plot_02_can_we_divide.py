@@ -49,9 +49,10 @@ for snr in (float("inf"), 100.0, 1.0, 0.05):
     images += [data.images[0]]
     both = torch.stack([restored[-1].flatten(), object_.flatten()])
     correlation[snr] = float(torch.corrcoef(both)[0, 1])
-above = ["object $A$"] + [f"$X$, SNR {snr:g}" for snr in correlation]
+above = ["object $A$", "$X$, no noise"] + [f"$X$, SNR {s:g}" for s in list(correlation)[1:]]
 below = [""] + ["$X / C$"] * 4
-show_images([object_, *images, None, *restored], above + below, columns=5)
+pictures = [object_, *images, None, *restored]
+show_images(pictures, above + below, columns=5, pixel_size_angstrom=PIXEL)
 
 # %%
 # What division multiplies the noise by.

@@ -43,7 +43,8 @@ object_ = simulate_images([volume], in_focus, pixel_size_angstrom=PIXEL, snr=flo
 c = ctf(optics, *plane.frequencies(PIXEL))
 flipped = inverse_fourier_transform(phase_flip(fourier_transform(images, plane), c), plane)
 titles = ["object $A$"] + [f"$X$, {d / 1e4:g} µm" for d in defocus] + [""] + ["sgn$(C)\\,X$"] * 3
-show_images([object_, *images, None, *flipped], titles, columns=4)
+pictures = [object_, *images, None, *flipped]
+show_images(pictures, titles, columns=4, pixel_size_angstrom=PIXEL)
 
 # %%
 # The correlation with the object, ring by ring: flipping turns every ring the right way up.
@@ -53,7 +54,7 @@ for picture, name in ((images[2], "X, 2 µm"), (flipped[2], "sgn(C) X")):
     axes.plot(curve.frequency_per_angstrom[:-1], curve.correlation[:-1], label=name)
 axes.set(xlabel="spatial frequency (1/Å)", ylabel="correlation with A", ylim=(-1.05, 1.05))
 axes.axhline(0, color="grey", lw=0.5)
-axes.legend()
+axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 raw = fourier_shell_correlation(images[2], object_, pixel_size_angstrom=PIXEL).correlation

@@ -43,8 +43,10 @@ CONSTANTS = (1.0, 0.1, 0.01, 0.001)
 restored = {k: wiener_filter(x, c, constant=k) for k in CONSTANTS}  # C X / (C^2 + k)
 pictures = [inverse_fourier_transform(r, plane)[0] for r in restored.values()]
 (flipped,) = inverse_fourier_transform(phase_flip(x, c), plane)
-titles = ["object $A$", "$X$, 2 µm", "sgn$(C)\\,X$"] + [f"Wiener, k = {k:g}" for k in CONSTANTS]
-show_images([object_, image[0], flipped, *pictures], titles)
+titles = ["object $A$", "$X$, 2 µm", "sgn$(C)\\,X$", ""] + [f"Wiener, k = {k:g}" for k in CONSTANTS]
+show_images(
+    [object_, image[0], flipped, None, *pictures], titles, columns=4, pixel_size_angstrom=PIXEL
+)
 
 # %%
 # What the filter lets through of :math:`A`.

@@ -47,7 +47,7 @@ for snr in SNRS:
     errors[snr] = wrong[len(SHOWN) :]
 columns = ["sgn$(C)\\,X$", *(f"Wiener, k = {k:g}" for k in SHOWN)]
 titles = [title for snr in SNRS for title in (f"$X$, SNR {snr:g}", *columns)]
-show_images(pictures, titles, columns=5)
+show_images(pictures, titles, columns=5, pixel_size_angstrom=PIXEL)
 
 # %%
 # The squared error of the restored image against :math:`k`: the noisier the image, the larger the

@@ -60,7 +60,7 @@ for defoci in ((2e4, 2e4), (1e4, 3e4)):
     visible[name] = shell_mean((c**2).mean(0), plane.shell, plane.radius + 1)
     pictures.append(object_)
     titles.append("object $A$")
-show_images(pictures, titles, columns=len(NUMBERS) + 1)
+show_images(pictures, titles, columns=len(NUMBERS) + 1, pixel_size_angstrom=PIXEL)
 
 # %%
 # What the microscope shows of each ring, :math:`\langle C^2 \rangle`, per image.
@@ -68,7 +68,7 @@ figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
 for name, curve in visible.items():
     axes.plot(torch.arange(len(curve)) / (BOX * PIXEL), curve, label=name)
 axes.set(xlabel="spatial frequency (1/Å)", ylabel="$\\langle C^2 \\rangle$", ylim=(0, 1))
-axes.legend()
+axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
 plt.show()
 
 print({f"{name}, N = {n}": round(value, 3) for (name, n), value in error.items()})

@@ -49,7 +49,7 @@ k = torch.arange(plane.radius + 1) / (BOX * PIXEL)
 axes.semilogy(k[1:], known[1:], label="known: $|A|^2 / |N|^2$")
 axes.semilogy(k[1:], measured[1:].clamp(min=1e-5), ".", label=f"measured from {N} images")
 axes.axhline(1 / N, color="grey", lw=0.5)
-axes.text(k[-1], 1 / N, "1 / N", va="bottom", ha="right", fontsize=8)
+axes.text(0, 0.9 / N, "1 / N", va="top", fontsize=8)
 axes.set(xlabel="spatial frequency (1/Å)", ylabel="SSNR of one image", ylim=(1e-4, None))
 axes.legend()
 
@@ -64,7 +64,7 @@ for name, samples in filters.items():
     errors[name] = float((restored - object_).square().mean() / object_.var())
     pictures.append(restored)
 titles = [f"one image, SNR {SNR:g}", *errors, "object $A$"]
-show_images([*pictures, object_], titles)
+show_images([*pictures, object_], titles, pixel_size_angstrom=PIXEL)
 plt.show()
 
 print({name: round(error, 3) for name, error in errors.items()})

@@ -59,16 +59,18 @@ for defoci, name in (((2e4, 2e4), "one defocus"), ((1e4, 3e4), "many defoci")):
     halves = fourier_shell_correlation(first, second, pixel_size_angstrom=PIXEL)
     known = fourier_shell_correlation(whole, ideal[0], pixel_size_angstrom=PIXEL)
     s = halves.frequency_per_angstrom
-    (line,) = axes.plot(s, halves.correlation, label=f"{name}: halves")
-    axes.plot(s, known.correlation, ".", color=line.get_color(), label=f"{name}: truth")
+    (line,) = axes.plot(s, halves.correlation, label=f"{name}: half 1 with half 2")
+    axes.plot(s, known.correlation, ".", color=line.get_color(), label=f"{name}: whole with $A$")
     resolution[name] = resolution_at(halves, 0.143), resolution_at(known, 0.5)
-    pictures += [first, second, whole, ideal[0]]
+    pictures += [first, second, whole] + [ideal[0]] * (name == "one defocus")
 for level in (0.143, 0.5):
     axes.axhline(level, color="grey", lw=0.5)
+    axes.text(0, level, f"{level:g}", va="bottom", fontsize=8)
 axes.set(xlabel="spatial frequency (1/Å)", ylabel="FRC", ylim=(-0.3, 1.05))
 axes.legend(fontsize=8)
-titles = [f"{t}, {name}" for name in resolution for t in ("half 1", "half 2", "whole", "$A$")]
-show_images(pictures, titles, columns=4)
+titles = [f"{t}, {name}" for name in resolution for t in ("half 1", "half 2", "whole")]
+titles.insert(3, "object $A$")
+show_images(pictures, titles, columns=4, pixel_size_angstrom=PIXEL)
 plt.show()
 
 # %%

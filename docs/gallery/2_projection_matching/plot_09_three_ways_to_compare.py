@@ -10,7 +10,8 @@ A reference is the true image under the CTF, :math:`R = C A`. How well does an i
 All three are made of two numbers, :math:`a = X \cdot R` and :math:`b = |R|^2`. Squared difference
 is what the likelihood is made of (``log_likelihood_score``, :math:`a - b/2`), and the coefficient
 is FREALIGN's score (``correlation_score``, :math:`a / \sqrt{b}`). An image has to be recognised
-among three references, of which R1 is the right one. Bars: scores above the lowest.
+among three references, of which R1 is the right one. Bars: scores above the lowest; the winner is
+blue where it is R1, and hatched orange where it is wrong.
 """
 
 import os
@@ -55,8 +56,9 @@ situations = {
     "offset of X and of R3": (x + 2, right + offset),
     "no CTF in R": (x, bare),
 }
-show_images([x, *right, *bare], ["X", "R1", "R2", "R3", "R1, no CTF", "R2, no CTF", "R3, no CTF"])
-figure, table = plt.subplots(3, 5, figsize=(11, 4.2), layout="constrained")
+names = ["$X$", "$R_1$", "$R_2$", "$R_3$", "", "$R_1$, no CTF", "$R_2$, no CTF", "$R_3$, no CTF"]
+show_images([x, *right, None, *bare], names, columns=4, pixel_size_angstrom=PIXEL)
+figure, table = plt.subplots(3, 5, figsize=(9.5, 4.2), layout="constrained")
 winners = {}
 for column, (situation, (image, references)) in enumerate(situations.items()):
     a = (image * references).sum((-2, -1))  # X . R
@@ -66,8 +68,9 @@ for column, (situation, (image, references)) in enumerate(situations.items()):
     for row, (name, values) in enumerate(scores.items()):
         winners[name, situation] = best = int(values.argmax())
         axes, colours = table[row, column], ["lightgrey"] * 3
-        colours[best] = "seagreen" if best == 0 else "firebrick"
-        axes.bar(["R1", "R2", "R3"], (values - values.min()).numpy(), color=colours)
+        colours[best] = "tab:blue" if best == 0 else "tab:orange"
+        bars = axes.bar(["R1", "R2", "R3"], (values - values.min()).numpy(), color=colours)
+        bars[best].set_hatch("" if best == 0 else "//")
         axes.set(yticks=[], ylabel=name if column == 0 else "")
         axes.set_title(situation if row == 0 else "", fontsize=9)
 plt.show()

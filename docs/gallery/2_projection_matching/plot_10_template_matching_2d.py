@@ -45,7 +45,7 @@ which = torch.arange(N) % len(views)
 truth = replace(drawn, angles_deg=torch.cat([views[which], drawn.angles_deg[:, 2:]], 1).double())
 data = simulate_images([phantom(BOX, PIXEL)], truth, pixel_size_angstrom=PIXEL, snr=SNR)
 terms = data.terms(plane)
-show_images([*data.images[:8]], title="eight of the images")
+show_images([*data.images[:8]], columns=4, title="eight of the images", pixel_size_angstrom=PIXEL)
 
 # %%
 # Templates to start with: a few images each, as they lie.

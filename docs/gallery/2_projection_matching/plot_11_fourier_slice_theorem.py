@@ -45,7 +45,10 @@ for n, count in enumerate((1, 3, 10, 30)):
         x, y, z = (disc @ a).unbind(-1)  # A^T (kx, ky, 0)
         axes.plot_surface(x.numpy(), y.numpy(), z.numpy(), alpha=0.35)
     axes.set(title=f"{count} slice{'s' * (count > 1)}", xticks=[], yticks=[], zticks=[])
-    axes.set_box_aspect((1, 1, 1))
+    axes.set_xlabel("$k_x$", labelpad=-15)
+    axes.set_ylabel("$k_y$", labelpad=-15)
+    axes.set_zlabel("$k_z$", labelpad=-15)
+    axes.set_box_aspect((1, 1, 1), zoom=0.9)
 
 # %%
 # The volume that they make, seen from the side: projections with no noise, of poses that are known.
@@ -60,16 +63,21 @@ for n in NUMBERS:
     filled[n] = float((sums.den[0] > 0).float().mean())
     pictures.append(made.sum(1))
     titles.append(f"{n}: {resolution[n]:.0f} Å")
-middle = [*pictures, volume.sum(1)]
 show_images(
-    middle, [*titles, "truth"], title="number of slices: FSC with the truth falls below 0.5"
+    [*pictures, volume.sum(1)],
+    [*titles, "truth"],
+    columns=4,
+    title="number of slices: where the FSC with the truth falls below 0.5",
+    pixel_size_angstrom=PIXEL,
 )
 
 # %%
 # Share of the Fourier cells that have been reached; a ball in a cube is pi / 6 of it at most.
 figure, axes = plt.subplots(figsize=(5, 2.6), layout="constrained")
 axes.semilogx(list(filled), list(filled.values()), "o-")
-axes.set(xlabel="slices", ylabel="share of cells filled", ylim=(0, 1))
+axes.axhline(torch.pi / 6, color="grey", lw=0.5)
+axes.text(1, torch.pi / 6, "all of the ball", va="bottom", fontsize=8)
+axes.set(xlabel="number of slices", ylabel="share of the cells", ylim=(0, 0.65))
 plt.show()
 print({n: f"{r:.1f} Å" for n, r in resolution.items()})
 assert resolution[NUMBERS[-1]] < resolution[10] < resolution[1]

@@ -77,18 +77,21 @@ for _ in range(4):
 names = ("$\\alpha$ (°)", "$\\beta$ (°)", "$\\gamma$ (°)", "$t_x$ (Å)", "$t_y$ (Å)")
 figure, panels = plt.subplots(1, 5, figsize=(10, 2.2), layout="constrained")
 widths = []
-for axes, curve, step, name in zip(
-    panels, curves, steps * torch.tensor([1, 1, 1, pixel, pixel]), names, strict=True
-):
+steps *= torch.tensor([1, 1, 1, pixel, pixel])
+for axes, curve, step, name in zip(panels, curves, steps, names, strict=True):
     axes.fill_between(away * step, curve)
     widths.append(float((curve * (away - (curve * away).sum()) ** 2).sum().sqrt() * step))
-    axes.set(xlabel=f"{name} from the best", yticks=[], title=f"± {widths[-1]:.2g}")
+    axes.set(xlabel=f"{name} from the best", yticks=[], title=f"± {widths[-1]:.2g} {name[-2]}")
 
 # %%
 # The image, and its best reference.
 best = extract_slices(references, euler_to_matrix(pose[None, :3]), plane)
 moved = ctf * best * shift_phases(-pose[None, 3:], plane)
-show_images([image[0], inverse_fourier_transform(moved, plane)[0]], ["X", "$R = C P_\\phi V$"])
+show_images(
+    [image[0], inverse_fourier_transform(moved, plane)[0]],
+    ["$X$", "$R = C P_\\phi V$"],
+    pixel_size_angstrom=pixel,
+)
 plt.show()
 print("TRPV1, real" if found else "simulated", [f"{w:.2f}" for w in widths])
 assert max(widths) < 10

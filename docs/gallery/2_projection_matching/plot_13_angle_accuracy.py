@@ -50,7 +50,8 @@ for snr in SNRS:
     errors[snr] = angular_distance_deg(found.rotations[:, 0], true, symmetry=c4.rotations)
     examples.append(data.images[0])
 clean = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=float("inf")).images[0]
-show_images([clean, *examples], ["no noise", *(f"SNR {snr:g}" for snr in SNRS)])
+names = ["no noise", *(f"SNR {snr:g}" for snr in SNRS)]
+show_images([clean, *examples], names, columns=3, pixel_size_angstrom=PIXEL)
 
 # %%
 # The error of the angles; a pose at random is wrong by some 90 degrees (modulo C4).

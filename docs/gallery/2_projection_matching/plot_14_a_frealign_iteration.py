@@ -69,14 +69,19 @@ curves = [fourier_shell_correlation(v, volume, pixel_size_angstrom=PIXEL) for v 
 shown = [0, 1, 2, *range(4, ITERATIONS + 1, 2)]
 names = ["start, 60 Å", *(f"iteration {n}" for n in range(1, ITERATIONS + 1))]
 show_images(
-    [*(maps[n].sum(1) for n in shown), volume.sum(1)], [*(names[n] for n in shown), "truth"]
+    [*(maps[n].sum(1) for n in shown), volume.sum(1)],
+    [*(names[n] for n in shown), "truth"],
+    columns=3,
+    pixel_size_angstrom=PIXEL,
 )
 
 # %%
 # How far each map agrees with the truth.
 figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
-for n in shown:
-    axes.plot(curves[n].frequency_per_angstrom, curves[n].correlation, label=names[n])
+colours = plt.cm.viridis(torch.linspace(0, 0.9, len(shown)).numpy())
+for colour, n in zip(colours, shown, strict=True):
+    s, correlation = curves[n].frequency_per_angstrom, curves[n].correlation
+    axes.plot(s, correlation, color=colour, label=names[n])
 axes.set(xlabel="spatial frequency (1/Å)", ylabel="FSC with the truth", ylim=(-0.1, 1.05))
 axes.legend(fontsize=8)
 plt.show()

@@ -64,14 +64,16 @@ for n in range(ITERATIONS):
 if table[-1].trace() < table[-1].fliplr().trace():  # classes have no order
     maps, table = maps.flip(0), [counts.fliplr() for counts in table]
 columns = [*(start[0].sum(1),), *maps.sum(2), *volumes.sum(2)]
-show_images(columns, ["start", "class 1", "class 2", "state 1", "state 2"])
+show_images(
+    columns, ["start", "class 1", "class 2", "state 1", "state 2"], pixel_size_angstrom=PIXEL
+)
 
 # %%
 # Where the images of each state went, iteration by iteration.
 figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
 for k in range(K):
-    axes.plot([float(t[k, k] / t[k].sum()) for t in table], "o-", label=f"state {k + 1}")
-axes.set(xlabel="iteration", ylabel="share in the class of its own", ylim=(0, 1.02))
+    axes.plot([float(t[k, k] / t[k].sum()) for t in table], "o-", label=f"images of state {k + 1}")
+axes.set(xlabel="iteration", ylabel="share in their own class", ylim=(0, 1.02))
 axes.legend()
 plt.show()
 right = [float(t.trace() / N) for t in table]

@@ -36,19 +36,25 @@ data = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=SNR)
 x, sigma = data.images[0], data.noise_sd
 turned = replace(truth, angles_deg=truth.angles_deg + torch.tensor([[0.0, 0.0, 40.0]]))
 wrong = simulate_images([volume], turned, pixel_size_angstrom=PIXEL, snr=float("inf")).images[0]
-show_images([right, wrong, x], ["right reference $R$", "turned by 40°", f"image $X$, SNR {SNR}"])
+show_images(
+    [right, wrong, x],
+    ["right reference $R$", "turned by 40°", f"image $X$, SNR {SNR}"],
+    pixel_size_angstrom=PIXEL,
+)
 
 # %%
 # Each pixel's log probability under the right and the wrong reference differs by next to nothing;
 # summed up over the pixels it grows.
 per_pixel = ((x - wrong) ** 2 - (x - right) ** 2).flatten() / (2 * sigma**2)
-figure, (left, middle, last) = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
+figure, (left, middle) = plt.subplots(1, 2, figsize=(8, 2.8), layout="constrained")
 left.hist(per_pixel.numpy(), bins=60)
-left.set(xlabel="ln P(X_j | right) - ln P(X_j | wrong)", ylabel="pixels")
+left.set(
+    xlabel="$\\ln P(X_j |\\ \\mathrm{right}) - \\ln P(X_j |\\ \\mathrm{turned})$", ylabel="pixels"
+)
 order = torch.randperm(len(per_pixel), generator=torch.Generator().manual_seed(0))
 middle.plot(per_pixel[order].cumsum(0))
 middle.axhline(0, color="grey", lw=0.5)
-middle.set(xlabel="pixels, in any order", ylabel="their sum")
+middle.set(xlabel="pixels, in any order", ylabel="sum of the differences")
 
 # %%
 # The log probability of the whole image against the angle in the plane, from the engine.
@@ -61,8 +67,9 @@ terms = data.terms(plane)
 a = cross_terms(terms, torch.ones(1, len(plane), dtype=torch.complex64), slices, plane)[0, 0]
 b = slice_power(terms, squared_modulus(slices).T.contiguous(), plane)[0]
 log_p = log_likelihood_score(a, b)  # -|X - R|^2 / (2 sigma^2) + |X|^2 / (2 sigma^2)
-last.plot(psi, log_p - log_p.max())
-last.set(xlabel="angle from the truth (°)", ylabel="ln P(X | R) - largest")
+figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
+axes.plot(psi, log_p - log_p.max())
+axes.set(xlabel="angle from the truth (°)", ylabel="$\\ln P(X | R)$, below the largest")
 plt.show()
 
 at_40 = float(log_p[psi == 0] - log_p[psi == 40])

@@ -63,7 +63,7 @@ paths = {
         [volume + s * noise for s in share],
     ),
 }
-figure, panels = plt.subplots(1, 4, figsize=(11, 2.8), sharey=True, layout="constrained")
+figure, panels = plt.subplots(1, 4, figsize=(9.5, 2.8), sharey=True, layout="constrained")
 curves = {}
 for axes, (name, (at, maps)) in zip(panels, paths.items(), strict=True):
     curves[name] = [likelihood(v) for v in maps]
@@ -71,7 +71,9 @@ for axes, (name, (at, maps)) in zip(panels, paths.items(), strict=True):
     axes.set(xlabel=name)
 panels[0].set_ylabel("log likelihood L")
 show_images(
-    [v[-1].sum(1) for _, v in paths.values()], ["twice as bright", "at 80 Å", "state 2", "noise"]
+    [volume.sum(1), *(v[-1].sum(1) for _, v in paths.values())],
+    ["truth", "twice as bright", "at 80 Å", "other state", "with noise"],
+    pixel_size_angstrom=PIXEL,
 )
 plt.show()
 

@@ -77,8 +77,8 @@ for name, assign in zip(errors, (assign_hard, assign_posterior), strict=True):
             a = unregularised(sums)[0]
         errors[name].append(float((a - object_).square().sum() / object_.square().sum()))
     averages.append(a)
-titles = ["one image", "right answer", "hard", "maximum likelihood"]
-show_images([data.images[0], object_, *averages], titles)
+titles = ["one image", "right answer", "hard assignment", "maximum likelihood"]
+show_images([data.images[0], object_, *averages], titles, pixel_size_angstrom=PIXEL)
 
 # %%
 # The squared error of the average against the number of images. The line falls as 1 / N.

@@ -36,8 +36,8 @@ truth = draw_truth(Recipe(IMAGES, seed=2, shift_rms_px=1.0))
 SNRS = (1.0, 0.1, 0.02)
 
 # %%
-# One row an image, one column an SNR; the circle is the true direction. The number of directions
-# that share the probability is exp of the entropy.
+# One row an image, one column an SNR; the circle is the true direction, brightness the root of the
+# probability. The number of directions that share the probability is exp of the entropy.
 figure, axes = plt.subplots(
     IMAGES, len(SNRS), figsize=(10, 2.3 * IMAGES), squeeze=False, layout="constrained",
     subplot_kw={"projection": "mollweide"},
@@ -61,7 +61,8 @@ for column, snr in enumerate(SNRS):
         draw_directions(panel, gamma[row], order=ORDER)
         x, y, z = euler_to_matrix(truth.angles_deg[row])[2]
         panel.plot(torch.atan2(y, x), torch.asin(z), "o", mfc="none", color="w", ms=12)
-        panel.set_title(f"image {row + 1}, SNR {snr:g}: {float(entropy[row].exp()):.1f} directions")
+        share = f"shared by {float(entropy[row].exp()):.0f} cells"
+        panel.set_title(f"image {row + 1}, SNR {snr:g}: {share}", fontsize=10)
 plt.show()
 
 pixel = direction_pixels(euler_to_matrix(truth.angles_deg), ORDER)

@@ -62,7 +62,7 @@ def bound(poses, gamma):
 # %%
 # After each E-step the bound equals L; after each M-step L has climbed farther than the bound.
 starts = torch.stack([data.images[k::4][:15].mean(0) for k in range(K)])
-classes = lowpass(starts, 30.0, PIXEL, dimensions=2)
+begun = classes = lowpass(starts, 30.0, PIXEL, dimensions=2)
 likelihoods, bounds, poses = [], [], score(classes)
 for n in range(ITERATIONS):
     likelihoods.append(float(log_likelihood(poses).sum()))
@@ -73,13 +73,17 @@ for n in range(ITERATIONS):
     classes = wiener_update(sums, 1e-3 * shell_weight(sums))  # M
     poses = score(classes)
     bounds += [(n + 1, bound(poses, gamma))]
-show_images([*starts, *classes], ["start 1", "start 2", "at last 1", "at last 2"])
+show_images(
+    [*begun, *classes],
+    ["start, class 1", "start, class 2", "at last, class 1", "at last, class 2"],
+    pixel_size_angstrom=PIXEL,
+)
 figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 axes.plot(likelihoods, "o-", label="L(V)")
 axes.plot(
     *zip(*bounds, strict=True), color="C1", lw=1, label="the bound: up to L (E), along it (M)"
 )
-axes.set(xlabel="iteration", ylabel="log likelihood")
+axes.set(xlabel="iteration", ylabel="log likelihood", xlim=(-0.2, 5.2))
 axes.legend()
 plt.show()
 gains = [b - a for a, b in pairwise(likelihoods)]

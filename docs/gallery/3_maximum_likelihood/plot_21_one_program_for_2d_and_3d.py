@@ -81,10 +81,18 @@ for name, truth, rotations, symmetry in (
     axes.plot(climbs[name], "o-", label=name)
     flat = [m.sum(1) if m.ndim == 3 else m for m in (*start, *v)]
     pictures += flat
-    titles += [f"{name}: {when}" for when in ("start", "at last") for _ in v]
-axes.set(xlabel="iteration", ylabel="log likelihood")
+    titles += [
+        f"{name}: {when}" + f", class {k + 1}" * (len(v) > 1)
+        for when in ("start", "at last")
+        for k in range(len(v))
+    ]
+axes.set(xlabel="iteration", ylabel="log likelihood", xticks=range(ITERATIONS))
 axes.legend()
-show_images([*pictures, volume.sum(1)], [*titles, "truth, projected"])
+pictures.insert(2, volume.sum(1))
+titles.insert(2, "3D: truth")
+pictures.insert(3, None)
+titles.insert(3, "")
+show_images(pictures, titles, columns=4, pixel_size_angstrom=PIXEL)
 plt.show()
 print(climbs)
 assert all(values[-1] > values[0] for values in climbs.values())

@@ -88,7 +88,11 @@ for name, method in {"FREALIGN": frealign, "RELION": relion, "SGD": sgd}.items()
 axes.set(xlabel="iteration", ylabel=f"mean FSC with the truth to {BOX * PIXEL / RADIUS:.0f} Å")
 axes.legend()
 titles = ["start, 80 Å", *agreement, "truth"]
-show_images([*(v.sum(1) for v in maps), lowpass(volume, 32.0, PIXEL, dimensions=3).sum(1)], titles)
+show_images(
+    [*(v.sum(1) for v in maps), lowpass(volume, 32.0, PIXEL, dimensions=3).sum(1)],
+    titles,
+    pixel_size_angstrom=PIXEL,
+)
 plt.show()
 print({name: [round(a, 3) for a in values] for name, values in agreement.items()})
 assert all(values[-1] > (0.55 if SMALL else 0.7) for values in agreement.values())

@@ -60,8 +60,9 @@ for _ in range(SHOWN[-1]):
     sums = sums_of_images(terms, weights, plane, n_classes=K, dimensions=2)
     classes = wiener_update(sums, 0.1 * shell_weight(sums) + 1e-9)
     history.append(classes)
-titles = [f"iteration {n}" if k == 0 else "" for k in range(K) for n in SHOWN]
-show_images([history[n][k] for k in range(K) for n in SHOWN], titles, columns=len(SHOWN))
+titles = [f"iteration {n}" for n in SHOWN]
+pictures = [history[n][k] for k in range(K) for n in SHOWN]
+show_images(pictures, titles, columns=len(SHOWN), pixel_size_angstrom=PIXEL)
 
 # %%
 # How sure the images are: the largest of each image's probabilities.

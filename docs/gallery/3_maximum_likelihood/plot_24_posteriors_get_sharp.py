@@ -68,15 +68,17 @@ figure, axes = plt.subplots(
 for column, n in enumerate(SHOWN):
     axes[0, column].set_title(f"iteration {n}")
     for row in IMAGES:
+        axes[row, 0].set_ylabel(f"image {row + 1}")
         draw_directions(axes[row, column], posteriors[n][row], order=ORDER)
-show_images([*(m.sum(1) for m in maps), v.sum(1)], [*(f"map before {n}" for n in SHOWN), "at last"])
+names = [*(f"map before {n}" for n in SHOWN), f"map after {SHOWN[-1]}", "truth"]
+show_images([m.sum(1) for m in (*maps, v, volume)], names, pixel_size_angstrom=PIXEL)
 
 # %%
 # exp of the mean entropy: how many of the grid's poses share an image's probability. Each direction
 # has three mates by the symmetry, hence four points.
 figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
 axes.semilogy(range(1, len(spread) + 1), torch.tensor(spread).exp(), "o-")
-axes.set(xlabel="iteration", ylabel="poses that share")
+axes.set(xlabel="iteration", ylabel="poses that share\nthe probability")
 plt.show()
 print([f"{float(torch.tensor(s).exp()):.1f}" for s in spread])
 assert spread[-1] < 0.7 * spread[0]

@@ -75,8 +75,9 @@ lecture = [orientation_cost(n, 1) / 1e9 for n in BOXES]
 axes.loglog(BOXES, lecture, "k:", label="formula, $10^9$ a second")
 axes.loglog(BOXES, list(exhaustive.values()), "o-", label="exhaustive, as a matrix product")
 axes.loglog(BOXES, list(engine.values()), "o-", label="coarse to fine, then refined")
-axes.set(xlabel="box n (pixels)", ylabel="CPU seconds for an image", xticks=BOXES)
-axes.set_xticks(BOXES, [str(n) for n in BOXES], minor=False)
+axes.set(xlabel="box n (pixels)", ylabel="CPU seconds for an image")
+axes.set_xticks(BOXES, [str(n) for n in BOXES])
+axes.set_xticks([], minor=True)
 axes.legend()
 plt.show()
 

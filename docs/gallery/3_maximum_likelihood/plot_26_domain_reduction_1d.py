@@ -80,6 +80,7 @@ for radius in LEVELS:
     axes.axhline(cutoff, color="C3", lw=1, ls="--", label="to beat")
     limits = float(whole.min()) - 20, float(whole.max()) + 150
     axes.set(xlabel="angle from the truth (°)", ylabel="log likelihood", ylim=limits)
+    axes.set(xlim=(-180, 180), xticks=range(-180, 181, 60))
     axes.set_title(f"L = {radius}: {BOX * PIXEL / radius:.0f} Å", fontsize=10)
     axes.legend(fontsize=7, loc="upper right", ncols=2)
     figures.append(figure)

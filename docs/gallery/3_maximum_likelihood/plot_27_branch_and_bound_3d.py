@@ -42,7 +42,7 @@ cells = len(search.classes)
 # %%
 # Below: where the cells of the first image lie that are left after the second level.
 figure, axes = plt.subplots(
-    1, len(SNRS), figsize=(11, 2.2), layout="constrained", subplot_kw={"projection": "mollweide"}
+    1, len(SNRS), figsize=(9.5, 2), layout="constrained", subplot_kw={"projection": "mollweide"}
 )
 left = {}
 for panel, snr in zip(axes, SNRS, strict=True):
@@ -65,7 +65,7 @@ shells = [level.plane.radius for level in search.levels]
 names = ["all", *(f"on {r} shells" for r in shells)]
 for snr, counts in left.items():
     axes.semilogy(names, counts, "o-", label=f"SNR {snr:g}")
-axes.set(ylabel="cells left")
+axes.set(ylabel="cells left", xlim=(-0.2, len(names) - 0.7))
 axes.legend()
 plt.show()
 print({snr: [f"{c:.0f}" for c in counts] for snr, counts in left.items()})

@@ -86,7 +86,30 @@ def sums_of_images(
 ) -> Sums:
     """The two sums of some images and their posterior weights, on every shell of `plane`, ready
     for an update (`reconstruction`): `num = sum Gamma P^T S^-1 C X / sigma^2` and `den = sum Gamma
-    P^T C^2 / sigma^2` of K class images (`dimensions` 2) or volumes (3)."""
+    P^T C^2 / sigma^2` of K class images (`dimensions` 2) or volumes (3).
+
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.engine.posterior_weights import assign_posterior
+    >>> from halfmap.pose_search.exhaustive import search_exhaustively
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.in_memory import simulate_images
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.so3 import orientation_grid
+    >>> plane, volume = half_plane(32, 5), phantom(32, 6.0)
+    >>> truth = draw_truth(Recipe(3, seed=1, shift_rms_px=0.0))
+    >>> terms = simulate_images([volume], truth, pixel_size_angstrom=6.0, snr=0.1).terms(plane)
+    >>> poses = search_exhaustively(
+    ...     prepare_references(volume[None], 5),
+    ...     terms,
+    ...     plane,
+    ...     rotations=orientation_grid(1).rotations,
+    ...     shifts_px=torch.zeros(1, 2),
+    ... )
+    >>> sums = sums_of_images(terms, assign_posterior(poses), plane, n_classes=1, dimensions=3)
+    >>> bool(sums.den.sum() > 0)
+    True
+    """
     device = terms.power.device
     sums = empty_sums(n_classes, plane.box, plane.radius, dimensions, device=device)
     slices = slice_terms(terms, gamma, plane)

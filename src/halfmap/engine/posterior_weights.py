@@ -12,7 +12,13 @@ SIGNIFICANCE = 0.999
 
 def assign_hard(candidates: Candidates) -> PosteriorWeights:
     """`Gamma = 1` at the best pose of each image and 0 elsewhere (lecture: template matching,
-    FREALIGN)."""
+    FREALIGN).
+
+    >>> from halfmap.engine.state import as_candidates, known_poses
+    >>> poses = known_poses(torch.eye(3).repeat(2, 1, 1), torch.zeros(2, 2), torch.tensor([0, 1]))
+    >>> assign_hard(as_candidates(poses)).classes
+    tensor([0, 1])
+    """
     best = candidates.best(1)
     n = len(best.score)
     index = torch.arange(n, device=best.score.device)
@@ -34,6 +40,11 @@ def assign_posterior(
 
     Of each image the fewest poses that hold the share `significance` of it are kept, and scaled to
     a sum of 1. Poses in one cell of a grid share a slice.
+
+    >>> from halfmap.engine.state import as_candidates, known_poses
+    >>> poses = known_poses(torch.eye(3).repeat(2, 1, 1), torch.zeros(2, 2), torch.tensor([0, 0]))
+    >>> assign_posterior(as_candidates(poses)).weight  # one pose each: it is certain
+    tensor([1., 1.])
     """
     ordered = candidates.best(candidates.score.shape[1])
     weight = torch.softmax(ordered.log_weight, dim=1)

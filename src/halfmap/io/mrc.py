@@ -143,6 +143,13 @@ def read_map(path, *, cubic=True):
     `cubic=True` asks for a cube with equal voxel sizes and returns one size (0 when the header has
     none); `cubic=False` takes any map and returns the sizes along x, y, z.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_map(f"{folder}/map.mrc", np.ones((4, 5, 6), np.float32), 2.0)
+    ...     volume, sizes_angstrom = read_map(f"{folder}/map.mrc", cubic=False)
+    >>> volume.shape, sizes_angstrom
+    ((4, 5, 6), (2.0, 2.0, 2.0))
+
     Raises:
         InputError: missing, truncated, not MRC, impossible axes; or with `cubic` unequal sides or
             voxels.
@@ -417,6 +424,13 @@ def write_stack(
 
 def write_map(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_angstrom: float) -> None:
     """Write a volume `[z, y, x]` as a float32 map, atomically.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_map(f"{folder}/map.mrc", np.zeros((8, 8, 8), np.float32), 1.5)
+    ...     volume, pixel_size_angstrom = read_map(f"{folder}/map.mrc")
+    >>> volume.shape, pixel_size_angstrom
+    ((8, 8, 8), 1.5)
 
     Raises:
         InputError: the array has not three dimensions, or the folder is missing.

@@ -23,17 +23,19 @@ _PANEL_INCHES = 1.9
 
 
 def show_images(
-    images: Sequence[ArrayLike],
+    images: Sequence[ArrayLike | None],
     titles: Sequence[str] = (),
     *,
     columns: int = 0,
     same_grey: bool = False,
     title: str = "",
+    pixel_size_angstrom: float | None = None,
 ) -> "Figure":
     """Images (N, N) in rows of `columns` (all in one row if 0), y upwards, the centre at N // 2.
 
     Grey runs from the 0.5 to the 99.5 percentile of each image, or of all together with
-    `same_grey`. An image of which nothing is drawn may be given as None.
+    `same_grey`. An image of which nothing is drawn may be given as None. With a pixel size the
+    first image gets a bar of a round length in Angstrom.
 
     Raises:
         InputError: more titles than images.
@@ -57,10 +59,28 @@ def show_images(
         low, high = np.percentile(array, (0.5, 99.5)) if shared is None else shared
         panel.imshow(array, cmap="gray", vmin=low, vmax=high, origin="lower")
         if n < len(titles):
-            panel.set_title(titles[n], fontsize=9)
+            panel.set_title(titles[n], fontsize=10)
+    if pixel_size_angstrom is not None:
+        _scale_bar(axes.flat[0], there[0].shape[-1], pixel_size_angstrom)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _scale_bar(panel: "Axes", box: int, pixel_size_angstrom: float) -> None:
+    """A bar of 1, 2 or 5 times a power of ten, at most a third of the box, in the lower corner."""
+    from matplotlib.patheffects import withStroke
+
+    third = box * pixel_size_angstrom / 3
+    power = 10.0 ** math.floor(math.log10(third))
+    length = power * max(n for n in (1, 2, 5) if n * power <= third)
+    left, low, pixels = 0.06 * box, 0.06 * box, length / pixel_size_angstrom
+    outline = [withStroke(linewidth=3, foreground="black")]
+    panel.plot([left, left + pixels], [low, low], color="white", lw=2, path_effects=outline)
+    panel.text(
+        left + pixels / 2, 1.5 * low, f"{length:g} Å", color="white", fontsize=8, ha="center",
+        va="bottom", path_effects=outline,
+    )  # fmt: skip
 
 
 def draw_directions(axes: "Axes", probability: ArrayLike, *, order: int) -> None:

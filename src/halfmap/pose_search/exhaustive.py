@@ -42,6 +42,25 @@ def search_exhaustively(
     `assign_posterior` makes the lecture's Gamma of them, `assign_hard` the best match. With the
     log likelihood a weight is relative to no particle at all, `-(|X - R|^2 - |X|^2) / (2 sigma^2)`.
 
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.in_memory import simulate_images
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.so3 import orientation_grid
+    >>> plane, volume = half_plane(32, 5), phantom(32, 6.0)
+    >>> truth = draw_truth(Recipe(3, seed=1, shift_rms_px=0.0))
+    >>> terms = simulate_images([volume], truth, pixel_size_angstrom=6.0, snr=0.1).terms(plane)
+    >>> poses = search_exhaustively(
+    ...     prepare_references(volume[None], 5),
+    ...     terms,
+    ...     plane,
+    ...     rotations=orientation_grid(1).rotations,
+    ...     shifts_px=torch.zeros(1, 2),
+    ... )
+    >>> poses.log_weight.shape  # images, poses
+    torch.Size([3, 576])
+
     Args:
         references: K maps or class images, prepared up to the plane's radius at least.
         terms: `C X / sigma^2` and `C^2 / sigma^2` of B images on `plane`.

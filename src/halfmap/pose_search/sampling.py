@@ -94,7 +94,11 @@ def coarse_radius(settings: SearchSettings, box: int, radius: int, dimensions: i
 
 
 def shift_grid(range_px: float, step_px: float, *, device: torch.device) -> Float[Tensor, "T 2"]:
-    """Square grid of shifts inside a circle."""
+    """Square grid of shifts inside a circle.
+
+    >>> len(shift_grid(2.0, 1.0, device=torch.device("cpu")))  # 0, 4 at 1 pixel, 4 at 1.4, 4 at 2
+    13
+    """
     n = math.floor(range_px / step_px + 1e-6)
     axis = torch.arange(-n, n + 1, device=device) * step_px
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -189,6 +189,10 @@ def draw_truth(recipe: Recipe) -> Truth:
     astigmatism U - V (absolute value of a Gaussian) and its axis; a particle's own height adds a
     Gaussian. Exactly round(n junk_fraction) particles are junk, in equal parts empty, ice and
     overlaps. Beam tilt points another way in each optics group.
+
+    >>> truth = draw_truth(Recipe(100, seed=1))
+    >>> truth.angles_deg.shape, truth.shift_px.shape
+    (torch.Size([100, 3]), torch.Size([100, 2]))
     """
     n, rng = recipe.n, np.random.default_rng(recipe.seed)
     state = rng.choice(len(recipe.weights), n, p=np.array(recipe.weights) / sum(recipe.weights))

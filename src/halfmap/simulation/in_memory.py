@@ -48,6 +48,13 @@ def simulate_images(
 ) -> SimulatedImages:
     """Images of particles with white noise: `X = C S_t P_phi A_k + N`, P without interpolation.
 
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.phantom import phantom
+    >>> truth = draw_truth(Recipe(4, seed=1))
+    >>> data = simulate_images([phantom(32, 6.0)], truth, pixel_size_angstrom=6.0, snr=0.1)
+    >>> data.images.shape
+    torch.Size([4, 32, 32])
+
     Args:
         volumes: one for each state of `truth` (`draw_truth`), in volts or whatever it is.
         snr: variance of the noise-free images over that of the noise, over all pixels; inf for

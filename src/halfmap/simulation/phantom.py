@@ -77,6 +77,10 @@ def phantom(
     State 1: the soluble domain turned by 9 degrees about z and the C-terminal helices missing. C1:
     each subunit differs, see `phantom_atoms`. It is 148 A across. Raises InputError when the box
     does not hold it.
+
+    >>> volume = phantom(32, 6.0)
+    >>> volume.shape
+    torch.Size([32, 32, 32])
     """
     atoms = phantom_atoms(symmetry=symmetry, state=state)
     return density_from_atoms(
