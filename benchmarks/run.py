@@ -91,6 +91,7 @@ ALL = {
         others.star_readers,
         documentation.gallery_built,
         documentation.docstring_examples,
+        documentation.biased_start,
     )
 }
 

@@ -54,7 +54,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "real_data": ("Real data", ("real_ribosome", "trpv1_real")),
     "symmetry": ("Symmetry of maps", ("symmetry_found", "symmetry_of_molecules")),
-    "documentation": ("The documentation", ("gallery_built", "docstring_examples")),
+    "documentation": ("The documentation", ("gallery_built", "docstring_examples", "biased_start")),
     "files": ("Undoing the CTF, reading files", ("restore_methods", "star_readers")),
 }
 

@@ -14,6 +14,10 @@ posterior, and goes a step along the gradient of the log likelihood,
 with :math:`\mu` from 0.8 to 0.16. Early steps nearly forget what was there; as :math:`\mu` falls
 they remember what many batches agree on. Some E-M with all images ends it, as in ``halfmap
 abinitio``. Same images, same start, the same two sums.
+
+Of ten seeds (``HALFMAP_GALLERY_SEEDS=10``) E-M stayed in ten and SGD left in ten. Both ways find a
+single map from many a wrong start: a two-fold one of a molecule without symmetry, for instance,
+E-M only leaves some iterations later. What E-M keeps for good, as far as was tried, is classes.
 """
 
 import os
@@ -37,7 +41,7 @@ from halfmap.so3 import euler_to_matrix
 from halfmap.transfer_function import CTFParameters
 
 SMALL = os.environ.get("HALFMAP_GALLERY") == "small"
-SEEDS = int(os.environ.get("HALFMAP_GALLERY_SEEDS", "1" if SMALL else "3"))
+SEEDS = int(os.environ.get("HALFMAP_GALLERY_SEEDS", "1" if SMALL else "2"))
 BOX, PIXEL, RADIUS, SNR, N, BATCH, STEPS = 32, 6.0, 9, 0.1, 200, 12, 60
 FULL, LAST = (10, 5) if SMALL else (25, 10)  # iterations of E-M alone, and of E-M after SGD
 plane, volume, only_psi = half_plane(BOX, RADIUS), phantom(BOX, PIXEL), torch.tensor([0, 0, 1.0])
