@@ -88,7 +88,7 @@ def _near_pairs(particles: Particles, reach_angstrom: float) -> np.ndarray:
     known = np.isfinite(place).all(axis=1)
     if not known.any() or not np.ptp(place[known], axis=0).any():  # written to write something
         return np.zeros((0, 2), np.int64)
-    place = place * _micrograph_pixel(particles)[:, None] - particles.shift_angstrom
+    place = place * micrograph_pixel_angstrom(particles)[:, None] - particles.shift_angstrom
     order = np.argsort(particles.micrograph, kind="stable")
     starts = np.flatnonzero(np.diff(particles.micrograph[order], prepend=-1))
     found = []
@@ -102,7 +102,7 @@ def _near_pairs(particles: Particles, reach_angstrom: float) -> np.ndarray:
     return np.concatenate(found)
 
 
-def _micrograph_pixel(particles: Particles) -> np.ndarray:
+def micrograph_pixel_angstrom(particles: Particles) -> np.ndarray:
     """Pixel size of the micrograph in which coordinates count (n,); that of the images, which is
     no smaller, if no column tells."""
     for table in (particles.optics, particles.table):

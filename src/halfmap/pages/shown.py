@@ -134,7 +134,14 @@ class Shown:
 
     async def particle(self, request: Request) -> Response:
         job, index = self.server.job(request), int(number(request, "index", 0) or 0)
-        part = "particle_posterior" if "posterior" in request.query_params else "particle"
+        asked = request.query_params
+        if "micrograph" in asked:
+            place = str(self.server.root / job)
+            found = await self.server.workers.run(
+                "pages.micrograph:particle_micrograph", place, index
+            )
+            return JSONResponse(as_json(found))
+        part = "particle_posterior" if "posterior" in asked else "particle"
         told = await self.server.torch_workers.run(
             f"pages.particle:{part}", str(self.server.root / job), index
         )

@@ -1,6 +1,7 @@
 // Single particles: a table of them, and one with all that is known of it.
 import { getJson } from "./api.js";
 import { angstrom, count, digits, h, setText, toast, words } from "./dom.js";
+import { micrographView } from "./micrograph.js";
 import { colour, curvePlot, mollweide, resolutionTick, viridis } from "./plots.js";
 
 const SORTS = { "": "as in the file", class: "class", "-largest_weight": "sure of the pose first", largest_weight: "least sure first",
@@ -63,24 +64,47 @@ export function particlePage(main, go, query) {
     }
   }
 
-  async function show(k) {
+  function show(k) {
     shown = k;
     [...body.children].forEach((row, n) => row.classList.toggle("chosen", n === k));
+    look(rows[k]);
+  }
+
+  async function look(index) {
     asked += 1;
     const mine = asked;
     if (!one.firstChild) one.append(h("p", { class: "quiet" }, "Reading the particle."));
     try {
-      const found = await getJson("api/particle", { id, index: rows[k] });
+      const found = await getJson("api/particle", { id, index });
       if (mine !== asked) return;
       const grid = draw(found);
+      addMicrograph(index, () => mine === asked);
       if (!found.weighed) return;
       const wait = h("section", { class: "panel plot quiet" }, "Weighing all directions from which it may have been seen.");
       grid.prepend(wait);
-      const weighed = await getJson("api/particle", { id, index: rows[k], posterior: 1 });
+      const weighed = await getJson("api/particle", { id, index, posterior: 1 });
       if (mine === asked) wait.replaceWith(sphere(weighed));
     } catch (error) {
       if (mine === asked) one.replaceChildren(h("p", { class: "message bad" }, error.message));
     }
+  }
+
+  async function addMicrograph(index, wanted) {
+    const panel = h("section", { class: "panel", "aria-label": "Micrograph" }, h("h2", {}, "Micrograph"), h("p", { class: "quiet" }, "Reading the micrograph."));
+    one.append(panel);
+    try {
+      const found = await getJson("api/particle", { id, index, micrograph: 1 });
+      if (wanted()) panel.replaceChildren(...micrographView(found, goTo));
+    } catch (error) {
+      panel.replaceChildren(h("h2", {}, "Micrograph"), h("p", { class: "message bad" }, error.message));
+    }
+  }
+
+  // a particle that is clicked on the micrograph, in the table or not
+  function goTo(index) {
+    const at = rows.indexOf(index);
+    if (at >= 0) show(at);
+    else look(index);
   }
 
   function draw(found) {
