@@ -84,7 +84,11 @@ def values_of(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None or value == "":
             continue
         values[key] = _read(one, value)
-    missing = [one.flag for one in known.values() if one.required and one.name not in values]
+    missing = [
+        one.name if one.option.positional else one.flag
+        for one in known.values()
+        if one.required and one.name not in values
+    ]
     if missing:
         raise InputError(f"{missing[0]}: a value is needed")
     return values

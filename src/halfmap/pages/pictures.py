@@ -76,8 +76,15 @@ def mosaic(tiles: list[np.ndarray]) -> np.ndarray:
 
 
 def thumbnail(folder: str) -> bytes:
-    """What a job is known by in the table: its classes, its map, or its first picture."""
-    place = Path(folder)
+    """What a job is known by in the table: its classes, its map, or its first picture; plain grey
+    where there is nothing to be seen yet, or it is being written."""
+    try:
+        return _thumbnail(Path(folder))
+    except (InputError, OSError, ValueError):
+        return png(np.full((8, 8), 128, np.uint8), None)
+
+
+def _thumbnail(place: Path) -> bytes:
     if place.is_file():
         return _thumbnail_of_file(place)
     if (place / "classes.mrcs").exists():
@@ -100,7 +107,7 @@ def thumbnail(folder: str) -> bytes:
     for path in sorted((place / "pictures").glob("*.png")):
         with Image.open(path) as picture:
             return png(np.asarray(picture.convert("L")), THUMBNAIL)
-    return png(np.full((8, 8), 128, np.uint8), None)  # nothing to be seen yet
+    raise InputError(f"{place}: nothing to be seen yet")
 
 
 def _maps_of(place: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -38,10 +39,15 @@ class Watch:
     _found: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _listeners: int = 0
+    _looking: threading.Lock = field(default_factory=threading.Lock)
     _task: asyncio.Task[None] | None = None
 
     def look(self, *, search: bool = False) -> bool:
-        """Read what has changed since the last look; whether anything had."""
+        """Read what has changed since the last look; whether anything had. One thread at a time."""
+        with self._looking:
+            return self._look(search=search)
+
+    def _look(self, *, search: bool) -> bool:
         now = time.monotonic()
         if search or now - self._searched > SEARCH_SECONDS or not self._found:
             self._found, self._searched = find_jobs(self.root), now
@@ -72,12 +78,13 @@ class Watch:
         """Server-sent events: first all rows, then those that changed and the names of those that
         are gone, and a comment now and then."""
         self._listeners += 1
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep_looking())
         sent: dict[str, dict[str, Any]] = {}
         told: list[dict[str, Any]] | None = None
         try:
             yield "retry: 1000\n\n"
+            await asyncio.to_thread(self.look, search=True)  # what was known may be gone
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._keep_looking())
             while True:
                 rows, starts, event = self.rows, self.starts(), self._changed
                 new = [row for job, row in rows.items() if sent.get(job) is not row]

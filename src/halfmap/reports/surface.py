@@ -1,6 +1,7 @@
 """Surfaces of maps at a threshold, small enough to be sent to a page."""
 
 import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def read_density_of(path: Path, index: int = 0) -> tuple[np.ndarray, float]:
     try:
         with np.load(path, allow_pickle=False) as kept:
             maps, pixel = kept["maps"], float(kept["pixel_size_angstrom"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         raise InputError(f"{path}: maps of an iteration were expected, it is damaged") from None
     if not 0 <= index < len(maps):
         raise InputError(f"{path}: class {index + 1} of {len(maps)} was asked for")

@@ -18,11 +18,7 @@ export function dashboard(main, go) {
   );
   const compare = h("button", { disabled: true, onclick: () => go("compare", { a: [...chosen][0], b: [...chosen][1] }) }, "Compare");
   const body = h("tbody", {});
-  const head = (text, cls = "", width = "") => {
-    const cell = h("th", { class: cls, scope: "col" }, text);
-    if (width) cell.style.width = width;
-    return cell;
-  };
+  const head = (text, cls = "") => h("th", { class: cls, scope: "col" }, text);
   const table = h(
     "table",
     { class: "jobs" },
@@ -32,15 +28,15 @@ export function dashboard(main, go) {
       h(
         "tr",
         {},
-        head("", "thumb", "60px"),
-        head("Job", "", ""),
-        head("Status", "", "190px"),
-        head("Resolution", "number", "100px"),
-        head("Particles", "number middle", "96px"),
-        head("Time", "number middle", "118px"),
-        head("Left at most", "number wide", "118px"),
-        head("Memory", "number wide", "86px"),
-        head("Started", "wide", "130px"),
+        head("", "thumb"),
+        head("Job"),
+        head("Status", "w-status"),
+        head("Resolution", "number w-short"),
+        head("Particles", "number middle w-short"),
+        head("Time", "number middle w-long"),
+        head("Left at most", "number wide w-long"),
+        head("Memory", "number wide w-short"),
+        head("Started", "wide w-when"),
       ),
     ),
     body,
@@ -79,7 +75,7 @@ export function dashboard(main, go) {
       "tr",
       { tabindex: "0", "data-id": id, onclick: (event) => open(event, id) },
       cell("thumb", "thumb"),
-      cell("name"),
+      cell("name", "job"),
       cell("status"),
       cell("resolution", "number"),
       cell("particles", "number middle"),
@@ -118,6 +114,7 @@ export function dashboard(main, go) {
   function fill(one, row, marks) {
     one.line.dataset.id = row.id;
     setText(one.branch, marks.map((last, k) => (k === marks.length - 1 ? (last ? "└ " : "├ ") : last ? "  " : "│ ")).join(""));
+    one.cells.name.style.setProperty("--depth", String(marks.length));
     setText(one.name, row.id === "." ? row.name : row.id);
     setText(one.command, row.command);
     one.line.title = row.message || "";

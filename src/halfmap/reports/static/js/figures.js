@@ -85,7 +85,7 @@ export function jobFigures() {
         label: `iteration ${curves.iteration[n]}`,
         values: byClass[Math.min(which, byClass.length - 1)],
         colour: last ? colour(3) : colour(0),
-        faint: last ? null : 0.15 + 0.6 * share,
+        faint: last ? null : 0.35 + 0.5 * share,
         width: last ? 2.5 : 1.2,
       };
     });
