@@ -39,13 +39,15 @@ def cases(which: str) -> list[Any]:
 def some_value(one: NamedOption) -> Any:
     """A value that is not the default, and within the limits."""
     if one.option.parse is parse_numbers:
-        return "2,1"
+        return ",".join("2" for _ in range(max(2, one.count)))
+    if one.count > 1:
+        return (2.0,) * one.count
     if one.kind is bool:
         return not one.default
     if one.choices:
         return next(choice for choice in one.choices if choice != one.default)
     if one.option.check is not None:
-        return "D2" if one.option.metavar == "G" else "5px"
+        return {"G": "D2", "DIR": "."}.get(one.option.metavar, "5px")
     if one.kind in (int, float):
         low = max(x for x in (one.option.at_least, one.option.above, 1) if x is not None)
         value = low + 1
