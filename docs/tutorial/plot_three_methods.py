@@ -51,7 +51,8 @@ truth = draw_truth(Recipe(N, seed=1, shift_rms_px=0.0))
 data = simulate_images([volume], truth, pixel_size_angstrom=PIXEL_ANGSTROM, snr=0.05)
 plane = half_plane(BOX, RADIUS)
 terms = data.terms(plane)
-show_images([*data.images[:6]], title="six of the images, SNR 0.05")
+title = "six of the images, SNR 0.05"
+show_images([*data.images[:6]], columns=3, title=title, pixel_size_angstrom=PIXEL_ANGSTROM)
 
 # %%
 # The start, and the poses that are tried: a map at 80 Å; orientations 15 degrees apart in the
@@ -147,7 +148,8 @@ maps["SGD"] = v
 # %%
 # The three beside each other, projected from the side.
 limited = lowpass(volume, BOX * PIXEL_ANGSTROM / RADIUS, PIXEL_ANGSTROM, dimensions=3)
-show_images([m.sum(1) for m in (start, *maps.values(), limited)], ["start", *maps, "truth"])
+shown = [m.sum(1) for m in (start, *maps.values(), limited)]
+show_images(shown, ["start", *maps, "truth"], pixel_size_angstrom=PIXEL_ANGSTROM)
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for name, values in curves.items():
     axes.plot(range(1, ITERATIONS + 1), values, "o-", label=name)

@@ -64,6 +64,8 @@ for n in BOXES:
     exhaustive[n] = orientation_cost(n, 1) / rates[-1]
     settings = SearchSettings(Specimen(point_group("C1"), 80 / pixel), score=LOG_LIKELIHOOD)
     search = prepare_search(references, settings, plane.radius)
+    if n == BOXES[0]:  # what is compiled at first use is not counted
+        search_globally(search, terms, torch.zeros(IMAGES, 2), plane, plane.radius)
     began = time.process_time()
     search_globally(search, terms, torch.zeros(IMAGES, 2), plane, plane.radius)
     engine[n] = (time.process_time() - began) / IMAGES
