@@ -159,6 +159,18 @@ def test_the_readme_lists_every_command() -> None:
     assert sorted(listed) == sorted(COMMANDS)
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_job_says_how_it_works_and_what_its_files_mean(name: str) -> None:
+    text = (ROOT / "docs" / "job_notes" / f"{name}.md").read_text(encoding="utf-8")
+    assert "## How it works" in text
+    assert "## What it writes" in text or name == "restore"  # told in docs/restore.md
+    for target in LINK.findall(text):
+        page, _, anchor = target.removeprefix("../../").partition("#")
+        assert target.startswith("../../")
+        assert (ROOT / "docs" / page).is_file()
+        assert not anchor or anchor in _slugs(ROOT / "docs" / page)
+
+
 def test_figures_of_the_readme_are_those_of_the_benchmarks() -> None:
     """Each figure of the table against other programs stands in docs/benchmarks.md."""
     benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
