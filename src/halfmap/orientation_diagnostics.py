@@ -21,8 +21,11 @@ AXES = 256  # of cones, on a Fibonacci spiral over a hemisphere: a double cone h
 HALF_ANGLE_DEG = 20.0
 THRESHOLD = 0.143
 PREFERRED_BELOW = 0.5  # cFAR below which views are held to be preferred, as in cryoSPARC
-# A choice: cones of fewer coefficients say nothing, and the whole shell speaks for them
-FEWEST_COEFFICIENTS = 12
+# Choices, by simulated halves of one SSNR by direction and three shapes: a cone's shell is taken
+# together with up to three neighbours on both sides until it has 60 independent coefficients, as
+# chance in a few would end a curve early; below 20 it says nothing, and the whole shell speaks
+ENOUGH_COEFFICIENTS, FEWEST_COEFFICIENTS = 60.0, 20.0
+MOST_NEIGHBOURS = 3
 _BEYOND = 1.5  # cones are followed to this many times the shell at which the whole FSC falls
 _CHUNK = 1 << 17
 # Slices at Fourier radius 50 (Baldwin and Lyumkis 2020): a direction is met within half a pixel;
@@ -87,7 +90,7 @@ def conical_fsc(
     """The FSC of two half maps in double cones around evenly spread axes.
 
     `FSC_a(s) = Re sum A conj(B) / sqrt(sum |A|^2 sum |B|^2)` over the coefficients k of shell s
-    with `|k . a| >= |k| cos(half angle)`.
+    with `|k . a| >= |k| cos(half angle)`, and of neighbouring shells where s has few.
     """
     whole = fourier_shell_correlation(
         half1, half2, pixel_size_angstrom=pixel_size_angstrom, mask=mask
@@ -97,12 +100,39 @@ def conical_fsc(
     last = _followed_to(whole)
     directions = fibonacci_hemisphere(axes)
     sums, counts = _cone_sums(half1, half2, directions, last, cos(radians(half_angle_deg)))
+    sums, counts = _with_neighbours(sums, counts * _independent_share(mask))
     norm = (sums[1] * sums[2]).sqrt()
     found = torch.where(norm > 0, sums[0] / norm.clamp_min(1e-300), 0.0).clamp(-1, 1)
     shared = whole.correlation[: last + 1].double()
     curves = torch.where(counts < FEWEST_COEFFICIENTS, shared, found)
     curves[:, 0] = 1
     return ConicalFsc(directions, curves, _areas(curves), whole)
+
+
+def _independent_share(mask: Float[Tensor, "N N N"] | None) -> float:
+    """Of the coefficients of a masked map: as many as its squared weight has volume."""
+    if mask is None:
+        return 1.0
+    return float(mask.square().sum() ** 2 / (mask**4).sum().clamp_min(1e-30)) / mask.numel()
+
+
+def _with_neighbours(
+    sums: Float[Tensor, "3 A shells"], counts: Float[Tensor, "A shells"]
+) -> tuple[Float[Tensor, "3 A shells"], Float[Tensor, "A shells"]]:
+    """The sums of each shell and its neighbours, as many as give `ENOUGH_COEFFICIENTS`, and how
+    many these are."""
+    last = counts.shape[-1] - 1
+    before = [torch.nn.functional.pad(one.cumsum(-1), (1, 0)) for one in (sums, counts)]
+    of, total = counts.clone(), sums.clone()
+    shell = torch.arange(last + 1)
+    for reach in range(1, MOST_NEIGHBOURS + 1):
+        few = of < ENOUGH_COEFFICIENTS
+        low, high = (shell - reach).clamp_min(1), (shell + reach).clamp_max(last) + 1
+        total, of = (
+            torch.where(few, wide[..., high] - wide[..., low], kept)
+            for wide, kept in zip(before, (total, of), strict=True)
+        )
+    return total, of
 
 
 def _followed_to(whole: Curve) -> int:
@@ -126,7 +156,7 @@ def _cone_sums(
     cosine: float,
 ) -> tuple[Float[Tensor, "3 A shells"], Float[Tensor, "A shells"]]:
     """Re A conj(B), |A|^2 and |B|^2 summed over each shell of each cone, and how many coefficients
-    of the half transform these are."""
+    these are, a pair of conjugates being one."""
     box = half1.shape[-1]
     line = torch.fft.fftfreq(box, 1 / box).float()
     kz, ky, kx = torch.meshgrid(line, line, torch.arange(box // 2 + 1).float(), indexing="ij")
@@ -136,10 +166,9 @@ def _cone_sums(
     chosen = chosen[torch.argsort(shell.flatten()[chosen], stable=True)]
     a, b = (torch.fft.rfftn(half).flatten()[chosen] for half in (half1, half2))
     weight = coefficient_weights(box).expand(box, box, -1).flatten()[chosen]
-    ones = torch.ones_like(weight)
-    values = torch.stack(
-        [(a * b.conj()).real, a.abs().square(), b.abs().square(), ones]
-    ).double() * torch.stack([weight, weight, weight, ones])
+    halves = torch.full_like(weight, 0.5)
+    products = torch.stack([(a * b.conj()).real, a.abs().square(), b.abs().square(), halves])
+    values = products.double() * weight
     unit = torch.stack([kx, ky, kz], -1).reshape(-1, 3)[chosen]
     unit = unit / radius.flatten()[chosen, None]
     sizes = torch.bincount(shell.flatten()[chosen], minlength=last + 1).tolist()

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_ALIKE = 0.01  # relative
+
 
 def save_directional_plot(
     path: str | Path, cones: ConicalFsc, sampling: Sampling | None = None, *, mask: str = ""
@@ -82,7 +84,7 @@ def _curves(axes: "Axes", cones: ConicalFsc) -> None:
         xlabel="spatial frequency (1/Å)",
         ylabel="FSC in double cones of 20°",
     )
-    axes.legend(fontsize=8, frameon=False, loc="upper right")
+    axes.legend(fontsize=8, frameon=False, loc="lower left")
     resolution_axis(axes, float(frequency[-1]))
 
 
@@ -99,8 +101,11 @@ def _hemisphere(
     """Values of directions in Lambert's equal-area projection, z in the middle, x to the right."""
     radius = np.sqrt(2 * (1 - directions[:, 2])) / math.sqrt(2)
     angle = np.arctan2(directions[:, 1], directions[:, 0])
-    flat = bool(np.ptp(values) < 1e-9)
-    bounds: dict[str, Any] = {"vmin": values[0] - 1, "vmax": values[0] + 1} if flat else {}
+    # differences that no label would show are none
+    flat = bool(np.ptp(values) < _ALIKE * np.abs(values).max())
+    bounds: dict[str, Any] = (
+        {"vmin": 0.5 * values[0], "vmax": 1.5 * values[0] + 1e-9} if flat else {}
+    )
     points = axes.scatter(
         radius * np.cos(angle), radius * np.sin(angle), c=values, s=size, cmap="viridis", **bounds
     )
@@ -112,5 +117,6 @@ def _hemisphere(
     axes.set_axis_off()
     bar = figure.colorbar(points, ax=axes, orientation="horizontal", shrink=0.8, aspect=25)
     bar.set_label(label, fontsize=9)
-    if ticks is not None and not flat:
-        bar.set_ticks([place for place, _ in ticks], labels=[words for _, words in ticks])
+    if ticks is not None:
+        shown = ticks[:1] if flat else ticks
+        bar.set_ticks([place for place, _ in shown], labels=[words for _, words in shown])

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from halfmap.plots.curves import DPI
 
+_DARKEST = 0.35  # of a colour, where the map is dark
 _SHOWN = 0.3  # of the mask: what is coloured and counted
 
 
@@ -20,6 +21,9 @@ def save_local_resolution_plot(
 ) -> None:
     """Three central slices of the map, coloured by local resolution inside the mask, and how many
     voxels have which."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     inside = mask > _SHOWN
@@ -29,22 +33,24 @@ def save_local_resolution_plot(
     figure = Figure(figsize=(13, 4.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.1])
     middle = len(density) // 2
+    darkest, brightest = np.quantile(density[inside], [0.01, 0.995])
+    brightest = max(brightest, darkest + 1e-12)
+    colours = colormaps["jet"]  # blue is fine, red is coarse, as in ChimeraX and RELION's pages
     for number, name in enumerate(("z", "y", "x")):
         grey, colour, within = (
             np.take(one, middle, axis=number) for one in (density, resolution_angstrom, inside)
         )
-        axes[number].imshow(grey, cmap="gray", origin="lower")
-        shown = axes[number].imshow(
-            np.ma.masked_array(colour, ~within),
-            cmap="jet_r",
+        lit = ((grey - darkest) / (brightest - darkest)).clip(0, 1)[..., None]
+        hue = colours((colour - low) / (high - low))[..., :3]
+        # inside the mask the map's grey is the brightness of the colour, so that both are seen
+        axes[number].imshow(
+            np.where(within[..., None], hue * (_DARKEST + (1 - _DARKEST) * lit), 0.8 * lit),
             origin="lower",
-            vmin=low,
-            vmax=high,
-            alpha=0.55,
         )
         axes[number].set_title(f"central slice, {name} = 0", fontsize=10)
         axes[number].set_axis_off()
-    figure.colorbar(shown, ax=axes[:3], shrink=0.7, label="local resolution (Å)")
+    scale = ScalarMappable(Normalize(low, high), colours)
+    figure.colorbar(scale, ax=axes[:3], shrink=0.7, label="local resolution (Å)")
     axes[3].hist(values, bins=40, range=(low, high), color="#1b4f9c")
     axes[3].axvline(float(np.median(values)), color="black", linewidth=1, linestyle="--")
     axes[3].set(xlabel="local resolution (Å)", ylabel="voxels inside the mask")
