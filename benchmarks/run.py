@@ -23,6 +23,7 @@ import classes3d
 import dirty
 import documentation
 import estep
+import finishing
 import from_nothing
 import gallery
 import known_poses
@@ -30,6 +31,7 @@ import local_regularisation
 import low_signal
 import many_processes
 import others
+import preferred_views
 import purity
 import real_data
 import refine_simulated
@@ -85,6 +87,10 @@ ALL = {
         known_poses.relaxed,
         real_data.real_ribosome,
         real_data.trpv1_real,
+        finishing.mask,
+        finishing.postprocess,
+        finishing.localres,
+        preferred_views.orientations,
         symmetry_finding.symmetry_found,
         symmetry_finding.symmetry_of_molecules,
         others.restore_methods,

@@ -23,6 +23,8 @@ from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.masks import read_mask, soft_sphere
 
+# Of phases: eight in a box of 64, two in one of 96, one beyond, where shells are large enough
+_MOST_DRAWS, _VOXELS_DRAWN = 8, 8 * 64**3
 RANDOMISED = "masked, phases randomised"  # a curve's name, which has no resolution of its own
 
 
@@ -279,7 +281,8 @@ def half_map_curves(
     A mask correlates the two halves by itself. Phases of both maps are randomised from the shell
     where the unmasked FSC first falls below ``randomise_below``; what the mask then still shows,
     ``FSC_n``, is not signal: ``FSC_true = (FSC_masked - FSC_n) / (1 - FSC_n)`` from two shells
-    after that, ``FSC_masked`` before.
+    after that, ``FSC_masked`` before. In small boxes a shell holds few coefficients and chance is
+    large in one draw of phases: ``FSC_n`` is then the mean of several.
 
     Raises:
         InputError: shapes do not fit.
@@ -295,13 +298,7 @@ def half_map_curves(
     n_shells = len(unmasked.correlation)
     below = (unmasked.correlation[1:] < randomise_below).nonzero()
     start = int(below[0]) + 1 if len(below) else n_shells
-    generator = torch.Generator().manual_seed(seed)
-    randomised = fourier_shell_correlation(
-        phase_randomise(half1, start, generator),
-        phase_randomise(half2, start, generator),
-        pixel_size_angstrom=pixel_size_angstrom,
-        mask=mask,
-    )
+    randomised = _randomised_curve(half1, half2, masked, mask, start, seed)
     # below 0 it is chance: the mask takes nothing away, so that no corrected curve is above its
     # masked one
     by_mask = randomised.correlation.clamp_min(0)
@@ -318,6 +315,29 @@ def half_map_curves(
         ),
         randomised_from=start if start < n_shells else None,
     )
+
+
+def _randomised_curve(
+    half1: Float[Tensor, "*box"],
+    half2: Float[Tensor, "*box"],
+    masked: Curve,
+    mask: Float[Tensor, "*box"],
+    start: int,
+    seed: int,
+) -> Curve:
+    """The masked FSC of maps with random phases, the mean of as many draws as are cheap."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = max(1, min(_MOST_DRAWS, _VOXELS_DRAWN // half1.numel()))
+    drawn = [
+        fourier_shell_correlation(
+            phase_randomise(half1, start, generator),
+            phase_randomise(half2, start, generator),
+            pixel_size_angstrom=masked.pixel_size_angstrom,
+            mask=mask,
+        ).correlation
+        for _ in range(draws if start < len(masked.correlation) else 1)
+    ]
+    return replace(masked, correlation=torch.stack(drawn).mean(0))
 
 
 def write_fsc_star(

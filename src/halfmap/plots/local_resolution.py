@@ -7,7 +7,7 @@ from jaxtyping import Float
 
 from halfmap.plots.curves import DPI
 
-_DARKEST = 0.35  # of a colour, where the map is dark
+_DARKEST = 0.4  # of a colour, where the map is dark
 _SHOWN = 0.3  # of the mask: what is coloured and counted
 
 
@@ -33,9 +33,9 @@ def save_local_resolution_plot(
     figure = Figure(figsize=(13, 4.2), facecolor="white", layout="constrained")
     axes = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.1])
     middle = len(density) // 2
-    darkest, brightest = np.quantile(density[inside], [0.01, 0.995])
+    darkest, brightest = np.quantile(density[inside], [0.02, 0.98])
     brightest = max(brightest, darkest + 1e-12)
-    colours = colormaps["jet"]  # blue is fine, red is coarse, as in ChimeraX and RELION's pages
+    colours = colormaps["rainbow"]  # blue is fine, red is coarse, as in ChimeraX and RELION's pages
     for number, name in enumerate(("z", "y", "x")):
         grey, colour, within = (
             np.take(one, middle, axis=number) for one in (density, resolution_angstrom, inside)
