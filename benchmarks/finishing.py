@@ -18,17 +18,19 @@ from common import (
     job_folder,
     keep_picture,
     run,
+    shown,
     simulated,
     third_party,
 )
 from halfmap.fourier import filter_shells
 from halfmap.io.mrc import read_map, write_map
 from halfmap.masks import soft_sphere
-from halfmap.resolution import half_map_curves
 
 HALVES = {"trpv1": "C4", "ribo": "C1"}  # sets, and the symmetry that they are reconstructed in
 FIT_FROM_ANGSTROM = 20.0  # of the Guinier fit: neither set reaches far beyond 10 A
-SEEDS = 4  # runs of each program with random phases of its own, compared with each other
+CORRECTED = "rlnFourierShellCorrelationCorrected"
+MASKED = "rlnFourierShellCorrelationMaskedMaps"
+SEEDS = 8  # of RELION's random phases
 SPHERE_DIAMETER, BLURRED_BOX, LARGE_BOX = {"trpv1": "170", "ribo": "270"}, 96, 256
 
 
@@ -99,11 +101,10 @@ def _relion_mask(report: Report, name: str, halves: list[Path], ours: np.ndarray
 
 def postprocess() -> Report:
     """`halfmap postprocess` and `relion_postprocess` on the same half maps (true poses) and the
-    same mask, the same range of the Guinier fit. Goals: corrected curves within 0.01, B within 5 %,
-    resolution within a shell. Both randomise phases beyond the same shell, each with its own draw:
-    how far curves of halfmap's own draws lie apart stands beside. RELION lets a corrected curve
-    rise above the masked one where a draw correlates below 0 by chance; halfmap does not, so those
-    shells are compared with RELION's masked value as their upper limit."""
+    same mask, the same range of the Guinier fit, no other option. Goals: corrected curves within
+    0.01, B within 5 %, resolution within a shell. Both randomise phases beyond the same shell, each
+    with its own draw, so RELION runs with eight seeds: halfmap is compared with their mean, and each
+    of them with the mean of the others."""
     report = Report()
     if not relion.version("relion_postprocess"):
         raise Skip("relion_postprocess is not installed")
@@ -116,80 +117,71 @@ def _postprocessed(report: Report, name: str) -> None:
     halves = half_maps(report, name)
     solvent, out = RUNS / f"finishing_{name}_mask.mrc", job_folder(f"finishing_{name}_post")
     run(report, [HALFMAP, "mask", *halves, "--out", solvent, "--overwrite"], log=f"mask_{name}")
-    pixel = read_map(solvent)[1]
     command = [HALFMAP, "postprocess", *halves, "--mask", solvent, "--out", out, "--overwrite"]
     fit = ["--fit-from", f"{FIT_FROM_ANGSTROM:g}", "--quiet"]
     cost = run(report, [*command, *fit], log=out.name)
     keep_picture(report, out / "pictures" / "fsc.png", f"benchmark_postprocess_{name}.png")
     ours = starfile.read(out / "postprocess.star")
-    mine, last = ours["general"], ours["general"].get("halfmapFittedToAngstrom")
-    root = RUNS / f"relion_{name}_post"
-    theirs_command = ["relion_postprocess", "--i", halves[0], "--i2", halves[1], "--o", root]
-    theirs_command += ["--angpix", f"{pixel}", "--mask", solvent, "--auto_bfac"]
-    theirs_command += ["--autob_lowres", f"{FIT_FROM_ANGSTROM:g}", "--autob_highres", f"{last}"]
-    theirs_command += ["--low_pass", "-1"]
-    # it exits with 1 where ghostscript, for its page of plots, is absent: all is written by then
-    shell = ["sh", "-c", '"$@" || test -s "$0"', root.with_suffix(".star"), *theirs_command]
-    peer = run(report, shell, log=root.name)
-    report.commands[-1] = " ".join(str(word) for word in theirs_command)
-    tables = starfile.read(root.with_suffix(".star"))
-    apart, masked = _curves_apart(ours["fsc"], tables["fsc"])
-    draws = _draws_apart(halves, solvent, pixel, len(ours["fsc"]))
-    resolved = [float(g["rlnFinalResolution"]) for g in (mine, tables["general"])]
-    b = [float(g["rlnBfactorUsedForSharpening"]) for g in (mine, tables["general"])]
-    box = 2 * (len(ours["fsc"]) - 1)
-    shells = abs(box * pixel / resolved[0] - box * pixel / resolved[1])
+    last = ours["general"]["halfmapFittedToAngstrom"]
+    theirs, peer = _relion_postprocess(report, name, halves, solvent, last)
+    curves = np.stack([one["fsc"][CORRECTED].to_numpy() for one in theirs])
+    below = np.flatnonzero(curves.mean(0)[1:] < 0.143)
+    used = slice(1, int(below[0]) + 2 if len(below) else None)
+    apart = np.abs(ours["fsc"][CORRECTED].to_numpy() - curves.mean(0))[used]
+    draws = [
+        np.abs(one - np.delete(curves, k, 0).mean(0))[used].max() for k, one in enumerate(curves)
+    ]
+    masked = np.abs(ours["fsc"][MASKED] - theirs[0]["fsc"][MASKED]).to_numpy()[used].max()
+    b = float(ours["general"]["rlnBfactorUsedForSharpening"])
+    of_relion = np.array([float(t["general"]["rlnBfactorUsedForSharpening"]) for t in theirs])
+    resolved = [float(t["general"]["rlnFinalResolution"]) for t in (ours, *theirs)]
+    width = 2 * (len(curves[0]) - 1) * read_map(solvent)[1]
+    shells = abs(width / resolved[0] - width / float(np.mean(resolved[1:])))
     by = f"RELION {relion.version('relion_postprocess')}, same run"
     report.add(f"{name}: largest difference of the masked curves", f"{masked:.4f}", "goal: 0.01")
     report.add(
-        f"{name}: of the corrected curves, largest and mean",
-        f"{apart.max():.4f}, {apart.mean():.4f}",
-        f"goal: 0.01; two draws of ours: {draws[0]:.4f}, {draws[1]:.4f} (median of pairs)",
+        f"{name}: largest difference of the corrected curves from RELION's mean",
+        f"{apart.max():.4f}, mean {apart.mean():.4f}",
+        f"goal: 0.01; RELION's own seeds from the others: {min(draws):.4f} to {max(draws):.4f}",
     )
-    report.add(f"{name}: B, A^2", f"{b[0]:.1f}", f"{b[1]:.1f}, {by}; goal: 5 %")
+    spread = f"{of_relion.mean():.1f} ({of_relion.min():.1f} to {of_relion.max():.1f})"
+    report.add(
+        f"{name}: B, A^2",
+        f"{b:.1f} ({b / of_relion.mean() - 1:+.1%})",
+        f"{spread}, {by}; goal: 5 %",
+    )
     report.add(
         f"{name}: resolution", f"{resolved[0]:.2f} A", f"{resolved[1]:.2f} A, {shells:.1f} shells"
     )
-    report.add(f"{name}: CPU seconds", f"{cost.cpu_s:.1f}", f"{peer.cpu_s:.1f}, {by}")
+    report.add(f"{name}: CPU seconds", f"{cost.cpu_s:.1f}", f"{peer:.1f}, {by}")
     report.numbers[name] = {
         "corrected_apart": float(apart.max()),
-        "draws_apart": draws[0],
+        "relion_seeds_apart": [float(one) for one in draws],
         "masked_apart": float(masked),
         "b_factor": b,
+        "relion_b_factors": of_relion.tolist(),
         "resolution_angstrom": resolved,
         "cpu_s": cost.cpu_s,
-        "relion_cpu_s": peer.cpu_s,
+        "relion_cpu_s": peer,
     }
 
 
-def _curves_apart(ours, theirs) -> tuple[np.ndarray, float]:
-    """Differences of the corrected curves up to where RELION's first falls below 0.143, its own
-    held below its masked one; and the largest of the masked curves."""
-    final, masked = "rlnFourierShellCorrelationCorrected", "rlnFourierShellCorrelationMaskedMaps"
-    below = np.flatnonzero(theirs[final][1:].to_numpy() < 0.143)
-    used = slice(1, int(below[0]) + 2 if len(below) else None)
-    held = np.minimum(theirs[final], theirs[masked])
-    corrected = np.abs(ours[final] - held).to_numpy()[used]
-    return corrected, float(np.abs(ours[masked] - theirs[masked]).to_numpy()[used].max())
-
-
-def _draws_apart(halves, solvent: Path, pixel: float, shells: int) -> tuple[float, float]:
-    """Largest and mean difference of corrected curves of two draws of random phases, the median
-    over pairs."""
-    volumes = [torch.from_numpy(read_map(half)[0]) for half in halves]
-    values = torch.from_numpy(read_map(solvent)[0])
-    curves = [
-        half_map_curves(*volumes, pixel_size_angstrom=pixel, mask=values, seed=100 + seed)
-        for seed in range(SEEDS)
-    ]
-    final = torch.stack([one.final.correlation for one in curves])
-    below = torch.nonzero(final.mean(0)[1:] < 0.143)
-    used = slice(1, int(below[0]) + 2 if len(below) else shells)
-    pairs = [(final[i] - final[j]).abs()[used] for i in range(SEEDS) for j in range(i + 1, SEEDS)]
-    return (
-        float(np.median([float(pair.max()) for pair in pairs])),
-        float(np.median([float(pair.mean()) for pair in pairs])),
-    )
+def _relion_postprocess(report, name: str, halves: list[Path], solvent: Path, last: float):
+    """RELION's tables, one of each seed, and CPU seconds of the first."""
+    tables, first = [], 0.0
+    for seed in range(1, SEEDS + 1):  # RELION's seeds 0 and 1 draw the same
+        root = RUNS / f"relion_{name}_post{seed}"
+        command = ["relion_postprocess", "--i", halves[0], "--i2", halves[1], "--o", root]
+        command += ["--angpix", f"{read_map(solvent)[1]:.4f}", "--mask", solvent, "--auto_bfac"]
+        command += ["--autob_lowres", f"{FIT_FROM_ANGSTROM:g}", "--autob_highres", f"{last}"]
+        command += ["--low_pass", "-1", "--random_seed", f"{seed}"]
+        # it exits with 1 where ghostscript, for its page of plots, is absent: all is written by then
+        shell = ["sh", "-c", '"$@" || test -s "$0"', root.with_suffix(".star"), *command]
+        cost = run(report, shell, log=root.name)
+        report.commands[-1] = shown(command)
+        tables.append(starfile.read(root.with_suffix(".star")))
+        first = first or cost.cpu_s
+    return tables, first
 
 
 # --- localres -------------------------------------------------------------------------------------
