@@ -274,6 +274,19 @@ def test_filters_of_classes(visit) -> None:
     assert [best[k] for k in order] == sorted(best.values())
 
 
+def test_classes_are_chosen_by_their_likelihood(visit, server) -> None:
+    found = server.get("/api/class-likelihoods?id=classes")
+    least = sorted(found.values())[-2]
+    page = visit().open("#/job?id=classes")
+    until(page, "document.querySelectorAll('.tile[title]').length > 1")  # likelihoods are there
+    page.get_by_label("Log likelihood at least").fill(repr(least))
+    page.get_by_text("Choose those shown bright").click()
+    chosen = page.locator('.tile[aria-pressed="true"]').evaluate_all(
+        "t => t.map((x) => x.dataset.class)"
+    )
+    assert sorted(chosen) == sorted(k for k, value in found.items() if value >= least)
+
+
 def test_a_form_starts_the_job_that_a_shell_would_and_it_is_followed_to_its_end(
     visit, jobs
 ) -> None:
@@ -498,6 +511,61 @@ def test_a_narrow_window_shows_all_without_scrolling_sideways(visit, width) -> N
         if not where:  # the names are what a list is for
             shown = page.locator(".jobs td.job").evaluate_all("c => c.map((x) => x.clientWidth)")
             assert min(shown) > 100
+
+
+def test_plots_are_saved_as_tables_and_pictures(visit, jobs, tmp_path) -> None:
+    """The table holds the numbers of the STAR; the picture is one."""
+    from halfmap.io.star import read_star
+
+    page = visit(accept_downloads=True).open("#/job?id=refined")
+    panel = page.locator('section[aria-label="Fourier shell correlation of the half maps"]')
+    panel.locator(".uplot").wait_for()
+    for kind in ("CSV", "PNG"):
+        with page.expect_download() as got:
+            panel.get_by_role("button", name=kind).click()
+        got.value.save_as(tmp_path / f"curve.{kind}")
+    table = read_star(jobs / "refined" / "fsc.star").blocks["fsc"]
+    lines = (tmp_path / "curve.CSV").read_text().splitlines()
+    column = lines[0].split(",").index("unmasked")
+    told = [float(line.split(",")[column]) for line in lines[1:]]
+    np.testing.assert_allclose(told, table.floats("rlnFourierShellCorrelationUnmaskedMaps"))
+    assert (tmp_path / "curve.PNG").read_bytes().startswith(b"\x89PNG")
+    sphere = page.locator('section[aria-label="Viewing directions"]')
+    with page.expect_download() as got:
+        sphere.get_by_role("button", name="CSV").click()
+    got.value.save_as(tmp_path / "views.csv")
+    views = [line.split(",") for line in (tmp_path / "views.csv").read_text().splitlines()[1:]]
+    assert sum(int(row[2]) for row in views) == 4 * len(
+        read_star(jobs / "refined" / "particles.star").blocks["particles"]
+    )
+
+
+SHIFTS = """() => { window.shifts = [];
+  new PerformanceObserver((list) => { for (const e of list.getEntries()) window.shifts.push(
+    [e.value, ...e.sources.map((s) => s.node?.className || s.node?.nodeName)]); })
+    .observe({ type: 'layout-shift' }); }"""
+
+
+def test_nothing_jumps_when_numbers_arrive(visit, jobs) -> None:
+    """As the browser counts it: 0.1 is what a reader begins to notice."""
+    shutil.copytree(jobs / "refined", jobs / "steady")
+    stop = threading.Event()
+    page = visit(viewport={"width": 1280, "height": 1600}).open("#/job?id=steady")
+    writer = threading.Thread(target=follow, args=(jobs / "steady", 40, stop))
+    writer.start()
+    try:
+        page.get_by_text("refine running").wait_for()
+        until(page, "parseFloat(document.querySelector('.fact b').textContent) <= 28")
+        page.locator(".viewer .scale", has_text="triangles").first.wait_for()
+        page.evaluate(SHIFTS)
+        until(page, "parseFloat(document.querySelector('.fact b').textContent) <= 25")
+        shifts = page.evaluate("window.shifts")
+        assert sum(one[0] for one in shifts) < 0.1, shifts
+    finally:
+        stop.set()
+        writer.join()
+        leave(page)
+        shutil.rmtree(jobs / "steady")
 
 
 @pytest.fixture(scope="module")

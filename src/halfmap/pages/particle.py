@@ -224,6 +224,7 @@ def posterior(opened: Opened, index: int) -> dict[str, Any]:
     shown = density[0][pixels] / density[0].max()
     found = particles.rotations_deg[index, :2]
     return {
+        "index": index,
         "posterior": [[round(v, 3) for v in row] for row in shown.view(_ROWS, _COLUMNS).tolist()],
         "directions": float(effective_number(density)[0]) / len(group),
         "scored_to_angstrom": particles.box * particles.pixel_size_angstrom / radius,

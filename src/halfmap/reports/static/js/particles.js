@@ -1,6 +1,6 @@
 // Single particles: a table of them, and one with all that is known of it.
 import { getJson } from "./api.js";
-import { angstrom, count, digits, h, setText, toast, words } from "./dom.js";
+import { angstrom, count, csvOf, digits, h, save, setText, toast, words } from "./dom.js";
 import { micrographView } from "./micrograph.js";
 import { colour, curvePlot, mollweide, resolutionTick, viridis } from "./plots.js";
 
@@ -148,7 +148,16 @@ export function particlePage(main, go, query) {
       ctx.fillRect(i, 0, 1, 10);
     }
     const [rot, tilt] = found.found;
-    return h("section", { class: "panel plot" }, h("h3", {}, "Posterior over viewing directions, P(φ | X, V)"), canvas,
+    const name = `posterior of particle ${found.index + 1}`;
+    const saveTable = () => {
+      const cells = grid.flatMap((row, r) => row.map((value, c) => [((r + 0.5) * 180) / grid.length, -180 + ((c + 0.5) * 360) / row.length, value]));
+      const columns = ["tilt (deg)", "rot (deg)", "posterior, share of its largest value"];
+      save(`${name}.csv`, csvOf(columns.map((label, k) => ({ name: label, values: cells.map((cell) => cell[k]) }))), "text/csv");
+    };
+    const savePicture = () => canvas.toBlob((blob) => save(`${name}.png`, blob));
+    const head = h("div", { class: "head" }, h("h3", {}, "Posterior over viewing directions, P(φ | X, V)"), h("span", { class: "grow" }),
+      h("button", { class: "plain", onclick: savePicture }, "PNG"), h("button", { class: "plain", onclick: saveTable }, "CSV"));
+    return h("section", { class: "panel plot" }, head, canvas,
       h("div", { class: "legend" }, h("span", {}, "0 ", scale, " its largest value")),
       h("p", { class: "small" }, `Spread over ${digits(Number(found.directions.toFixed(1)))} of 768 directions (symmetry mates of ${found.symmetry} counted once), ` +
         `scored to ${angstrom(found.scored_to_angstrom)}. Found: rot ${rot.toFixed(1)}°, tilt ${tilt.toFixed(1)}°.`));
