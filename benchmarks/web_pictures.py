@@ -29,8 +29,8 @@ from web_pages import FLAGS, serve
 PIXEL, BOX = 3.0, 64
 HEIGHT, WIDTH, SPACING = 1500, 2000, 150  # of a micrograph, and between its particles
 WIDE, NARROW = {"width": 1280, "height": 850}, {"width": 400, "height": 850}
-DARK_WIDTH, NARROW_WIDTH = 620, 300  # of a page in the pictures of all pages
-COLOURS = 96
+DARK_WIDTH, NARROW_WIDTH = 480, 250  # of a page in the pictures of all pages
+COLOURS = 200
 # page, what is opened, what is there when it is ready
 PAGES = {
     "jobs": ("", ".jobs tbody tr:nth-child(8)"),
@@ -38,10 +38,12 @@ PAGES = {
     "sharpened": ("#/job?id=7_sharpened", ".uplot"),
     "classes": ("#/job?id=2_classes", ".tile"),
     "particle": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
+    "micrograph": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
     "form": ("#/new?command=class3d&particles=3_good.star&reference=5_refined/map.mrc", ".field"),
     "compare": ("#/compare?a=4_initial&b=5_refined", ".uplot"),
     "report": ("report?id=5_refined&chain=1", ".uplot"),
 }
+SCROLLED = {"sharpened": ".uplot", "micrograph": "canvas.micrograph"}
 
 
 def make_project(root: Path) -> None:
@@ -107,8 +109,10 @@ def photograph(browser: Any, address: str, folder: Path, look: str) -> list[Path
         if name in ("job", "sharpened", "compare"):
             page.locator(".viewer .scale", has_text="triangles").first.wait_for()
         page.wait_for_timeout(4000)  # pictures that come last; a map at rest
-        if name == "particle":
-            page.locator("canvas.micrograph").scroll_into_view_if_needed()
+        if name in SCROLLED:
+            page.locator(SCROLLED[name]).first.evaluate(
+                "e => e.scrollIntoView({ block: 'center' })"
+            )
             page.wait_for_timeout(500)
         made.append(folder / f"{look}_{name}.png")
         page.screenshot(path=str(made[-1]))
@@ -117,7 +121,11 @@ def photograph(browser: Any, address: str, folder: Path, look: str) -> list[Path
 
 
 def keep(picture: Image.Image, path: Path) -> None:
-    picture.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    # few colours, the rare ones among them
+    rgb = picture.convert("RGB")
+    method, none = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+    few = rgb.quantize(COLOURS, method, kmeans=2, dither=none)
+    few.save(path, optimize=True)
 
 
 def sheet(pictures: list[Path], width: int, columns: int) -> Image.Image:
@@ -155,11 +163,11 @@ def main() -> None:
             for one in photograph(browser, address, folder, "light"):
                 keep(Image.open(one), asked.out / one.name.replace("light_", "web_"))
             keep(
-                sheet(photograph(browser, address, folder, "dark"), DARK_WIDTH, 2),
+                sheet(photograph(browser, address, folder, "dark"), DARK_WIDTH, 3),
                 asked.out / "web_dark.png",
             )
             keep(
-                sheet(photograph(browser, address, folder, "narrow"), NARROW_WIDTH, 4),
+                sheet(photograph(browser, address, folder, "narrow"), NARROW_WIDTH, 5),
                 asked.out / "web_narrow.png",
             )
         finally:

@@ -91,7 +91,7 @@ export function particlePage(main, go, query) {
 
   async function addMicrograph(index, wanted) {
     const panel = h("section", { class: "panel", "aria-label": "Micrograph" }, h("h2", {}, "Micrograph"), h("p", { class: "quiet" }, "Reading the micrograph."));
-    one.append(panel);
+    one.insertBefore(panel, one.lastElementChild); // its row comes last
     try {
       const found = await getJson("api/particle", { id, index, micrograph: 1 });
       if (wanted()) panel.replaceChildren(...micrographView(found, goTo));
@@ -124,7 +124,7 @@ export function particlePage(main, go, query) {
       grid.append(plot.panel);
       later = () => plot.update(found.ctf.frequency, [{ label: "CTF", values: found.ctf.ctf, colour: colour(0) }]);
     }
-    const facts = h("section", { class: "panel" }, h("h2", {}, "Its row"), h("table", { class: "numbers" }, h("tbody", {}, Object.entries(found.facts).map(([k, v]) => h("tr", {}, h("th", {}, k), h("td", {}, v))))));
+    const facts = h("section", { class: "panel" }, h("h2", {}, "Its row"), h("table", { class: "numbers keys" }, h("tbody", {}, Object.entries(found.facts).map(([k, v]) => h("tr", {}, h("th", {}, k), h("td", {}, v))))));
     one.replaceChildren(...parts, grid, facts);
     later();
     return grid;
