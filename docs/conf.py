@@ -38,6 +38,7 @@ exclude_patterns = [
     "tutorial",
     "job_notes",
     "_built/api/modules.rst",
+    "_built/uses",
 ]
 smartquotes = False  # two dashes are two dashes
 
@@ -72,6 +73,8 @@ sphinx_gallery_conf = {
     "write_computation_times": True,
     "matplotlib_animations": False,
     "image_srcset": ["2x"],
+    "doc_module": ("halfmap",),
+    "backreferences_dir": "_built/uses",
     "reset_modules": ("matplotlib", "seconds.note"),
     "reset_modules_order": "both",
 }

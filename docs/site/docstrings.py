@@ -1,6 +1,7 @@
 """Docstrings are plain text with formulas between backticks; autodoc reads reStructuredText."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -57,6 +58,9 @@ def _escaped(paragraph: str) -> str:
 
 def _process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     lines[:] = as_restructured_text("\n".join(lines)).split("\n")
+    uses = Path(app.srcdir, "_built", "uses", f"{name}.examples")
+    if what in ("function", "class") and uses.exists() and uses.stat().st_size:
+        lines += ["", "Scripts that use it:", "", f".. minigallery:: {name}", ""]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
