@@ -39,7 +39,8 @@ def cases(which: str) -> list[Any]:
 def some_value(one: NamedOption) -> Any:
     """A value that is not the default, and within the limits."""
     if one.option.parse is parse_numbers:
-        return ",".join("2" for _ in range(max(2, one.count)))
+        value = one.option.at_most or max(2, one.option.at_least or 0)
+        return ",".join(f"{value:g}" for _ in range(max(2, one.count)))
     if one.count > 1:
         return (2.0,) * one.count
     if one.kind is bool:

@@ -4,7 +4,7 @@ images, STAR and truth written."""
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ from halfmap.simulation.forward_model import (
     normalise,
     symmetrise_volume,
 )
+from halfmap.simulation.optics_groups import optics_groups_of, with_aberrations
 from halfmap.simulation.phantom import phantom_atoms
 from halfmap.symmetries import symmetry_matrices
 from halfmap.transfer_function import CTFParameters
@@ -206,6 +207,69 @@ def simulate(
     beam_tilt_mrad: Annotated[
         float, Option("Beam tilt, in another direction for each optics group", unit="mrad")
     ] = 0.0,
+    group_pixel_sizes_angstrom: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Pixel size of each optics group; a stack for each",
+            unit="A",
+            metavar="A,B",
+            flag="--group-pixel-size",
+            parse=parse_numbers,
+            above=0,
+            unset="that of all",
+            needs=(Setting("optics_groups", other_than=(1,)),),
+        ),
+    ] = None,
+    group_boxes_px: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Box of each optics group",
+            unit="px",
+            metavar="A,B",
+            flag="--group-box",
+            parse=parse_numbers,
+            at_least=8,
+            unset="the same width",
+            needs=(Setting("optics_groups", other_than=(1,)),),
+        ),
+    ] = None,
+    group_magnifications: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Anisotropic magnification of each optics group: share by which the scale along one "
+            "axis exceeds the other's",
+            metavar="A,B",
+            flag="--group-magnification",
+            parse=parse_numbers,
+            at_least=-0.2,
+            at_most=0.2,
+            unset="0",
+            needs=(Setting("optics_groups", other_than=(1,)),),
+        ),
+    ] = None,
+    group_beam_tilts_mrad: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Beam tilt of each optics group, in place of --beam-tilt",
+            unit="mrad",
+            metavar="A,B",
+            flag="--group-beam-tilt",
+            parse=parse_numbers,
+            unset="--beam-tilt",
+            needs=(Setting("optics_groups", other_than=(1,)),),
+        ),
+    ] = None,
+    group_trefoils: Annotated[
+        Sequence[float] | None,
+        Option(
+            "Trefoil of each optics group, the third coefficient of rlnOddZernike: radians at 1 A",
+            metavar="A,B",
+            flag="--group-trefoil",
+            parse=parse_numbers,
+            unset="0",
+            needs=(Setting("optics_groups", other_than=(1,)),),
+        ),
+    ] = None,
     noise_colour: Annotated[
         float,
         Option(
@@ -325,6 +389,10 @@ def simulate(
     group; the groups take turns and differ in the direction of `beam_tilt_mrad`. junk_fraction:
     share of empty images, ice and overlapping pairs, by turns.
 
+    Groups may have pixel sizes, boxes and aberrations of their own (`group_...`, a value for each
+    of `optics_groups`): the same particles, each group in a stack `particles_1.mrcs` ..., at the
+    same SNR.
+
     dirty: what real stacks bring, all at once: junk, neighbours, ramps, hot pixels, a CTF that was
     estimated wrongly, uneven signal and B-factors, ice noise; each has an option that sets it
     alone, or otherwise. Poses and shifts are those of the clean set of the same seed.
@@ -367,6 +435,14 @@ def simulate(
         beam_tilt_mrad=beam_tilt_mrad,
         junk_fraction=_or_usual(junk_fraction, DIRTY_JUNK, dirty=dirty),
     )
+    groups = optics_groups_of(
+        optics_groups,
+        pixel_sizes=group_pixel_sizes_angstrom,
+        boxes=group_boxes_px,
+        magnifications=group_magnifications,
+        beam_tilts=group_beam_tilts_mrad,
+        trefoils=group_trefoils,
+    )
     soil = DirtRecipe(
         **{
             name: _or_usual(parameters[name], usual, dirty=dirty)
@@ -382,21 +458,38 @@ def simulate(
         volumes, pixel = load_volumes(
             sources, box=box, pixel_size_angstrom=pixel_size_angstrom, symmetry=symmetry
         )
-        truth, dirt = draw_dirt(soil, draw_truth(recipe))
+        truth, dirt = draw_dirt(soil, with_aberrations(draw_truth(recipe), groups))
         for k, volume in enumerate(volumes, start=1):
             write_map(job.path(f"truth_{k}.mrc"), volume.numpy(), pixel)
             with drawing(f"truth_{k}.png"):
                 save_map_picture(
                     job.path(f"truth_{k}.png"), volume.numpy(), pixel, title=f"state {k}"
                 )
-        shown, variance = _write_images(
-            job,
-            progress,
-            Scene(volumes, pixel, truth, dirt, soil.ice_noise_fraction),
-            snr=snr,
-            noise_colour=noise_colour,
-        )
-        particles, known, optics = _tables(truth, dirt.stated, volumes[0].shape[0], pixel)
+        scene = Scene(volumes, pixel, truth, dirt, soil.ice_noise_fraction)
+        grids = [groups.grid(g, len(volumes[0]), pixel) for g in range(optics_groups)]
+        progress.start_stage("images", n)
+        if groups.have_grids:
+            every = [
+                _of_group(
+                    scene,
+                    g,
+                    load_volumes(
+                        sources, box=grid[0], pixel_size_angstrom=grid[1], symmetry=symmetry
+                    )[0],
+                    grid[1],
+                )
+                for g, grid in enumerate(grids)
+            ]
+            stacks = [f"particles_{g + 1}.mrcs" for g in range(optics_groups)]
+        else:
+            every, stacks = [(scene, torch.arange(n))], ["particles.mrcs"]
+        written = [
+            _write_images(job, progress, one, rows, name, snr=snr, noise_colour=noise_colour)
+            for (one, rows), name in zip(every, stacks, strict=True)
+        ]
+        shown, variance = written[0]
+        names = _image_names([rows for _, rows in every], stacks)
+        particles, known, optics = _tables(truth, dirt.stated, names, grids, pixel)
         if not soil.is_clean:
             known |= dirt.columns
             known |= ctf_columns(truth.ctf, per_group=False)
@@ -404,12 +497,12 @@ def simulate(
         write_star(
             job.path("truth.star"), {"optics": optics, "particles": particles.with_columns(known)}
         )
-        names = ("", "empty", "ice", "overlap")
+        kinds = ("", "empty", "ice", "overlap")
         with drawing("particles.png"):
             save_class_gallery(
                 job.path("particles.png"),
                 shown,
-                [f"{i + 1} {names[truth.junk[i]]}" for i in range(len(shown))],
+                [f"{i + 1} {kinds[truth.junk[i]]}" for i in every[0][1][: len(shown)].tolist()],
                 pixel_size_angstrom=pixel,
             )
         with drawing("orientations.png"):
@@ -498,15 +591,18 @@ def _write_images(
     job: Job,
     progress: Progress,
     scene: Scene,
+    rows: Int[Tensor, " M"],
+    name: str,
     *,
     snr: float,
     noise_colour: float,
 ) -> tuple[np.ndarray, float]:
-    """Write the stack batch by batch; returns the first images and the signal's variance."""
+    """Write the stack of some particles batch by batch; returns the first images and the signal's
+    variance."""
     volumes, pixel, truth = scene.volumes, scene.pixel_size_angstrom, scene.truth
-    box, n = volumes[0].shape[0], len(truth.state)
+    box = volumes[0].shape[0]
     batch = max(1, min(1000, int(_BATCH_SAMPLES / (math.pi / 8 * box**2))))
-    good = torch.nonzero(truth.junk == GOOD).flatten()
+    good = rows[truth.junk[rows] == GOOD]
     pilot = good[torch.linspace(0, len(good) - 1, min(_PILOT, len(good))).round().long()]
     variances = [
         clean_images(volumes, truth, part, pixel).var(dim=(1, 2), correction=0)
@@ -515,9 +611,8 @@ def _write_images(
     variance = float(torch.cat(variances).mean())
     amplitude = noise_amplitude(box, pixel, noise_colour) * math.sqrt(variance / snr)
     shown: list[Tensor] = []
-    progress.start_stage("images", n)
-    with StackWriter(job.path("particles.mrcs"), pixel) as stack:
-        for indices in torch.arange(n).split(batch):
+    with StackWriter(job.path(name), pixel) as stack:
+        for indices in rows.split(batch):
             images = _images(scene, indices, amplitude, math.sqrt(variance / snr))
             stack.append(images.numpy())
             shown.extend(images[: max(0, _SHOWN - len(shown))].clone())
@@ -546,24 +641,53 @@ def _or_usual(asked: float | None, usual: float, *, dirty: bool) -> float:
     return asked if asked is not None else usual if dirty else 0.0
 
 
+def _of_group(
+    scene: Scene, group: int, volumes: list[Tensor], pixel_size_angstrom: float
+) -> tuple[Scene, Int[Tensor, " M"]]:
+    """The scene on the grid of an optics group, and its particles: their shifts in Angstrom are
+    those of the set."""
+    shift_px = scene.truth.shift_px * (scene.pixel_size_angstrom / pixel_size_angstrom)
+    own = replace(
+        scene,
+        volumes=volumes,
+        pixel_size_angstrom=pixel_size_angstrom,
+        truth=replace(scene.truth, shift_px=shift_px),
+    )
+    return own, torch.nonzero(scene.truth.optics_group == group).flatten()
+
+
+def _image_names(rows: Sequence[Tensor], stacks: Sequence[str]) -> list[str]:
+    """The image name of each particle, of those that lie in each stack in their order."""
+    names = [""] * sum(map(len, rows))
+    for own, stack in zip(rows, stacks, strict=True):
+        for place, row in enumerate(own.tolist(), start=1):
+            names[row] = f"{place:06d}@{stack}"
+    return names
+
+
 def _tables(
-    truth: Truth, stated: CTFParameters, box: int, pixel: float
+    truth: Truth,
+    stated: CTFParameters,
+    names: Sequence[str],
+    grids: Sequence[tuple[int, float]],
+    pixel: float,
 ) -> tuple[Table, dict[str, np.ndarray], Table]:
     """The particles without their poses, with the CTF `stated`; the columns of the truth, and the
     optics table."""
-    n, groups = len(truth.state), int(truth.optics_group.max()) + 1
+    groups = int(truth.optics_group.max()) + 1
+    boxes, sizes = (np.array(column[:groups]) for column in zip(*grids, strict=True))
     first = torch.tensor([int(torch.nonzero(truth.optics_group == g)[0]) for g in range(groups)])
     optics: dict[str, Iterable[object]] = {
         "rlnOpticsGroup": np.arange(1, groups + 1),
         "rlnOpticsGroupName": [f"opticsGroup{g}" for g in range(1, groups + 1)],
-        "rlnImagePixelSize": np.full(groups, pixel),
-        "rlnMicrographOriginalPixelSize": np.full(groups, pixel),
-        "rlnImageSize": np.full(groups, box),
+        "rlnImagePixelSize": sizes,
+        "rlnMicrographOriginalPixelSize": sizes,
+        "rlnImageSize": boxes,
         "rlnImageDimensionality": np.full(groups, 2),
         **ctf_columns(stated.take(first), per_group=True),
     }
     particles: dict[str, Iterable[object]] = {
-        "rlnImageName": [f"{i:06d}@particles.mrcs" for i in range(1, n + 1)],
+        "rlnImageName": names,
         "rlnMicrographName": [f"mic{m + 1:05d}.mrc" for m in truth.micrograph.tolist()],
         "rlnOpticsGroup": truth.optics_group.numpy() + 1,
         **ctf_columns(stated, per_group=False),
