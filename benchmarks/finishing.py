@@ -192,7 +192,7 @@ BLURRED_PIXEL, SSNR, B_OF_SIDES = 1.3, 10.0, (120.0, 350.0)
 def localres() -> Report:
     """`halfmap localres` on a ball of random atoms whose halves left and right of x = 0 are blurred
     by B = 120 and 350 A^2 in white noise, so that the FSC falls below 0.143 at
-    `s = sqrt(2 / B ln(6 SSNR))`: 2.9 A and 6.5 A in a 96^3 box. Medians of each side, 8 voxels and
+    `s = sqrt(2 / B ln(6 SSNR))`: 3.8 A and 6.5 A in a 96^3 box. Medians of each side, 8 voxels and
     more from the border; `relion_postprocess --locres` on the same files. Then the cost of a 256^3
     map. Goals: 10 %; 256^3 in under 3 CPU minutes."""
     report = Report()

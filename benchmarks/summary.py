@@ -70,6 +70,14 @@ def _purity_of_relion(n: Mapping) -> str:
     return f"{n[name]['purity']:.1%}; {n[name]['cpu_s']:.0f} CPU s ({name})" if name else ""
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _errors(found: Sequence[float], true: Sequence[float]) -> str:
+    return ", ".join(f"{f / t - 1:+.0%}" for f, t in zip(found, true, strict=True))
+
+
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
@@ -168,6 +176,46 @@ LINES = (
             f"{n['relion_cpu_s']:.1f} CPU s; {n['relion_fsc_half_to_truth_angstrom']:.1f} A "
             "(RELION 3.1, same run)"
         ),
+    ),
+    Line(
+        "`postprocess`, TRPV1 and ribosome at true poses: largest difference of corrected curves from RELION's mean over 8 seeds; B; CPU",
+        ("postprocess",),
+        lambda n: "; ".join(
+            f"{v['corrected_apart']:.3f}; {v['b_factor']:.0f} A^2; {v['cpu_s']:.0f} CPU s"
+            for v in n.values()
+        ),
+        lambda n: (
+            "; ".join(
+                f"its own seeds differ by up to {max(v['relion_seeds_apart']):.3f}; "
+                f"{_mean(v['relion_b_factors']):.0f} A^2; {v['relion_cpu_s']:.1f} CPU s"
+                for v in n.values()
+            )
+            + " (RELION 3.1.3, same run)"
+        ),
+    ),
+    Line(
+        "`localres`, regions blurred to a known resolution; CPU of 96^3; of 256^3",
+        ("localres",),
+        lambda n: (
+            f"{_errors(n['found_angstrom'], n['truth_angstrom'])}; {n['cpu_s']:.0f} CPU s; "
+            f"{n['large_cpu_s']:.0f} CPU s"
+        ),
+        lambda n: (
+            f"{_errors(n['relion_angstrom'], n['truth_angstrom'])}; {n['relion_cpu_s']:.0f} CPU s "
+            "(RELION 3.1.3, same run)"
+            if n["relion_angstrom"]
+            else ""
+        ),
+    ),
+    Line(
+        "`orientations`, a ball, a rod and a disc, views even to extreme: cFAR; apart by the shape",
+        ("orientations",),
+        lambda n: "; ".join(
+            f"{name} {median(v['cfar'].values()):.2f}, {v['spread']:.0%}"
+            for name, v in n.items()
+            if name != "ranked"
+        ),
+        lambda n: "goal: ranked, within 10 %",
     ),
     Line(
         "100,000 x 128^2 refined to Nyquist, extrapolated from 600 images",

@@ -35,16 +35,22 @@ class Agreement:
     def lines(self) -> tuple[str, ...]:
         """The table of resolutions."""
         head = f"{'resolution (Angstrom)':24}{'at 0.5':>10}{'at 0.143':>10}"
-        return head, *(
+        rows = [
             f"{name:24}" + "".join(_cell(resolution_at(curve, one)) for one in THRESHOLDS)
             for name, curve in self.named_curves.items()
-        )
+        ]
+        same = bool((self.curves.unmasked.correlation > 1 - _ALIKE).all())
+        return head, *rows, *([_SAME] if same else [])
 
     @property
     def summary(self) -> str:
         if self.path is None:
             return ""
         return f"wrote {self.path} and {self.path.with_suffix('.png')}"
+
+
+_ALIKE = 1e-6  # of two maps that are one, but for rounding
+_SAME = "the FSC is 1 everywhere: both maps are the same, but for a factor"
 
 
 def _cell(resolution_angstrom: float) -> str:
