@@ -36,7 +36,7 @@ PAGES = {
     "jobs": ("", ".jobs tbody tr:nth-child(8)"),
     "job": ("#/job?id=5_refined", "section[aria-label='Viewing directions']"),
     "sharpened": ("#/job?id=7_sharpened", ".uplot"),
-    "classes": ("#/job?id=2_classes", ".tile"),
+    "classes": ("#/job?id=2_classes", ".tiles[data-painted]"),
     "particle": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
     "micrograph": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
     "form": ("#/new?command=class3d&particles=3_good.star&reference=5_refined/map.mrc", ".field"),

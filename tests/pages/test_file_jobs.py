@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_a_report_has_the_mesh_of_the_map(made, job) -> None:
     assert meshes
     assert all(len(one["packed"]) > 1000 for one in meshes)
     assert len(page) < 10e6
+    if job == "local":  # its coloured slices
+        assert "local_resolution.png" in [one["name"] for one in told["jobs"][0]["shown"]]
+
+
+def test_a_form_of_a_file_starts_it_and_the_file_is_a_job(made, serve) -> None:
+    server = serve(made)
+    values = {"map": "refined/map.mrc", "lowpass_angstrom": "50", "out": "by_form.mrc"}
+    status, told = server.post("/api/start", {"command": "volume", "values": values})
+    assert status == 200, told
+    end = time.monotonic() + 120
+    while "by_form.mrc" not in (rows := {r["id"]: r for r in server.get("/api/rows")["rows"]}):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert rows["by_form.mrc"]["parents"] == ["refined"]
+    assert rows["by_form.mrc"]["summary"] == "low-passed at 50 A"
+    assert server.ask("/api/thumbnail?id=by_form.mrc")[0] == 200
 
 
 def test_a_map_beside_its_job_is_served_and_nothing_else_beside_it(made, serve) -> None:

@@ -33,6 +33,8 @@ _PICTURES = (
     "classes.png",
     "class_history.png",
     "posterior_weights.png",
+    "local_resolution.png",
+    "directional_fsc.png",
     "particles.png",
     "map.png",
 )

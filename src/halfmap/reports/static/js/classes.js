@@ -98,6 +98,7 @@ export function classChooser(id, go) {
       const [x, y] = [(k - 1) % wide, Math.floor((k - 1) / wide)];
       ctx.drawImage(sheet, x * side, y * side, side, side, 0, 0, SIDE, SIDE);
     }
+    tiles.dataset.painted = String(made.size);
   }
 
   function draw() {

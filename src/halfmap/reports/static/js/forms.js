@@ -1,7 +1,6 @@
 // Forms made from the commands' signatures; what they start is the command that they show.
 import { getJson, post } from "./api.js";
 import { bytes, count, digits, h, inAngstrom, optionName, setText, toast } from "./dom.js";
-import { jobs } from "./live.js";
 
 const ENDINGS = { MAP: ".mrc", STAR: ".star", FILE: ".star", STACK: ".mrcs" }; // of files to be made
 
@@ -9,7 +8,7 @@ const ENDINGS = { MAP: ".mrc", STAR: ".star", FILE: ".star", STACK: ".mrcs" }; /
 function offered(option, inputs) {
   if (option.name === "out") return [];
   const takes = option.metavar || "";
-  const folders = [...jobs().values()].filter((row) => row.status === "finished" && !/\.\w+$/.test(row.id));
+  const folders = inputs.jobs.filter((row) => row.status === "finished" && !/\.\w+$/.test(row.id));
   return [
     ...(/JOB/.test(takes) ? folders.map((row) => row.id) : []),
     ...(/MAP|HALF|MASK/.test(takes) ? inputs.maps : []),
@@ -22,12 +21,12 @@ export function formPage(main, go, query) {
   const place = h("div", {});
   main.replaceChildren(h("h1", {}, "New job"), h("p", {}), picker, place);
   let forms = [];
-  let inputs = { particles: [], maps: [] };
+  let inputs = { particles: [], maps: [], jobs: [] };
 
-  Promise.all([getJson("api/commands"), getJson("api/inputs").catch(() => inputs)])
-    .then(([all, found]) => {
+  Promise.all([getJson("api/commands"), getJson("api/rows"), getJson("api/inputs").catch(() => inputs)])
+    .then(([all, { rows }, found]) => {
       forms = all;
-      inputs = found;
+      inputs = { ...found, jobs: rows };
       picker.replaceChildren(
         ...forms.map((one) => h("button", { class: "chip", "data-command": one.command, onclick: () => go("new", { command: one.command }) }, one.command)),
       );
@@ -36,8 +35,7 @@ export function formPage(main, go, query) {
     .catch((error) => toast(error.message));
 
   function freeName(form) {
-    const taken = new Set([...jobs().keys()]);
-    const numbers = [...taken].map((id) => Number.parseInt(id, 10)).filter((n) => Number.isFinite(n));
+    const numbers = inputs.jobs.map((row) => Number.parseInt(row.id, 10)).filter((n) => Number.isFinite(n));
     const next = Math.max(0, ...numbers) + 1;
     const out = form.options.find((one) => one.name === "out");
     return `${next}_${form.command}${ENDINGS[out?.metavar] || ""}`;
