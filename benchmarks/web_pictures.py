@@ -39,7 +39,10 @@ PAGES = {
     "classes": ("#/job?id=2_classes", ".tiles[data-painted]"),
     "particle": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
     "micrograph": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
-    "form": ("#/new?command=class3d&particles=3_good.star&reference=5_refined/map.mrc", ".field"),
+    "form": (
+        "#/new?command=class3d&particles=3_good.star&reference=5_refined/map.mrc&classes=3",
+        ".field",
+    ),
     "compare": ("#/compare?a=4_initial&b=5_refined", ".uplot"),
     "report": ("report?id=5_refined&chain=1", ".uplot"),
 }
