@@ -73,6 +73,7 @@ def test_public_names_have_examples(monkeypatch) -> None:
     without = [f.__name__ for f in public if inspect.isfunction(f) and not has_example(f)]
     print(f"{sum(not has_example(f) for f in every.values())} of {len(every)} without an example")
     assert not without
+    assert not [name for name, function in every.items() if not inspect.getdoc(function)]
     used = [every[name] for name in gallery_functions() if name in every]
     assert len(used) > 50
     assert sum(map(has_example, used)) > len(used) / 2

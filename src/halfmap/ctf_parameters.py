@@ -104,6 +104,10 @@ class CTFParameters:
     (`transfer_function.zernike_terms`). The image's Fourier sample at q shows the object's slice,
     and the CTF, at M q, with `magnification_xx` ... `_yy` the elements of M.
 
+    >>> optics = CTFParameters(defocus_u_angstrom=15000.0, defocus_v_angstrom=14500.0)
+    >>> optics.voltage_kv, optics.spherical_aberration_mm, optics.amplitude_contrast
+    (300.0, 2.7, 0.1)
+
     Raises:
         InputError: fields of different lengths, or of more than one dimension (two for lists of
             coefficients).

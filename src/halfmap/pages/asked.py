@@ -12,6 +12,11 @@ _FOR_A_DAY = "private, max-age=86400"
 
 
 async def json_of(request: Request) -> dict[str, Any]:
+    """The JSON object in a request's body.
+
+    Raises:
+        InputError: it is another type or cannot be read.
+    """
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise InputError("JSON is expected")
     try:
@@ -24,6 +29,11 @@ async def json_of(request: Request) -> dict[str, Any]:
 
 
 def values_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """The options among what was asked for, by name.
+
+    Raises:
+        InputError: they are no object.
+    """
     values = asked.get("values") or {}
     if not isinstance(values, dict):
         raise InputError("values: a JSON object is expected")
@@ -31,6 +41,11 @@ def values_of(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def number(request: Request, name: str, default: float | None) -> float | None:
+    """A number of the query, `default` where there is none.
+
+    Raises:
+        InputError: no finite number.
+    """
     text = request.query_params.get(name)
     if text in (None, ""):
         return default
@@ -44,6 +59,7 @@ def number(request: Request, name: str, default: float | None) -> float | None:
 
 
 def png_answer(body: bytes) -> Response:
+    """A picture that the browser may keep for a day."""
     return Response(body, media_type="image/png", headers={"cache-control": _FOR_A_DAY})
 
 

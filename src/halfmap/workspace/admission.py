@@ -50,6 +50,11 @@ def check_may_overwrite(
     overwrite: bool,
     out: str | Path,
 ) -> None:
+    """Refuse a folder in use, with the way out of it.
+
+    Raises:
+        InputError: the folder is no job's, or holds a job and `overwrite` is not asked for.
+    """
     if previous is None:
         raise InputError(
             f"--out {out}: the folder holds {_listing(folder)} and is no halfmap job; choose "

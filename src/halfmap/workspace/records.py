@@ -58,6 +58,11 @@ def keep_events(folder: Path, *, up_to: float | None) -> None:
 
 
 def load_record(folder: Path) -> dict[str, Any]:
+    """What `job.json` of a job folder holds.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     path = folder / JOB
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -86,6 +91,7 @@ def can_resume(command: str) -> bool:
 
 
 def how_to_go_on(command: str, folder: Path) -> str:
+    """What a user may do with a job that was stopped, in words."""
     if can_resume(command):
         return f"go on with: halfmap resume {folder}"
     return f"halfmap {command} starts from the beginning: run it again with --overwrite"
@@ -126,4 +132,5 @@ def as_json(value: Any, *, keep_nan: bool = False) -> Any:
 
 
 def now() -> str:
+    """The time, UTC, to the second, as in every record."""
     return datetime.now(UTC).isoformat(timespec="seconds")
