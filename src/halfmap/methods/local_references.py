@@ -32,7 +32,11 @@ def with_local_regularisation(method: Method, settings: Settings) -> Method:
 
 def filter_references(problem: Problem, settings: Settings, new: Update, parts: list[Sums]) -> None:
     """Multiplies all sets of references of an update by the gains of the two half maps that `parts`
-    add up to; in place, for there may be no room for another set."""
+    add up to; in place, for there may be no room for another set.
+
+    Some 26 densities are held at once, when the update has given back the sums of a set of
+    references and what transforms took, which is more (`engine.memory`).
+    """
     box, n = new.references.shape[-1], problem.n_folds
     halves = [unregularised(total(half), box=box)[0] for half in (parts[:n], parts[n:])]
     share = problem.with_reference_sets(len(new.references)).share_compared
