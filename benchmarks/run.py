@@ -30,6 +30,7 @@ import known_poses
 import local_regularisation
 import low_signal
 import many_processes
+import optics
 import others
 import preferred_views
 import purity
@@ -75,6 +76,7 @@ ALL = {
         sizes.symmetry,
         sizes.yardstick_in_full,
         sizes.trpv1_in_full,
+        optics.optics_groups,
         many_processes.many_processes,
         stages.stages,
         estep.estep,

@@ -1,10 +1,20 @@
 """The radius grows on correlation beyond chance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from halfmap.methods.reference_update import chance_correlation, evident_shell
+from halfmap.engine.particle_values import recentred_poses
+from halfmap.engine.state import identity_poses
+from halfmap.methods.reference_update import (
+    FARTHEST_CENTRE,
+    bounded_centring_px,
+    chance_correlation,
+    evident_shell,
+)
 from halfmap.resolution import Curve, shell_correlations
+from halfmap.so3 import rotation_2d
 from halfmap.symmetries import SymmetryOperators, point_group
 
 BOX = 33  # odd: the operators of C4 and O permute its voxels
@@ -61,3 +71,24 @@ def test_few_samples_need_more_correlation():
 def test_all_shells_count_where_all_agree_and_none_where_none_does():
     assert _evident(torch.ones(17), 24) == 16
     assert _evident(torch.zeros(17), 1) == 0
+
+
+def test_a_class_is_not_moved_out_of_its_images():
+    """One that asks for three pixels again and again stops at the bound, turned particles too; one
+    beyond it may come back; a class of good particles is moved as it asks."""
+    n, box = 40, 32
+    poses = replace(
+        identity_poses(torch.arange(n) % 2),
+        rotations=torch.nn.functional.pad(rotation_2d(torch.arange(n) * 25.0), (0, 1, 0, 1)),
+    )
+    wanted = torch.tensor([[3.0, 0.0], [0.0, -1.0]])
+    moved = torch.zeros(2, 2)
+    for iteration in range(6):
+        step = bounded_centring_px(wanted, poses, box)
+        assert torch.equal(step[1], wanted[1])
+        moved, poses = moved + step, recentred_poses(poses, step)
+        assert moved[0].norm() <= FARTHEST_CENTRE * box, iteration
+    assert moved[0].tolist() == [6.0, 0.0]  # a step more would be 9 of the 8 allowed
+    far = recentred_poses(poses, torch.tensor([[20.0, 0.0], [0.0, 0.0]]))
+    assert torch.equal(bounded_centring_px(-wanted, far, box)[0], -wanted[0])
+    assert not bounded_centring_px(wanted, far, box)[0].any()

@@ -35,6 +35,8 @@ from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, 
 
 # standard deviations of chance that a correlation must be above the threshold to count
 CHANCE = 1.0
+# a choice, of the box: no picker is so far off, and the particle would leave its image
+FARTHEST_CENTRE = 0.25
 
 
 def map_update(
@@ -86,7 +88,9 @@ def update_references(
         references[n] = regularised(sums, settings, variance, ssnr * after.share_compared, box=box)
     moved = None
     if problem.dimensions == 2:
-        moved = centring_shift_px(references.mean(0))
+        taking_part = poses.select_images(problem.used)
+        wanted = centring_shift_px(references.mean(0))
+        moved = bounded_centring_px(wanted, taking_part, problem.particles.box)
         references = moved_images(references, moved.int(), problem.specimen.radius_px)
     references *= resampled(settings.reference_mask, box)
     if settings.focus_mask is not None and problem.n_classes > 1:
@@ -249,6 +253,22 @@ def centring_shift_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:
         / mass[:, None]
     )
     return -centre.trunc().cpu()
+
+
+def bounded_centring_px(
+    moved_px: Float[Tensor, "K 2"], poses: Poses, box: int
+) -> Float[Tensor, "K 2"]:
+    """The moves of class images, none for those whose particles would come to lie farther than
+    `FARTHEST_CENTRE` of the box from where they were picked, in the mean over the class: it is
+    junk that it would follow, a blob of ice at the rim, and out of its images in the end."""
+    n = len(moved_px)
+    own = torch.einsum("nji,nj->ni", poses.rotations[:, :2, :2], poses.shift_px)  # A^T shift
+    total = torch.zeros(n, 2, dtype=own.dtype).index_add_(0, poses.classes, own)
+    members = torch.bincount(poses.classes, minlength=n).clamp(min=1)
+    offset = total / members[:, None]
+    now, then = offset.norm(dim=1), (offset + moved_px.to(offset)).norm(dim=1)
+    allowed = (then <= FARTHEST_CENTRE * box) | (then <= now)
+    return moved_px * allowed[:, None].to(moved_px)
 
 
 def moved_images(
