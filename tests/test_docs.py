@@ -163,7 +163,7 @@ def test_the_readme_lists_every_command() -> None:
 def test_every_job_says_how_it_works_and_what_its_files_mean(name: str) -> None:
     text = (ROOT / "docs" / "job_notes" / f"{name}.md").read_text(encoding="utf-8")
     assert "## How it works" in text
-    assert "## What it writes" in text or name == "restore"  # told in docs/restore.md
+    assert "## What it writes" in text
     for target in LINK.findall(text):
         page, _, anchor = target.removeprefix("../../").partition("#")
         assert target.startswith("../../")
