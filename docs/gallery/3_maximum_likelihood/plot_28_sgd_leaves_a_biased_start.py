@@ -15,9 +15,9 @@ with :math:`\mu` from 0.8 to 0.16. Early steps nearly forget what was there; as 
 they remember what many batches agree on. Some E-M with all images ends it, as in ``halfmap
 abinitio``. Same images, same start, the same two sums.
 
-Of ten seeds (``HALFMAP_GALLERY_SEEDS=10``) E-M stayed in ten and SGD left in ten. Both ways find a
-single map from many a wrong start: a two-fold one of a molecule without symmetry, for instance,
-E-M only leaves some iterations later. What E-M keeps for good, as far as was tried, is classes.
+Of ten seeds (``HALFMAP_GALLERY_SEEDS=10``) E-M stayed in ten and SGD left in ten. With one class
+image no start was found that E-M keeps for good: a two-fold one of a view that has no such axis it
+leaves as well, some iterations after SGD.
 """
 
 import os
