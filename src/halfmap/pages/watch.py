@@ -36,6 +36,7 @@ class Watch:
     _stamps: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _asked: dict[str, float] = field(default_factory=dict)
     _searched: float = 0.0
+    _looked: float = -LOOK_SECONDS
     _found: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _listeners: int = 0
@@ -48,7 +49,7 @@ class Watch:
             return self._look(search=search)
 
     def _look(self, *, search: bool) -> bool:
-        now = time.monotonic()
+        now = self._looked = time.monotonic()
         if search or now - self._searched > SEARCH_SECONDS or not self._found:
             self._found, self._searched = find_jobs(self.root), now
         known, rows, changed = set(self._found), {}, False
@@ -82,7 +83,9 @@ class Watch:
         told: list[dict[str, Any]] | None = None
         try:
             yield "retry: 1000\n\n"
-            await asyncio.to_thread(self.look, search=True)  # what was known may be gone
+            if time.monotonic() - self._looked > LOOK_SECONDS / 5:  # what was known may be gone
+                self._looked = time.monotonic()
+                await asyncio.to_thread(self.look, search=True)
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._keep_looking())
             while True:
