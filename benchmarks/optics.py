@@ -15,6 +15,7 @@ from datasets import save_map
 
 IMAGES, SNR, SEED, BOX, PIXEL = 1500, "0.1", "81", 96, 1.0
 DIAMETER, LOWPASS = 66.0, 16.0  # Angstrom
+OUTER = (4.0, 2.2)  # Angstrom: shells that both groups see, and aberrations act upon
 GROUPS = {
     "--group-pixel-size": "1,1.07",
     "--group-box": "96,90",
@@ -121,13 +122,16 @@ def refined(report: Report, what: str, star: Path, folder: Path) -> None:
         pixel=PIXEL,
     )
     resolution = truth.resolution_at(laid.curve, 0.5, BOX, PIXEL)
+    first, last = (round(BOX * PIXEL / angstrom) for angstrom in OUTER)
+    outer = float(np.mean(laid.curve[first : last + 1]))
     angle = float(np.median(errors.angle_deg))
     shift = float(np.median(errors.shift_angstrom))
     report.add(
-        f"{what}: pose error; shift error; FSC 0.5 to the truth; CPU seconds",
-        f"{angle:.2f} deg; {shift:.2f} A; {resolution:.2f} A; {cost.cpu_s:.0f}",
+        f"{what}: pose error; shift error; FSC 0.5 to the truth; mean FSC from "
+        f"{OUTER[0]:g} to {OUTER[1]:g} A; CPU seconds",
+        f"{angle:.2f} deg; {shift:.2f} A; {resolution:.2f} A; {outer:.3f}; {cost.cpu_s:.0f}",
     )
-    report.numbers[what] = {"deg": angle, "shift": shift, "resolution": resolution}
+    report.numbers[what] = {"deg": angle, "shift": shift, "resolution": resolution, "fsc": outer}
 
 
 def beside_relion(report: Report, folder: Path) -> None:
