@@ -6,6 +6,7 @@ import torch
 import halfmap
 from common import RUNS, Report, job_folder
 from halfmap.io.mrc import write_map
+from halfmap.workspace.job import read_job
 
 SHAPES: dict[str, tuple[float, float, float]] = {
     "ball": (15, 15, 15),
@@ -14,11 +15,13 @@ SHAPES: dict[str, tuple[float, float, float]] = {
 }
 PREFERRED = {"even": 0.0, "mild": 0.6, "severe": 0.9, "extreme": 0.98}
 SHAPE_BOX, VIEWS, SEEDS_OF_VIEWS = 48, 1500, 2
+FEW, SNR, NOISE_VARIANCE = 200, 0.05, 140.0  # 20 times the signal of the ball seen evenly
 
 
 def orientations() -> Report:
     """cFAR of half maps reconstructed at true poses from images (`halfmap simulate`) of a ball, a
-    rod along z and a disc of as many atoms, a share of the views within some 15 degrees of z: even,
+    rod along z and a disc of as many atoms, a share of the views within some 15 degrees of z, in the
+    same noise: even,
     mild, severe, extreme. Means of two sets each, by the same
     functions as the commands. Goals: ranked, and by the shape within 10 %."""
     report = Report()
@@ -50,9 +53,11 @@ def _cfar(shape: str, share: float, seed: int) -> tuple[float, float]:
     source, out = RUNS / f"finishing_{shape}.mrc", job_folder(f"finishing_views_{shape}_map")
     write_map(source, _atoms(SHAPES[shape], SHAPE_BOX).numpy(), 3.0)
     quiet = {"overwrite": True, "quiet": True}
-    halfmap.simulate(
-        source, folder, n=VIEWS, snr=0.05, preferred_fraction=share, seed=seed + 1, **quiet
-    )
+    views = {"preferred_fraction": share, "seed": seed + 1, **quiet}
+    halfmap.simulate(source, folder, n=FEW, snr=SNR, **views)
+    # the same noise for every shape and share of views, whatever the variance of its images
+    snr = read_job(folder)["results"]["signal_variance"] / NOISE_VARIANCE
+    halfmap.simulate(source, folder, n=VIEWS, snr=snr, **views)
     halfmap.reconstruct(folder / "truth.star", out, **quiet)
     job = job_folder(f"finishing_cfar_{shape}")
     found = halfmap.orientations(out, job, particles=folder / "truth.star", **quiet)
