@@ -7,7 +7,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,7 +39,8 @@ from halfmap.workspace.progress import Progress
 
 Result = TypeVar("Result")
 
-FOLDS: int = inspect.signature(refine).parameters["folds"].default
+DEFAULTS = inspect.signature(refine).parameters
+FOLDS: int = DEFAULTS["folds"].default
 
 
 @dataclass(frozen=True)
@@ -83,26 +84,14 @@ def open_job(
 ) -> OpenedVolumes:
     """`halfmap refine --method ml` from one map, `halfmap class3d --method ml` from several, up to
     the first iteration; `truth.star` lies beside the STAR, whose rows are its first."""
-    options = VolumeOptions(
-        method="ml",
-        search="adaptive",
-        symmetry=symmetry,
-        diameter_angstrom=diameter_angstrom,
-        initial_lowpass_angstrom=lowpass_angstrom,
-        mask=None,
-        iterations=None,
-        angular_step_deg=step_deg,
-        shift_range_px=5.0,
-        shift_step_px=1.0,
-        local=False,
-        local_range_deg=None,
-        wiener_constant=None,
-        tau_fudge=None,
-        ctf=True,
-        data_dir=None,
-        seed=1,
-        memory=None,
-    )
+    usual = {field.name: DEFAULTS[field.name].default for field in fields(VolumeOptions)}
+    own = {
+        "symmetry": symmetry,
+        "diameter_angstrom": diameter_angstrom,
+        "initial_lowpass_angstrom": lowpass_angstrom,
+        "angular_step_deg": step_deg,
+    }
+    options = VolumeOptions(**(usual | own))
     device = _setup.use_device("cpu", threads)
     job = Job.create("refine", {}, job_folder("inside"), seed=1, overwrite=True)
     with job, Progress("benchmark", quiet=True) as progress:

@@ -6,6 +6,8 @@ candidate is moved to its local optimum by a few Gauss-Newton steps, and the int
 around it is that of the Gaussian which the same Hessian H gives (Laplace):
 
     ln int_mode P(X | phi) P(phi) d phi = L(phi_m) + ln P(phi_m) + (d / 2) ln 2 pi - (1 / 2) ln |H|
+
+Where that leaves an image unsure, its modes are integrated (`mode_integrals`).
 """
 
 import math
@@ -24,8 +26,8 @@ from halfmap.pose_search.gauss_newton import (
     gauss_newton_system,
     refine_poses,
 )
+from halfmap.pose_search.mode_integrals import PoseMeasure, integrate_modes, turns_between
 from halfmap.projection import FourierReferences
-from halfmap.so3 import compose, matrix_to_rotation_vector
 from halfmap.symmetries import Specimen, SymmetryOperators
 
 # candidates whose log weight lies this far below their image's best are dropped: e^-12 = 6e-6
@@ -206,6 +208,23 @@ def refine_candidates(
         weight = candidates.log_weight + prior + _log_volume(hessian, settings)
         candidates = replace(candidates, log_weight=weight, accuracy=_accuracy(hessian))
         candidates = _without_twins(candidates, hessian, settings)
+        measure = PoseMeasure(
+            settings.score,
+            settings.prior,
+            _log_density(hessian, settings),
+            settings.specimen.symmetry.rotations,
+        )
+        held = integrate_modes(
+            references,
+            terms,
+            plane,
+            candidates,
+            hessian,
+            measure,
+            radius=radius,
+            at_once=settings.passes.poses,
+        )
+        candidates = replace(candidates, log_weight=held)
     return without_improbable(candidates)
 
 
@@ -338,12 +357,18 @@ def _log_volume(
     """`(d / 2) ln 2 pi - ln |H| / 2` over the volume of all rotations, 8 pi^2 in 3D and 2 pi in 2D;
     symmetry mates count together."""
     d = hessian.shape[-1]
-    whole = 8 * math.pi**2 if d == 5 else 2 * math.pi
     return (
         d / 2 * math.log(2 * math.pi)
         - 0.5 * torch.linalg.slogdet(hessian)[1]
-        + math.log(len(settings.specimen.symmetry) / whole)
+        + _log_density(hessian, settings)
     )
+
+
+def _log_density(hessian: Float[Tensor, "B n d d"], settings: SearchSettings) -> float:
+    """Of a uniform orientation, symmetry mates counted together: `ln(G / 8 pi^2)`; in 2D of an
+    angle, `-ln 2 pi`."""
+    whole = 8 * math.pi**2 if hessian.shape[-1] == 5 else 2 * math.pi
+    return math.log(len(settings.specimen.symmetry) / whole)
 
 
 def _without_twins(
@@ -355,7 +380,7 @@ def _without_twins(
     if not len(rows):
         return candidates
     log_weight = candidates.log_weight.clone()
-    turn = _turns(candidates.rotations[rows], settings.specimen.symmetry.rotations)
+    turn = turns_between(candidates.rotations[rows], settings.specimen.symmetry.rotations)
     move = candidates.shift_px[rows, :, None] - candidates.shift_px[rows, None]
     away = torch.cat([turn, move], -1)[..., 5 - hessian.shape[-1] :]
     distance = (away * (hessian[rows, :, None] @ away[..., None])[..., 0]).sum(-1)
@@ -369,22 +394,3 @@ def _without_twins(
     )
     log_weight[rows] = weight.masked_fill((same & wins).any(1), -torch.inf)
     return replace(candidates, log_weight=log_weight)
-
-
-def _turns(
-    rotations: Float[Tensor, "R n 3 3"], symmetry: Float[Tensor, "G 3 3"]
-) -> Float[Tensor, "R n n 3"]:
-    """The rotation vector from each candidate to each other of its image, the shortest of the
-    symmetry mates'."""
-    best: Tensor | None = None
-    for mate in symmetry.to(rotations):
-        turn = matrix_to_rotation_vector(
-            compose(compose(rotations, mate)[:, None], rotations[:, :, None].mT)
-        )
-        best = (
-            turn
-            if best is None
-            else torch.where((turn.norm(dim=-1) < best.norm(dim=-1))[..., None], turn, best)
-        )
-    assert best is not None
-    return best
