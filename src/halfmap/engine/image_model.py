@@ -34,6 +34,14 @@ class ReferenceVariance:
 
 
 @dataclass(frozen=True)
+class PoseError:
+    """The variance of a pose that comes of errors of the references, over that which comes of the
+    image's noise (`methods.pose_error`)."""
+
+    ratio: Float[Tensor, ""]
+
+
+@dataclass(frozen=True)
 class NormAndScale:
     """How strong noise is in each image (nu), and signal in each scale group (s); and of the last
     iteration the number of images whose norm is an outlier."""
@@ -90,9 +98,9 @@ def load_images(
     strength = state.find(NormAndScale)
     norm = None if strength is None else strength.norm[index]
     scale = None if strength is None else strength.scale[problem.scale_group[index]]
-    references = state.find(ReferenceVariance)
+    references, poses = state.find(ReferenceVariance), state.find(PoseError)
     centre = state.poses.shift_px[index] if centre is None else centre
-    return load_batch(
+    batch = load_batch(
         problem.particles,
         index,
         plane,
@@ -104,3 +112,8 @@ def load_images(
         scale=scale,
         reference_variance=None if references is None else references.variance,
     )
+    if poses is None:
+        return batch
+    share = 1 / (1 + float(poses.ratio))
+    scored = ImageTerms(share * batch.scored.data, share * batch.scored.power)
+    return replace(batch, scored=scored)

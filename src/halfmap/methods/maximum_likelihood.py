@@ -37,6 +37,7 @@ from halfmap.engine.significant_poses import (
 )
 from halfmap.engine.state import State, as_candidates
 from halfmap.likelihood import CORRELATION, LOG_LIKELIHOOD
+from halfmap.methods.pose_error import PoseErrorStatistic
 from halfmap.methods.reference_update import map_update
 from halfmap.methods.search_schedule import converged, prepare
 from halfmap.methods.settings import Settings
@@ -48,6 +49,7 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
     """The method as the engine runs it: log likelihood, posterior, MAP update."""
     learnt: tuple[Statistic, ...] = (NormAndScaleStatistic(),)
     learnt = learnt if problem.learn_norm_and_scale else ()
+    between_halves = (PoseErrorStatistic(),) if problem.matched_to == "own" else ()
     return Method(
         prepare=partial(_prepare, problem, settings),
         assign=assign_posterior,
@@ -60,6 +62,7 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
             PosePriorStatistic(),
             SignificantPosesStatistic(),
             ReferenceVarianceStatistic(),
+            *between_halves,
         ),
     )
 
