@@ -22,7 +22,7 @@ from datasets import LOW_SIGNAL_OPTIONS, bgal_72, cage_72, low_signal_images, ri
 from halfmap.engine.significant_poses import SignificantPoses
 from halfmap.engine.state import Candidates, Poses, as_candidates
 from halfmap.pose_search.refinement import SearchSettings
-from halfmap.so3 import angular_distance_deg
+from halfmap.so3 import angular_distance_deg, rotation_vector_to_matrix
 from inside import OpenedVolumes, at_its_end, open_job, search, settled, widest
 from refine_simulated import Outcome, judged
 
@@ -49,6 +49,7 @@ SNRS, IMAGES = (0.2, 0.05, 0.02), 600
 CONE_DEG, CONE_PX = 10.0, 2.0  # poses that near to each other are taken for one
 BETTER = 1.0  # of log posterior, by which a pose that the search did not find must win to count
 WIDE_IMAGES = 150
+MODES, DRAWS = 12, 64  # of each image; poses drawn from each mode
 PICTURE = "benchmark_low_signal.png"
 
 
@@ -230,12 +231,31 @@ def are_near(a: Candidates, b: Candidates, symmetry: Tensor) -> Tensor:
 
 
 def posteriors(found: Candidates, known: Poses, symmetry: Tensor) -> Posteriors:
-    """The posterior mass around each image's best pose (modes count whole), and whether that is the
-    known one."""
-    best, weight = found.best(1), torch.softmax(found.log_weight.double(), 1)
-    mass = (weight * are_near(found, best, symmetry)).sum(1).clamp(max=1)
+    """The posterior mass around each image's best pose, and whether that is the known one."""
+    best = found.best(1)
     right = are_near(best, as_candidates(known), symmetry)[:, 0]
-    return Posteriors(mass.numpy(), right.numpy())
+    return Posteriors(mass_near(found, best, symmetry).numpy(), right.numpy())
+
+
+def mass_near(found: Candidates, best: Candidates, symmetry: Tensor) -> Tensor:
+    """The posterior mass near the best pose: of each mode its weight times the share of its
+    Gaussian (of the accuracy stated, the same about all axes) that lies there, by `DRAWS` poses
+    drawn from it; (n,)."""
+    likeliest = found.best(MODES)
+    weight = torch.softmax(found.log_weight.double(), 1)
+    weight = weight.sort(1, descending=True).values[:, :MODES]
+    draws = torch.randn(DRAWS, 5, generator=torch.Generator().manual_seed(5))
+    spread = likeliest.accuracy.nan_to_num(0.0)
+    share = torch.zeros_like(weight)
+    for draw in draws:
+        turn = torch.deg2rad(spread[..., :1] / 3**0.5) * draw[:3]
+        moved = replace(
+            likeliest,
+            rotations=rotation_vector_to_matrix(turn) @ likeliest.rotations,
+            shift_px=likeliest.shift_px + spread[..., 1:] * draw[3:],
+        )
+        share += are_near(moved, best, symmetry) / DRAWS
+    return (weight * share).sum(1).clamp(max=1)
 
 
 # --- what is told ------------------------------------------------------------------------------
