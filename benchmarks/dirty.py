@@ -103,8 +103,10 @@ def halfmap(report: Report, job: str, folder: Path, out: Path, words: list[str |
 
 
 def good_numbers(folder: Path) -> np.ndarray:
-    """Image numbers of the particles that are no junk."""
+    """Image numbers of the particles that are no junk: all, of a clean set."""
     table = starfile.read(folder / "truth.star")["particles"]
+    if "halfmapTruthJunk" not in table:
+        return np.arange(1, len(table) + 1)
     return np.flatnonzero(table["halfmapTruthJunk"].to_numpy() == 0) + 1
 
 

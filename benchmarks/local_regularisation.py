@@ -173,7 +173,8 @@ def made(folder: Path, kind: str, *, n: int, snr: float, seed: int = 1) -> Path:
     maps = {"core": core, "start": mean, "loose_mask": loose}
     for name, density in (maps | {"core_mask": np.clip((inside - 0.08) / 0.06, 0, 1)}).items():
         halfmap.write_map(folder / f"{name}.mrc", np.asarray(density, np.float32), PIXEL)
-    particles, known, optics = _tables(drawn, drawn.ctf, BOX, PIXEL)
+    names = [f"{i + 1:06d}@particles.mrcs" for i in range(n)]
+    particles, known, optics = _tables(drawn, drawn.ctf, names, [(BOX, PIXEL)], PIXEL)
     write_star(folder / "particles.star", {"optics": optics, "particles": particles})
     write_star(
         folder / "truth.star", {"optics": optics, "particles": particles.with_columns(known)}

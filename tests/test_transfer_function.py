@@ -220,7 +220,10 @@ def test_wrong_shapes_and_values_are_refused_with_what_was_expected() -> None:
         CTFParameters(scale=np.ones(3)).arrays(4)
     for wrong, message in (
         ({"amplitude_contrast": [0.1, 7.0]}, r"image 2, .*amplitude_contrast: .*from 0 to 1.*7"),
-        ({"voltage_kv": 0.0}, r"image 1, .*voltage_kv: expected more than 0 \(kV\), found 0"),
+        (
+            {"voltage_kv": 0.0},
+            r"image 1, .*voltage_kv: expected more than 0 and at most 3000 \(kV\), found 0",
+        ),
         ({"beam_tilt_x_mrad": np.nan}, r"beam_tilt_x_mrad: expected a finite number"),
     ):
         with pytest.raises(InputError, match=message):

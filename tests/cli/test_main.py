@@ -179,7 +179,7 @@ def test_other_errors_exit_with_1_and_130(
         (KeyboardInterrupt("stopped; go on with: halfmap resume d"), 130),
     ):
 
-        def fail(path: Path, error: BaseException = error) -> None:
+        def fail(*_: object, error: BaseException = error) -> None:
             raise error
 
         monkeypatch.setattr("halfmap.commands.info.describe", fail)
@@ -188,7 +188,7 @@ def test_other_errors_exit_with_1_and_130(
         assert err.count("\n") == 1
         assert str(error) in err
     monkeypatch.setenv("HALFMAP_DEBUG", "1")
-    monkeypatch.setattr("halfmap.commands.info.describe", lambda path: 1 / 0)
+    monkeypatch.setattr("halfmap.commands.info.describe", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["info", "p.star"])
 

@@ -210,7 +210,11 @@ def test_a_bare_stack_needs_no_star(few, tmp_path):
 
 def test_classes_come_by_size_with_a_table_of_what_each_holds(few, tmp_path):
     job = halfmap.abinitio(
-        few, tmp_path / "job", classes=2, iterations=3, **{**QUICK, "symmetry": "C1"}
+        few,
+        tmp_path / "job",
+        classes=2,
+        iterations=3,
+        **{**QUICK, "symmetry": "C1", "early_symmetry": False},
     )
     table = read_star(job.folder / "classes.star").blocks["model_classes"]
     sizes = np.bincount(load_particles(job.folder / "particles.star").class_number, minlength=3)[1:]

@@ -130,6 +130,11 @@ class JobElsewhere(Job):
         self.folder = Path(tempfile.mkdtemp(prefix="halfmap-"))
         self._sigterm: Any = None  # what a job's `__enter__` keeps
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Known to the first process."""
+        return {}
+
     def event(self, **fields: Any) -> None:
         """Told by the first process."""
 

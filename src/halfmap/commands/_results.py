@@ -60,7 +60,7 @@ from halfmap.projection import Sums
 from halfmap.reconstruction import unregularised
 from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
 from halfmap.so3 import matrix_to_euler
-from halfmap.workspace.job import Job, read_events, read_job
+from halfmap.workspace.job import Job, read_events
 from halfmap.workspace.progress import Progress, drawing
 
 TOLD_AGAIN = 1.1  # times what was said before, that the next iteration needs to be worth a line
@@ -246,7 +246,7 @@ def show_volumes(job: Job, problem: Problem, settings: Settings, state: State) -
 
 def made_of(job: Job, particles: int) -> str:
     """`2,400 particles, C4`: what a map of this job is made of, for its title."""
-    symmetry = read_job(job.folder)["parameters"].get("symmetry")
+    symmetry = job.parameters.get("symmetry")
     return counted(particles, "particle") + (f", {symmetry}" if symmetry else "")
 
 

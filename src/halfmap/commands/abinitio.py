@@ -69,7 +69,9 @@ from halfmap.resolution import Curve
 from halfmap.workspace.job import Job, read_job
 from halfmap.workspace.progress import Progress, drawing
 
-ITERATIONS = 60
+# with 60, one of ten maps of TRPV1 without its symmetry is wrong; with 100 none is
+# (`python benchmarks/run.py abinitio_trpv1_c1`)
+ITERATIONS = 100
 # of all coarse cells: poses are drawn from the posterior here, and the next mini-batch looks again;
 # with 1/4 a job costs four times as much
 LARGEST_CELL_SHARE = 1 / 96
@@ -150,7 +152,7 @@ def abinitio(
             "settles",
             at_least=1,
             metavar="N",
-            unset="60",
+            unset="100",
         ),
     ] = None,
     initial_lowpass_angstrom: Annotated[

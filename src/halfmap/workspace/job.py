@@ -223,6 +223,11 @@ class Job:
         """The last saved `(arrays, meta)`, or None where the job has not got that far."""
         return load_checkpoint(self.folder)
 
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the command was called with; empty where the folder is another process's."""
+        return dict(self._record.get("parameters", {}))
+
     def update(self, **fields: Any) -> None:
         """Add results worth showing beside the status (for example `resolution_angstrom`) to
         `job.json`."""
