@@ -386,8 +386,8 @@ MISSED = """## What is missed
 - [Branch and bound]({branch_and_bound}) is slower than the adaptive grid at every noise level, and at SNR 0.02 slower than exhaustive search. What it loses of the poses is
   what its bound says. (The adaptive grid lost 0.5 to 1.5 % then; see [low signal]({low_signal}) for what it loses now.)
 - [Real ribosome tilts]({real_ribosome}): a single image does not know its pose at 32 A, so refinement helps only with a tight prior.
-- [Posteriors at SNR 0.02]({low_signal}): a calibration error of 0.03 was asked; it was 0.05 on the ribosome and 0.08 on beta-galactosidase in that record, below 0.01 everywhere else. With modes integrated and what the halves disagree
-  about counted (since), the same two sets give 0.03 and 0.05; with the true map as reference 0.01 and 0.02, what chance gives. What both halves have wrong alike is left.
+- [Posteriors at SNR 0.02]({low_signal}): a calibration error of 0.03 was asked; it is 0.03 on the ribosome and 0.04 on beta-galactosidase (0.05 and 0.08 before modes were integrated and
+  what the halves disagree about was counted), below 0.01 everywhere else. With the true map as reference it is what chance gives: what both halves have wrong alike is left.
 - [cFAR]({orientations}) was asked not to depend on the molecule's shape by more than 10 %: it does not with even views and with 60 % of them near one axis; with 90 % and more, a rod along that
   axis has a lower one than a disc across it.
 - [Corrected FSC]({postprocess}) within 0.01 of RELION's: so on TRPV1; in the ribosome's 64^3 box one draw of random phases differs from the next by 0.02 to 0.04, and only RELION's mean can be met.
