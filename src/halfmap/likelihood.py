@@ -37,6 +37,11 @@ class ImageTerms:
     def select_images(self, index: Tensor) -> "ImageTerms":
         return ImageTerms(self.data[index], self.power[index])
 
+    def weakened(self, share: float) -> "ImageTerms":
+        """Terms whose log likelihoods are `share` of what they were: those of images with 1 / share
+        times the noise variance."""
+        return ImageTerms(share * self.data, share * self.power)
+
 
 @takes_arrays
 def image_terms(

@@ -114,6 +114,4 @@ def load_images(
     )
     if poses is None:
         return batch
-    share = 1 / (1 + float(poses.ratio))
-    scored = ImageTerms(share * batch.scored.data, share * batch.scored.power)
-    return replace(batch, scored=scored)
+    return replace(batch, scored=batch.scored.weakened(1 / (1 + float(poses.ratio))))

@@ -49,7 +49,8 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
     """The method as the engine runs it: log likelihood, posterior, MAP update."""
     learnt: tuple[Statistic, ...] = (NormAndScaleStatistic(),)
     learnt = learnt if problem.learn_norm_and_scale else ()
-    between_halves = (PoseErrorStatistic(),) if problem.matched_to == "own" else ()
+    own_maps = problem.matched_to == "own" and problem.dimensions == 3
+    between_halves = (PoseErrorStatistic(),) if own_maps else ()
     return Method(
         prepare=partial(_prepare, problem, settings),
         assign=assign_posterior,

@@ -14,7 +14,7 @@ which comes of its noise. Both add up, as if there were 1 + r times the noise: t
 taken so.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -33,11 +33,13 @@ IMAGES = 300  # of each half: five numbers of each tell r to a few per cent
 @dataclass
 class _Sum:
     total: Float[Tensor, " 2"]  # of d^T H d / 2 n and of images, by the weight of the best pose
-    other: dict[int, FourierReferences] = field(default_factory=dict)
+    # the part that is being added, and the other half's references, prepared for it
+    other: tuple[int, FourierReferences] | None = None
 
 
 class PoseErrorStatistic:
-    """The mean of `d^T H d / 2 n` over images of each half, weighed by how sure they are."""
+    """The mean of `d^T H d / 2 n` over images of each half, weighed by how sure they are; for maps
+    whose images are compared with their own half."""
 
     name = "pose error"
 
@@ -48,7 +50,7 @@ class PoseErrorStatistic:
         iteration = weighed.iteration
         problem, folds = iteration.problem, iteration.problem.n_folds
         part = int(iteration.part[weighed.batch.index[0]])
-        if part % folds or len(iteration.parts) != 2 * folds or problem.dimensions != 3:
+        if part % folds or len(iteration.parts) != 2 * folds:
             return partial
         asked = torch.isin(weighed.batch.index.cpu(), iteration.members(part)[:IMAGES])
         best = weighed.candidates.best(1)
@@ -56,11 +58,11 @@ class PoseErrorStatistic:
         image = torch.nonzero(asked.to(weight.device))[:, 0]
         if not len(image):
             return partial
-        if part not in partial.other:
+        if partial.other is None or partial.other[0] != part:
+            partial.other = None  # one set at a time
             others = iteration.state.references[problem.reference_set(folds - part)]
-            partial.other[part] = prepare_references(
-                others.to(problem.device), iteration.scored.radius
-            )
+            prepared = prepare_references(others.to(problem.device), iteration.scored.radius)
+            partial.other = part, prepared
         best = best.select_images(image)
 
         def equations(references: FourierReferences) -> tuple[Tensor, Tensor]:
@@ -77,7 +79,7 @@ class PoseErrorStatistic:
             return gauss_newton_system(sums, free_scale=False)
 
         own, hessian = equations(weighed.references)
-        moved = (equations(partial.other[part])[0] - own).double()
+        moved = (equations(partial.other[1])[0] - own).double()
         size = hessian.double().diagonal(dim1=1, dim2=2).amax(1)[:, None, None]
         ridge = 1e-6 * size * torch.eye(5, dtype=torch.float64, device=size.device)
         squared = (moved * torch.linalg.solve(hessian.double() + ridge, moved)).sum(1) / 10

@@ -189,9 +189,7 @@ def _prepare(
     plan = prepare_search(references, replace(search, prior=prior), state.radius)
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
-        scored = replace(
-            batch.scored, data=beta * batch.scored.data, power=beta * batch.scored.power
-        )
+        scored = batch.scored.weakened(beta)
         return search_globally(plan, scored, torch.zeros_like(poses.shift_px), plane, state.radius)
 
     return everywhere

@@ -21,7 +21,7 @@ from halfmap.errors import InputError
 from halfmap.reports.job_data import Signature, directions, job_data
 from halfmap.reports.jobs import find_jobs, job_record, located, parents
 from halfmap.reports.surface import read_density_of, surface_of
-from halfmap.workspace.machine import rename_durably
+from halfmap.workspace.machine import write_whole
 from halfmap.workspace.records import as_json
 
 STATIC = Path(__file__).parent / "static"
@@ -45,9 +45,7 @@ _SCRIPTS = ("dom.js", "plots.js", "lighter.js", "mesh.js", "surface.js", "figure
 def write_report(folder: Path, signature: Signature) -> None:
     """Write `report.html` into a finished job's folder, whole or not at all."""
     text = report_page(folder.parent, folder.name, signature, False)
-    temporary = folder / f"{REPORT}.new"
-    temporary.write_text(text, encoding="utf-8")
-    rename_durably(temporary, folder / REPORT)
+    write_whole(folder / REPORT, text)
 
 
 def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:

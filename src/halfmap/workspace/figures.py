@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from halfmap.workspace.machine import rename_durably
+from halfmap.workspace.machine import write_whole
 from halfmap.workspace.records import as_json
 
 FIGURES = "shown/figures.json"
@@ -35,9 +35,7 @@ def add_figures(folder: Path, *figures: Figure) -> None:
     kept |= {one.title: as_json(asdict(one)) for one in figures}
     path = folder / FIGURES
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(list(kept.values())), encoding="utf-8")
-    rename_durably(temporary, path)
+    write_whole(path, json.dumps(list(kept.values())))
 
 
 def read_figures(folder: Path) -> list[dict[str, Any]]:

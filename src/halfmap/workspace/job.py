@@ -35,8 +35,8 @@ from halfmap.workspace.machine import (
     lock_folder,
     machine,
     peak_memory_bytes,
-    rename_durably,
     versions,
+    write_whole,
 )
 from halfmap.workspace.moved import FOLDER
 from halfmap.workspace.progress import MESSAGES
@@ -333,7 +333,7 @@ class Job:
         }
         text = json.dumps({**self._record, **cost}, indent=1) + "\n"
         try:
-            self._replace_record(text)
+            write_whole(self.folder / JOB, text)
         except OSError as error:
             if status == "running" or is_gone(error):
                 raise storage_error(error, self.folder / JOB) from error
@@ -341,18 +341,6 @@ class Job:
             with open(self.folder / JOB, "r+", encoding="utf-8") as file:
                 file.write(json.dumps({**self._record, **cost}) + "\n")
                 file.truncate()
-
-    def _replace_record(self, text: str) -> None:
-        temporary = self.folder / f"{JOB}.new"
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            rename_durably(temporary, self.folder / JOB)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:

@@ -150,6 +150,21 @@ def rename_durably(temporary: Path, final: Path) -> None:
     os.close(handle)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, or replace it: after a crash the old or the new one is there, whole; where
+    it cannot be written, nothing is left of the new one."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 class _ProcessMemory(ctypes.Structure):
     """PROCESS_MEMORY_COUNTERS of Windows."""
 

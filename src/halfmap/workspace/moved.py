@@ -9,7 +9,7 @@ from typing import Any
 
 from halfmap.io.files import writing
 from halfmap.workspace.earlier_job import JOB
-from halfmap.workspace.machine import rename_durably
+from halfmap.workspace.machine import write_whole
 
 FOLDER = "folder"  # in `job.json`: where the job folder was when the record was written
 
@@ -65,7 +65,5 @@ def keep_place(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StorageError: the disk is full, or read-only.
     """
-    temporary = folder / f"{JOB}.new"
     with writing(folder / JOB):
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        rename_durably(temporary, folder / JOB)
+        write_whole(folder / JOB, json.dumps(record, indent=1) + "\n")

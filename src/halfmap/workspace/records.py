@@ -12,7 +12,7 @@ from typing import Any
 import halfmap
 from halfmap.errors import InputError
 from halfmap.workspace.earlier_job import JOB
-from halfmap.workspace.machine import lock_folder, rename_durably, versions
+from halfmap.workspace.machine import lock_folder, versions, write_whole
 
 EVENTS, ERROR, SET_ASIDE = "events.jsonl", "error.txt", "set_aside.star"
 BESIDE = ".json"  # after the name of a file, the record of how it was made
@@ -52,9 +52,7 @@ def keep_events(folder: Path, *, up_to: float | None) -> None:
         if up_to is None or event.get("iteration", -math.inf) > up_to:
             break
         kept.append(json.dumps(event) + "\n")
-    temporary = folder / f"{EVENTS}.new"
-    temporary.write_text("".join(kept), encoding="utf-8")
-    rename_durably(temporary, folder / EVENTS)
+    write_whole(folder / EVENTS, "".join(kept))
 
 
 def load_record(folder: Path) -> dict[str, Any]:
