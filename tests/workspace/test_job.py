@@ -98,6 +98,27 @@ def test_a_stopped_job_says_how_to_go_on(tmp_path: Path, interrupt: signal.Signa
         raise KeyboardInterrupt
 
 
+def test_the_launcher_does_not_cut_short_what_a_job_says_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes one is lost; the other hears SIGTERM while it writes how it ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    job, write = Job.create("refine", {}, tmp_path / "job", seed=1), jobs.write_whole
+
+    def told_to_stop(path: Path, text: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(path, text)
+
+    try:
+        with pytest.raises(JobStopped, match="halfmap resume"), job:
+            monkeypatch.setattr(jobs, "write_whole", told_to_stop)
+            raise KeyboardInterrupt("a process of the job was lost")
+        assert read_job(tmp_path / "job")["status"] == "stopped"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("chapter 1")
     for options in ({}, {"overwrite": True}):

@@ -3,12 +3,12 @@ the first has the folder and the terminal."""
 
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,11 @@ class JobElsewhere(Job):
     def update(self, **fields: Any) -> None:
         """Told by the first process."""
 
-    def __exit__(self, *error: object) -> None:
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._give_back_sigterm(error)
         shutil.rmtree(self.folder, ignore_errors=True)

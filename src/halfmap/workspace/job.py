@@ -245,8 +245,7 @@ class Job:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._sigterm is not None:
-            signal.signal(signal.SIGTERM, self._sigterm)
+        self._give_back_sigterm(error)
         try:
             if error is None:
                 self._write("finished")
@@ -277,6 +276,16 @@ class Job:
                 )
         finally:
             os.close(self._lock)
+
+    def _give_back_sigterm(self, error: BaseException | None) -> None:
+        """SIGTERM does what it did before the job. Of several processes the launcher stops all as
+        soon as one has ended: one that ends on an error ignores it, so that what it has to write
+        and say is not cut short."""
+        if self._sigterm is None:
+            return
+        one_of_several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        ignored = error is not None and one_of_several
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else self._sigterm)
 
     def _end_on_input(self, error: InputError) -> None:
         """Bad input, such as a stack that is not there any more: what was reached stays."""
