@@ -40,11 +40,13 @@ class Workers:
         self._waiting += 1
         try:
             for attempt in range(2):
+                pool = self._started()
                 try:
-                    future = self._started().submit(_call, function, *arguments)
+                    future = pool.submit(_call, function, *arguments)
                     return await asyncio.wait_for(asyncio.wrap_future(future), LONGEST_SECONDS)
                 except BrokenProcessPool:
-                    self.close()
+                    if self._pool is pool:  # else another task has started the next one
+                        self.close()
                     if attempt:
                         raise InputError("the picture could not be made: out of memory?") from None
                 except TimeoutError:
