@@ -88,19 +88,11 @@ def turns_between(
     rotations: Float[Tensor, "R n 3 3"], symmetry: Float[Tensor, "G 3 3"]
 ) -> Float[Tensor, "R n n 3"]:
     """The rotation vector from each candidate to each other of its image, the shortest of the
-    symmetry mates'."""
-    best: Tensor | None = None
-    for mate in symmetry.to(rotations):
-        turn = matrix_to_rotation_vector(
-            compose(compose(rotations, mate)[:, None], rotations[:, :, None].mT)
-        )
-        best = (
-            turn
-            if best is None
-            else torch.where((turn.norm(dim=-1) < best.norm(dim=-1))[..., None], turn, best)
-        )
-    assert best is not None
-    return best
+    symmetry mates': that of the largest trace."""
+    mates = symmetry.to(rotations)
+    trace = torch.einsum("rjab,gbc,riac->rijg", rotations, mates, rotations)
+    others = compose(rotations[:, None], mates[trace.argmax(-1)])
+    return matrix_to_rotation_vector(compose(others, rotations[:, :, None].mT))
 
 
 @lru_cache
