@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from halfmap.commands._beside import leave_record
 from halfmap.commands._class_averages import choose_resolved
 from halfmap.commands._copies import find_copies
 from halfmap.commands._options import (
@@ -21,9 +22,8 @@ from halfmap.commands._summaries import counted
 from halfmap.errors import InputError
 from halfmap.io.conditions import rows_that_meet
 from halfmap.io.relion import ParticleTables
-from halfmap.options import command, recorded
+from halfmap.options import command
 from halfmap.particles import Particles, load_particles
-from halfmap.workspace.records import keep_record_beside
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def select(
         InputError: no such file or column, a condition that cannot be read, a class or optics group
             that no particle is in, no wish, nothing left, or `out` exists.
     """
-    arguments = recorded(select, locals())
+    arguments = locals()
     if not any((where, classes, resolved_within, half, optics_group, unique, share)):
         raise InputError(
             "select: expected a wish: --where, --classes or --resolved-within, --half, "
@@ -166,8 +166,9 @@ def select(
     if wanted:
         chosen.steps += _by_class(particles, chosen.kept, wanted)
     particles.take(chosen.kept).write_star(out)
-    keep_record_beside(Path(out), "select", arguments, kept=chosen.count, of=len(particles))
-    return Selected(Path(out), chosen.count, len(particles), wanted, tuple(chosen.steps))
+    done = Selected(Path(out), chosen.count, len(particles), wanted, tuple(chosen.steps))
+    leave_record(select, arguments, done.path, kept=done.kept, of=done.of, summary=done.summary)
+    return done
 
 
 class _Chosen:

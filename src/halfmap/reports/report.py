@@ -11,6 +11,7 @@ import html
 import io
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from PIL import Image
 
 from halfmap.errors import InputError
+from halfmap.reports.colouring import colouring_of
 from halfmap.reports.job_data import Signature, directions, job_data
 from halfmap.reports.jobs import find_jobs, job_record, located, parents
 from halfmap.reports.surface import read_density_of, surface_of
@@ -34,6 +36,8 @@ _PICTURES = (
     "class_history.png",
     "posterior_weights.png",
     "local_resolution.png",
+    "wavefront.png",
+    "micrographs.png",
     "directional_fsc.png",
     "particles.png",
     "map.png",
@@ -42,10 +46,15 @@ _MOST_PICTURES, _WIDEST = 3, 1000
 _SCRIPTS = ("dom.js", "plots.js", "lighter.js", "mesh.js", "surface.js", "figures.js", "report.js")
 
 
-def write_report(folder: Path, signature: Signature) -> None:
-    """Write `report.html` into a finished job's folder, whole or not at all."""
-    text = report_page(folder.parent, folder.name, signature, False)
-    write_whole(folder / REPORT, text)
+def report_path(job: Path) -> Path:
+    """Where a job's report lies: in its folder, or beside the file `FILE` that is the job, as
+    `FILE.report.html`."""
+    return job / REPORT if job.is_dir() else job.with_name(f"{job.name}.{REPORT}")
+
+
+def write_report(job: Path, signature: Signature) -> None:
+    """Write the report of a finished job to where it belongs, whole or not at all."""
+    write_whole(report_path(job), report_page(job.parent, job.name, signature, False))
 
 
 def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:
@@ -61,6 +70,8 @@ def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:
     # nothing in the data can end the element that it lies in
     safe = data.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     policy = html.escape(report_policy(False))
+    # the library of surfaces comes first, and is most of a report that has none
+    scripts = _scripts()[0 if any(one["meshes"] for one in told) else 1 :]
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -70,7 +81,7 @@ def report_page(root: Path, job: str, signature: Signature, chain: bool) -> str:
         f"<style>{_style()}</style></head><body>",
         '<main id="main"></main><noscript>This report needs JavaScript.</noscript>',
         f'<script type="application/json" id="data">{safe}</script>',
-        *(f"<script>{one}</script>" for one in _scripts()),
+        *(f"<script>{one}</script>" for one in scripts),
         "</body></html>",
     ]
     return "\n".join(parts)
@@ -94,7 +105,7 @@ def report_policy(served: bool = True) -> str:
 @cache
 def _scripts() -> tuple[str, ...]:
     """The libraries, and the page's own modules as one: imports go, and with them `export`."""
-    vendor = [(STATIC / "vendor" / name).read_text("utf-8") for name in ("uplot.js", "three.js")]
+    vendor = [(STATIC / "vendor" / name).read_text("utf-8") for name in ("three.js", "uplot.js")]
     own = []
     for name in _SCRIPTS:
         text = (STATIC / "js" / name).read_text(encoding="utf-8")
@@ -128,7 +139,7 @@ def _chain(root: Path, job: str) -> list[str]:
 def _told(root: Path, job: str, signature: Signature, heaviest: int) -> dict[str, Any]:
     data, place = job_data(root, job, signature), root / job
     data["meshes"] = list(_meshes(place, data["maps"], heaviest))
-    data["shown"] = _pictures(place, bool(data["meshes"]))
+    data["shown"] = _pictures(place, data["pictures"], bool(data["meshes"]))
     data["sphere"] = None
     if data["meshes"] and data["command"] != "simulate":
         symmetry = job_record(root, job)["parameters"].get("symmetry") or "C1"
@@ -142,28 +153,40 @@ def _meshes(place: Path, maps: list[dict[str, Any]], heaviest: int) -> Any:
     shown = (told or final)[:MOST_MAPS]  # of a mask, itself
     for one in shown:
         try:
-            packed = _light_mesh(located(place, one["file"]), heaviest // len(shown))
+            by = located(place, one["colour"]) if "colour" in one else None
+            packed = _light_mesh(located(place, one["file"]), by, heaviest // len(shown))
         except (InputError, OSError, ValueError):
             continue  # a map that has no surface
         yield {"label": one["label"], "packed": base64.b64encode(packed).decode()}
 
 
-def _light_mesh(path: Path, heaviest: int) -> bytes:
+def _light_mesh(path: Path, coloured_by: Path | None, heaviest: int) -> bytes:
     """The surface of a map in the finest box in which it is light enough."""
     volume, pixel = read_density_of(path)
+    make = surface_of if coloured_by is None else colouring_of(coloured_by).surface_of
     for box in MESH_BOXES:
-        packed = surface_of(volume, pixel, size=box).packed()
+        packed = make(volume, pixel, size=box).packed()
         if len(packed) < heaviest:
             break
     return packed
 
 
-def _pictures(place: Path, has_mesh: bool) -> list[dict[str, str]]:
-    found = []
+def _picture_paths(place: Path, told: list[str], has_mesh: bool) -> Iterator[Path]:
+    """Of a job with a folder those that say most; of a file the one beside it."""
+    if not place.is_dir():
+        own = place.with_suffix(".png")
+        if own.name in told:
+            yield own
+        return
     for name in _PICTURES:
-        path = next((p for p in (place / "pictures" / name, place / name) if p.is_file()), None)
-        if path is None or (name == "map.png" and not has_mesh):
-            continue
+        there = [one for one in (place / "pictures" / name, place / name) if one.is_file()]
+        if there and (name != "map.png" or has_mesh):
+            yield there[0]
+
+
+def _pictures(place: Path, told: list[str], has_mesh: bool) -> list[dict[str, str]]:
+    found = []
+    for path in _picture_paths(place, told, has_mesh):
         try:
             with Image.open(path) as picture:
                 small = picture.convert("RGB")
@@ -174,5 +197,5 @@ def _pictures(place: Path, has_mesh: bool) -> list[dict[str, str]]:
         out = io.BytesIO()
         few.save(out, "PNG", optimize=True)
         encoded = base64.b64encode(out.getvalue()).decode()
-        found.append({"name": name, "address": f"data:image/png;base64,{encoded}"})
+        found.append({"name": path.name, "address": f"data:image/png;base64,{encoded}"})
     return found[:_MOST_PICTURES]
