@@ -1,13 +1,18 @@
 """Jobs started, stopped and resumed from the page; what the page reads of them; the numbers that it
 shows, against what is known."""
 
+import contextlib
+import http.client
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +72,66 @@ def test_a_job_is_started_stopped_and_resumed_to_the_bytes_of_an_undisturbed_one
     assert not (jobs / "run" / "progress.json").exists()
     for name in ("run", "same"):
         shutil.rmtree(jobs / name)
+
+
+@pytest.fixture
+def waiting(jobs, serve, tmp_path) -> Iterator[tuple[Any, Path, dict]]:
+    """A server of its own, and a command that writes one file at work: it reads from a pipe into
+    which nobody writes."""
+    root = tmp_path.resolve()
+    shutil.copy(jobs / "refined" / "map.mrc", root / "map.mrc")
+    os.mkfifo(root / "pipe.star")
+    server = serve(root)
+    values = {"source": "pipe.star", "out": "other.star", "share": "0.5"}
+    status, told = server.post("/api/start", {"command": "select", "values": values})
+    assert status == 200, told
+    yield server, root, told
+    with contextlib.suppress(OSError):  # no reader is left
+        os.close(os.open(root / "pipe.star", os.O_WRONLY | os.O_NONBLOCK))
+
+
+def the_start(server: Any) -> dict:
+    """What the page is told of the one start."""
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    line.request("GET", "/events")
+    answer = line.getresponse()
+    while not (text := answer.readline()).startswith(b"data: "):
+        pass
+    line.close()
+    (one,) = json.loads(text[6:])["starts"] or [{"status": "none"}]
+    return one
+
+
+def until_status(server: Any, status: str) -> None:
+    end = time.monotonic() + 120
+    while (told := the_start(server))["status"] != status:
+        assert time.monotonic() < end, told
+        time.sleep(0.2)
+
+
+def test_a_command_without_a_folder_is_stopped_from_the_page(waiting) -> None:
+    server, root, told = waiting
+    assert the_start(server)["status"] == "running"
+    assert server.post("/api/stop", {"start": told["number"]}) == (200, {})
+    until_status(server, "stopped")
+    assert server.post("/api/stop", {"start": told["number"]})[0] == 400
+    for wrong in (99, "1", None, [1], True):
+        assert server.post("/api/stop", {"start": wrong})[0] == 400, wrong
+    left = {one.name for one in root.iterdir()}
+    assert left == {"map.mrc", "pipe.star", ".halfmap"}
+
+
+def test_a_server_that_comes_back_knows_what_it_had_started(waiting, serve) -> None:
+    server, root, told = waiting
+    server.process.kill()
+    server.process.wait()
+    after = serve(root)
+    again = the_start(after)
+    assert {**again, "status": "running"} == told
+    assert again["status"] == "running"
+    assert after.post("/api/stop", {"start": told["number"]})[0] == 200
+    until_status(after, "stopped")
+    assert serve(root).ask(f"/api/log?start={told['number']}")[0] == 400  # it is over
 
 
 def test_what_is_refused_is_told(server, jobs) -> None:

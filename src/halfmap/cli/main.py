@@ -1,7 +1,9 @@
 """The `halfmap` command: one sub-command per job, errors in one line."""
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,6 +54,8 @@ def run(arguments: list[str] | None = None) -> None:
     traceback), 130 stopped."""
     given = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # of several, the launcher ends all at once
+        signal.signal(signal.SIGTERM, _stop)
     try:  # not app(...): that swallows the message of a KeyboardInterrupt, which says how to go on
         with command.make_context("halfmap", list(given) or ["--help"]) as context:
             command.invoke(context)
@@ -81,6 +85,11 @@ def run(arguments: list[str] | None = None) -> None:
             or "halfmap --debug COMMAND shows the traceback"
         )
         _leave(f"unexpected error, {type(error).__name__}: {error}; {notes}", 1)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what it was writing is taken away."""
+    raise KeyboardInterrupt
 
 
 def _leave(message: str, code: int) -> None:

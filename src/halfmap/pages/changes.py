@@ -51,7 +51,10 @@ class Changes:
     async def stop(self, request: Request) -> Response:
         self.server.may_change()
         asked = await json_of(request)
-        self.server.processes.stop(self.server.known(str(asked.get("id"))))
+        if "start" in asked:  # a command that has no job folder, or none yet
+            self.server.processes.stop_start(asked["start"])
+        else:
+            self.server.processes.stop(self.server.known(str(asked.get("id"))))
         return JSONResponse({})
 
     async def resume(self, request: Request) -> Response:

@@ -19,7 +19,7 @@ from halfmap.options import NamedOption, command_line, options_of
 from halfmap.workspace.records import as_json
 
 # commands that tell something, serve, or are buttons of their own
-NO_FORM = ("info", "resume", "web", "demo", "select", "convert")
+NO_FORM = ("info", "resume", "web", "demo")
 
 
 def commands() -> list[str]:

@@ -21,9 +21,12 @@ _AT_ONCE = 256  # tasks that wait, six for each of 40 pages; more are refused: a
 
 
 class Workers:
-    """One process, started when first needed."""
+    """One process, started when first needed. Tasks take turns: none is given to it before the one
+    at work has ended, so that waiting is not counted as working, and a task that breaks or
+    outlasts the process takes no other one with it."""
 
     def __init__(self) -> None:
+        self._turn = asyncio.Lock()
         self._pool: ProcessPoolExecutor | None = None
         self._last = 0.0
         self._waiting = 0
@@ -39,23 +42,25 @@ class Workers:
             raise InputError("too many pictures are being made; try again in a moment")
         self._waiting += 1
         try:
-            for attempt in range(2):
-                pool = self._started()
-                try:
-                    future = pool.submit(_call, function, *arguments)
-                    return await asyncio.wait_for(asyncio.wrap_future(future), LONGEST_SECONDS)
-                except BrokenProcessPool:
-                    if self._pool is pool:  # else another task has started the next one
-                        self.close()
-                    if attempt:
-                        raise InputError("the picture could not be made: out of memory?") from None
-                except TimeoutError:
-                    self.close()
-                    raise InputError("the picture took too long to make") from None
-            raise AssertionError
+            async with self._turn:
+                return await self._run(function, *arguments)
         finally:
             self._waiting -= 1
             self._last = time.monotonic()
+
+    async def _run(self, function: str, *arguments: Any) -> Any:
+        for attempt in range(2):
+            try:
+                future = self._started().submit(_call, function, *arguments)
+                return await asyncio.wait_for(asyncio.wrap_future(future), LONGEST_SECONDS)
+            except BrokenProcessPool:  # the process died: a new one tries once more
+                self.close()
+                if attempt:
+                    raise InputError("the picture could not be made: out of memory?") from None
+            except TimeoutError:
+                self.close()
+                raise InputError("the picture took too long to make") from None
+        raise AssertionError
 
     def rest(self) -> None:
         """End the process if nobody has asked for a while."""

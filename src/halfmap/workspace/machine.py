@@ -120,6 +120,25 @@ def lock_folder(folder: Path) -> int | None:
     return handle
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process at work holds a folder or file."""
+    try:
+        lock = lock_folder(path)
+    except OSError:  # it is not there
+        return False
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
+def hold_open(handle: int) -> None:
+    """Hold an open file for as long as any process has it open under this handle: this one, and
+    those that it is handed to. Where files cannot be locked nothing is held."""
+    if _UNIX:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock_file(folder: Path) -> int | None:
     """Where a folder cannot be locked itself: a locked file of its name in the machine's temporary
     folder, which keeps out the processes of this machine."""

@@ -1,6 +1,6 @@
 // All jobs of the folder, in a tree of what came from what.
-import { address } from "./api.js";
-import { angstrom, bytes, count, h, seconds, setText, when } from "./dom.js";
+import { address, post } from "./api.js";
+import { angstrom, bytes, count, h, seconds, setText, toast, when } from "./dom.js";
 import { jobs, onChange, started, tree } from "./live.js";
 
 const STATUSES = ["all", "running", "finished", "failed"];
@@ -159,13 +159,27 @@ export function dashboard(main, go) {
     setText(told, `${jobs().size} jobs, ${running} running${searching ? `, ${order.length} shown` : ""}`);
     empty.hidden = jobs().size > 0;
     table.hidden = !jobs().size;
-    const there = (out) => jobs().has(out) || jobs().has(String(out).replace(/\.mrc$/, "_job"));
-    const refused = started().filter((one) => one.status === "refused" && !there(one.out)).slice(0, 3);
-    const starting = started().filter((one) => one.status === "running" && !there(one.out));
+    const own = (out) => jobs().get(out) || jobs().get(String(out).replace(/\.mrc$/, "_job"));
+    const there = (one) => { // its row tells the rest
+      const row = own(one.out);
+      return row && (row.status === "running" || [row.started, row.ended].some((t) => (t || "") >= one.when));
+    };
+    const refused = started().filter((one) => one.status === "refused" && !there(one)).slice(0, 3);
+    const working = started().filter((one) => one.status === "running" && !there(one));
+    const now = JSON.stringify([working, refused].map((list) => list.map((one) => [one.number, one.message])));
+    if (problems.dataset.now === now) return; // a button that is being pressed stays
+    problems.dataset.now = now;
     problems.replaceChildren(
-      ...starting.map((one) => h("p", { class: "message" }, h("b", {}, `${one.command} ${one.out || ""} is starting. `), one.shell)),
+      ...working.map((one) => h("p", { class: "message" }, h("b", {}, `${one.command} ${one.out || ""} is at work. `), one.shell, " ", stopButton(one))),
       ...refused.map((one) => h("p", { class: "message bad" }, h("b", {}, `${one.command} ${one.out || ""} was refused: `), one.message)),
     );
+  }
+
+  // a command without a job folder, or whose folder is not there yet
+  function stopButton(one) {
+    const ask = () => confirm(`Stop ${one.command} ${one.out || ""}?`) &&
+      post("api/stop", { start: one.number }).then(() => toast("It was asked to stop.")).catch((error) => toast(error.message));
+    return h("button", { class: "plain", onclick: ask, "aria-label": `Stop ${one.command} ${one.out || ""}` }, "Stop");
   }
 
   function key(event) {
