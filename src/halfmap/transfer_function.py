@@ -287,18 +287,7 @@ def beam_tilt_phase(
     is the sign of RELION's rlnBeamTiltX/Y (mrad). Zhou, Ultramicroscopy 73, 75 (1998); Zivanov,
     Nakane & Scheres, IUCrJ 7, 253 (2020).
     """
-    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
-    p = _wide(parameters, kx.device)
-    factor = (
-        -2e-3
-        * torch.pi
-        * p.spherical_aberration_mm
-        * _ANGSTROM_PER_MM
-        * electron_wavelength_angstrom(p.voltage_kv) ** 2
-    )
-    squared = kx**2 + ky**2
-    angle = _column(factor * p.beam_tilt_x_mrad, squared) * (squared * kx)
-    angle.addcmul_(_column(factor * p.beam_tilt_y_mrad, squared), squared * ky)
+    angle = _coma(parameters, *_frequencies(kx_per_angstrom, ky_per_angstrom))
     return torch.polar(torch.ones_like(angle), angle)
 
 
@@ -317,6 +306,44 @@ def aberration_phase(
         return phase
     angle = _aberration(p.odd_zernike, kx, ky, parity=1)
     return phase * torch.polar(torch.ones_like(angle), angle)
+
+
+def _coma(parameters: CTFParameters, kx: Tensor, ky: Tensor) -> Tensor:
+    """The angle of `beam_tilt_phase`, (B, J) in radians."""
+    p = _wide(parameters, kx.device)
+    factor = (
+        -2e-3
+        * torch.pi
+        * p.spherical_aberration_mm
+        * _ANGSTROM_PER_MM
+        * electron_wavelength_angstrom(p.voltage_kv) ** 2
+    )
+    squared = kx**2 + ky**2
+    angle = _column(factor * p.beam_tilt_x_mrad, squared) * (squared * kx)
+    angle.addcmul_(_column(factor * p.beam_tilt_y_mrad, squared), squared * ky)
+    return angle
+
+
+def wavefront_rad(
+    parameters: CTFParameters, kx_per_angstrom: Frequencies, ky_per_angstrom: Frequencies
+) -> tuple[Float[Tensor, "B J"], Float[Tensor, "B J"]]:
+    """What aberrations do to the phases of B images at J frequencies (1/A), in radians and not
+    wrapped: the odd ones, by which samples are turned (`aberration_phase` is exp(i O)), and the
+    even ones inside the sine of the CTF, `-pi/2 Cs lambda^3 k^4 - W`, without defocus.
+
+    >>> tilted = CTFParameters(beam_tilt_x_mrad=1.0)
+    >>> k = torch.tensor([0.25])  # 1/A, along x
+    >>> odd, even = wavefront_rad(tilted, k, torch.zeros(1))
+    >>> bool(torch.polar(torch.ones(1), odd[0]).isclose(aberration_phase(tilted, k, 0 * k)[0]))
+    True
+    """
+    kx, ky = _frequencies(kx_per_angstrom, ky_per_angstrom)
+    p = _wide(parameters, kx.device)
+    wavelength = electron_wavelength_angstrom(p.voltage_kv)
+    fourth = -0.5 * torch.pi * p.spherical_aberration_mm * _ANGSTROM_PER_MM * wavelength**3
+    odd = _coma(parameters, kx, ky) + _aberration(p.odd_zernike, kx, ky, parity=1)
+    even = _column(fourth, kx) * (kx**2 + ky**2) ** 2
+    return odd, even - _aberration(p.even_zernike, kx, ky, parity=0)
 
 
 def zernike_terms(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from halfmap.commands import _inputs, _setup
+from halfmap.commands._ctf_pictures import draw_micrographs, draw_wavefronts, kinds_shown
 from halfmap.commands._figures import counts_figure
 from halfmap.commands._job import OpenJob, open_job
 from halfmap.commands._options import (
@@ -205,7 +206,8 @@ def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tup
     """Stage by stage, told as they are done; the particles are written at the end."""
     problem, settings = opened.problem, opened.settings
     used = problem.used.numpy()
-    progress.start_stage("refining the CTF", passes(wanted) * len(used))
+    measured = 1 if kinds_shown(wanted) else 0  # a pass more, for the picture of the wavefront
+    progress.start_stage("refining the CTF", (passes(wanted) + measured) * len(used))
     last = None
     for step in refine_ctf(problem, settings, opened.state, wanted, progress.advance):
         words = _change(step, last.problem if last else problem, used)
@@ -214,7 +216,10 @@ def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tup
         last = step
     assert last is not None
     _write(job, last, used)
+    given = problem.particles.transfer
+    draw_wavefronts(job, settings, given, last, wanted, progress.advance)
     if is_first():
+        draw_micrographs(job, given, last.problem, wanted, used)
         with drawing(FIGURES):
             old, new = problem.particles, last.problem.particles
             add_figures(job.folder, *_figures(old, new, wanted, used))
