@@ -15,7 +15,8 @@ import pytest
 
 import halfmap
 from halfmap.commands._signatures import command_signature
-from halfmap.io.mrc import read_map
+from halfmap.io.mrc import read_map, write_map
+from halfmap.reports.colouring import colouring_of
 from halfmap.reports.directions import count_by_cell, read_views, viewing_directions
 from halfmap.reports.job_data import job_data
 from halfmap.reports.jobs import find_jobs, parents
@@ -189,6 +190,50 @@ def test_directions_are_shown_while_a_job_runs(jobs, serve, tmp_path) -> None:
     (root / "node" / "shown" / "views.json").unlink()
     assert server.get("/api/directions?id=node") is None
     assert server.get("/api/rows")["rows"][0]["shown"] != before  # by which a page knows
+
+
+@pytest.mark.parametrize(("box", "size"), [(32, 32), (32, 64), (48, 24), (33, 64), (50, 20)])
+def test_a_surface_has_the_colour_of_its_place(tmp_path, box, size) -> None:
+    """A ball whose values run along x and y: each vertex has that of where it lies, whatever grid
+    the surface was made on."""
+    z, y, x = np.mgrid[:box, :box, :box] - box // 2.0
+    ball = np.exp(-(x**2 + y**2 + z**2) / (2 * (box / 6) ** 2)).astype(np.float32)
+    values = (5 + 0.1 * x + 0.02 * y).astype(np.float32)
+    write_map(tmp_path / "local_resolution.mrc", values, 1.5)
+    mask = (np.abs(x) < box / 4).astype(np.float32)
+    write_map(tmp_path / "mask.mrc", mask, 1.5)
+    colouring = colouring_of(tmp_path / "local_resolution.mrc")
+    inside = values[mask > 0.5]
+    assert (colouring.low, colouring.high) == pytest.approx(np.quantile(inside, [0.02, 0.98]))
+    found = colouring.surface_of(ball, 1.5, level=0.5, size=size)
+    assert len(found.shares) == len(found.vertices) > 100
+    # a surface's grid of blocks lies at their corners: half a block less one voxel off its places
+    block = -(-box // size)
+    middle = (block - 1) / 2 + block * (len(range(0, box - block + 1, block)) // 2) - box // 2
+    at = found.vertices * (box // block * block / 2) + middle
+    expected = 5 + 0.1 * at[:, 0] + 0.02 * at[:, 1]
+    told = colouring.low + found.shares / 255 * (colouring.high - colouring.low)
+    within = (expected > colouring.low) & (expected < colouring.high)
+    assert np.abs(told - expected)[within].max() < 0.05
+    assert found.packed()[:4] == b"2MFH"
+    with pytest.raises(halfmap.InputError, match="pixels was expected"):
+        colouring.surface_of(ball[1:, 1:, 1:], 1.5)
+
+
+def test_maps_of_a_local_resolution_are_coloured_by_it(made, serve) -> None:
+    maps = {m["label"]: m for m in job_data(made, "local", command_signature)["maps"]}
+    coloured = {name for name, one in maps.items() if one.get("colour") == "local_resolution.mrc"}
+    assert coloured == {"map_locally_filtered", "map_locally_sharpened"}
+    server = serve(made)
+    asked = "/api/surface?id=local&file=map_locally_filtered.mrc"
+    plain, with_colours = (
+        server.ask(asked + more) for more in ("", "&colour=local_resolution.mrc")
+    )
+    assert (plain[0], with_colours[0]) == (200, 200)
+    n = int.from_bytes(plain[2][4:8], "little")
+    assert len(with_colours[2]) == len(plain[2]) + 8 + n
+    for wrong in ("../refined/map.mrc", "/etc/passwd", "nowhere.mrc", "job.json"):
+        assert server.ask(f"{asked}&colour={wrong}")[0] == 400
 
 
 def test_messages_are_kept_in_plain_words(jobs) -> None:

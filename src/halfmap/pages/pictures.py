@@ -12,6 +12,7 @@ from PIL import Image
 from halfmap.errors import InputError
 from halfmap.io.mrc import open_stack
 from halfmap.particles import load_particles
+from halfmap.reports.colouring import Colouring, colouring_of
 from halfmap.reports.job_data import directions
 from halfmap.reports.jobs import beside, located
 from halfmap.reports.surface import coarser, read_density_of, surface_of
@@ -33,10 +34,20 @@ def _density(path: str, index: int) -> tuple[np.ndarray, float]:
     return _kept(path, Path(path).stat().st_mtime, index)
 
 
-def surface(path: str, index: int, level: float | None, size: int) -> bytes:
-    """The packed surface of a map."""
+@functools.lru_cache(maxsize=2)
+def _colouring(path: str, stamp: float) -> Colouring:
+    return colouring_of(Path(path))
+
+
+def surface(
+    path: str, index: int, level: float | None, size: int, coloured_by: str | None = None
+) -> bytes:
+    """The packed surface of a map, coloured by the values of another of the same box."""
     volume, pixel = _density(path, index)
-    return surface_of(volume, pixel, level=level, size=size).packed()
+    if coloured_by is None:
+        return surface_of(volume, pixel, level=level, size=size).packed()
+    colouring = _colouring(coloured_by, Path(coloured_by).stat().st_mtime)
+    return colouring.surface_of(volume, pixel, level=level, size=size).packed()
 
 
 def slice_png(path: str, index: int, axis: int, position: float) -> bytes:

@@ -51,8 +51,8 @@ class Server:
             return inside(self.root, (above / name).as_posix())
         return inside(self.root, f"{job}/{name}")
 
-    def map(self, request: Request) -> Path:
-        path = self.path_of(self.job(request), request.query_params.get("file", ""))
+    def map(self, request: Request, named: str = "file") -> Path:
+        path = self.path_of(self.job(request), request.query_params.get(named, ""))
         if path.suffix not in (".mrc", ".npz") or not path.is_file():
             raise InputError("no such map")
         return path

@@ -87,12 +87,14 @@ class Shown:
     async def surface(self, request: Request) -> Response:
         level = number(request, "level", None)
         size = int(number(request, "size", 128) or 128)
+        coloured = "colour" in request.query_params
         body = await self.server.workers.run(
             "pages.pictures:surface",
             str(self.server.map(request)),
             class_of(request),
             level,
             max(16, min(size, LARGEST_SURFACE)),
+            str(self.server.map(request, "colour")) if coloured else None,
         )
         return Response(body, media_type="application/octet-stream")
 

@@ -23,7 +23,7 @@ def save_local_resolution_plot(
     voxels have which."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
 
     inside = mask > _SHOWN
@@ -35,7 +35,10 @@ def save_local_resolution_plot(
     middle = len(density) // 2
     darkest, brightest = np.quantile(density[inside], [0.02, 0.98])
     brightest = max(brightest, darkest + 1e-12)
-    colours = colormaps["rainbow"]  # blue is fine, red is coarse, as in ChimeraX and RELION's pages
+    # blue is fine, red is coarse, as in ChimeraX and RELION's pages; colour-blind people tell these
+    # apart (Brewer's RdYlBu; its ends are too dark to be shaded)
+    chosen = colormaps["RdYlBu_r"](np.linspace(0.1, 0.9, 9))
+    colours = LinearSegmentedColormap.from_list("fine to coarse", chosen)
     for number, name in enumerate(("z", "y", "x")):
         grey, colour, within = (
             np.take(one, middle, axis=number) for one in (density, resolution_angstrom, inside)

@@ -12,6 +12,7 @@ from halfmap.errors import InputError
 from halfmap.io.mrc import open_stack
 from halfmap.io.star import read_star
 from halfmap.options import command_line, options_of, python_call
+from halfmap.reports.colouring import LOCAL_RESOLUTION
 from halfmap.reports.directions import count_by_cell, evenness, viewing_directions
 from halfmap.reports.jobs import beside, job_record, job_row, located
 from halfmap.reports.prose import methods, references
@@ -232,6 +233,7 @@ def map_files(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:
             found.append(
                 {"file": path.name, "label": path.stem, "box": shape[0], "pixel_angstrom": pixel}
             )
+    _colour(found)
     last = ("local_resolution", "mask", "half")  # of which a surface says less
     found.sort(key=lambda one: ([word in one["label"] for word in last], one["label"]))
     for name in _listed(place / "shown", (".npz",)):
@@ -240,6 +242,14 @@ def map_files(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:
             label = f"iteration {iteration}" if iteration else "start"
             found.append({"file": f"shown/{name}", "label": label, "iteration": iteration})
     return found
+
+
+def _colour(maps: list[dict[str, Any]]) -> None:
+    """Name, for each map but masks, the map of local resolution that there is of its box."""
+    by = next((one for one in maps if one["file"] == LOCAL_RESOLUTION), None)
+    for one in maps:
+        if by and one["box"] == by["box"] and one is not by and "mask" not in one["label"]:
+            one["colour"] = by["file"]
 
 
 def files(place: Path, others: Sequence[str] = ()) -> list[dict[str, Any]]:

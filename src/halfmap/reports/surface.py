@@ -2,16 +2,21 @@
 
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map
 
 MAGIC = 0x48464D31  # the first four bytes of a surface that is sent: "HFM1"
+MAGIC_COLOURED = 0x48464D32  # and of one with colours: "HFM2"
+# shares (uint8) of the colours at places (z, y, x) in voxels of the map
+Colours: TypeAlias = Callable[[Float[np.ndarray, "n 3"]], UInt8[np.ndarray, " n"]]
 _STEPS = 32767  # positions are sent as int16: a 256^3 box in steps of 1/256 pixel
 # share of the box that the default threshold encloses: a particle fills about a fiftieth of a box
 # twice its diameter; the search for a gap between density and solvent decides within these
@@ -21,7 +26,8 @@ _MOST_ENCLOSED, _LEAST_ENCLOSED = 0.06, 0.004
 @dataclass(frozen=True)
 class Surface:
     """Triangles `(m, 3)` of vertices `(n, 3)` (x, y, z in the box, -1 to 1, its centre at 0), with
-    normals `(n, 3)` pointing out; the level it is at, and the range of levels there are."""
+    normals `(n, 3)` pointing out; the level it is at, and the range of levels there are. `shares`
+    are colours of the vertices, 0 to 255 between the two values of `scale`."""
 
     vertices: Float[np.ndarray, "n 3"]
     normals: Float[np.ndarray, "n 3"]
@@ -30,13 +36,17 @@ class Surface:
     lowest: float
     highest: float
     side_angstrom: float
+    shares: UInt8[np.ndarray, " n"] | None = None
+    scale: tuple[float, float] = (0.0, 0.0)
 
     def packed(self) -> bytes:
         """The surface as it is sent: a header of `MAGIC`, n, m, then level, lowest, highest, side
-        (float32), positions (int16), normals (int8, padded to 4 bytes each), triangles (uint32)."""
+        (float32), positions (int16), normals (int8, padded to 4 bytes each), triangles (uint32);
+        with colours `MAGIC_COLOURED`, and at the end the two values of the scale (float32) and the
+        shares (uint8)."""
         head = struct.pack(
             "<IIIffff",
-            MAGIC,
+            MAGIC if self.shares is None else MAGIC_COLOURED,
             len(self.vertices),
             len(self.triangles),
             self.level,
@@ -49,7 +59,10 @@ class Surface:
         normals = np.zeros((len(self.normals), 4), "i1")
         normals[:, :3] = np.round(self.normals * 127)
         whole = (positions.tobytes(), normals.tobytes(), self.triangles.astype("<u4").tobytes())
-        return b"".join((head, *whole))
+        coloured = (
+            () if self.shares is None else (struct.pack("<ff", *self.scale), self.shares.tobytes())
+        )
+        return b"".join((head, *whole, *coloured))
 
 
 def read_density_of(path: Path, index: int = 0) -> tuple[np.ndarray, float]:
@@ -116,9 +129,12 @@ def surface_of(
     *,
     level: float | None = None,
     size: int = 128,
+    colours: Colours | None = None,
+    scale: tuple[float, float] = (0.0, 0.0),
 ) -> Surface:
     """The isosurface of a map (marching cubes) at `level`, in a box of at most `size`; at the
-    default level if None, and at the nearest there is if the map never reaches it.
+    default level if None, and at the nearest there is if the map never reaches it. `colours` gives
+    the shares of the vertices, between the values of `scale`, from their places in voxels.
 
     Raises:
         InputError: a map that is not finite.
@@ -140,6 +156,7 @@ def surface_of(
     box = small.shape[0]
     # axes z, y, x of the array become x, y, z; that mirrors, so triangles turn round as well
     centred = (vertices[:, ::-1] - box // 2) / (box / 2)
+    shares = None if colours is None else colours(_in_voxels(vertices, volume.shape[0], size))
     return Surface(
         np.clip(centred, -1, 1).astype(np.float32),
         normals[:, ::-1].astype(np.float32),
@@ -148,4 +165,14 @@ def surface_of(
         lowest,
         highest,
         side_angstrom,
+        shares,
+        scale,
     )
+
+
+def _in_voxels(vertices: Float[np.ndarray, "n 3"], box: int, size: int) -> Float[np.ndarray, "n 3"]:
+    """Places (z, y, x) on the grid of a surface in voxels of the map: a block's is its middle."""
+    factor = -(-box // size)
+    if factor > 1:
+        return vertices * factor + (factor - 1) / 2
+    return vertices / 2 if 2 * box <= size and box % 2 == 0 else vertices

@@ -190,7 +190,7 @@ export function parameterTable(data) {
     );
   return h(
     "table",
-    { class: "numbers" },
+    { class: "numbers named" },
     h("tbody", {}, data.parameters.filter((p) => !p.default).map(row), data.parameters.filter((p) => p.default).map(row)),
   );
 }

@@ -29,7 +29,7 @@ export function mapPanel(sources, { title = "Map" } = {}) {
     open = shown.map((source) =>
       surfaceViewer(source.label, {
         size,
-        fetchSurface: (level, wanted) => getBuffer("api/surface", { ...source.query, level, size: wanted }),
+        fetchSurface: (level, wanted) => getBuffer("api/surface", { ...source.query, colour: source.colour, level, size: wanted }),
       }),
     );
     linkAll(open);
@@ -104,7 +104,7 @@ export function sourcesOf(data, prefix = "") {
   for (const one of finals) {
     const first = several.length ? several.includes(one) : one === finals[0];
     const query = { id: data.id, file: one.file, v: data.ended || "" };
-    all.push({ label: prefix + one.label, key: `${one.file}${data.ended}`, first, query });
+    all.push({ label: prefix + one.label, key: `${one.file}${data.ended}`, first, query, colour: one.colour });
   }
   const k = Math.max(1, Math.min(8, data.command === "refine" ? 1 : data.classes || 1));
   coarse.forEach((one, n) => {

@@ -2,7 +2,7 @@
 import { getJson } from "./api.js";
 import { angstrom, count, csvOf, digits, h, save, setText, toast, words } from "./dom.js";
 import { micrographView } from "./micrograph.js";
-import { colour, curvePlot, mollweide, resolutionTick, viridis } from "./plots.js";
+import { colour, colourBar, curvePlot, mollweide, resolutionTick, viridis } from "./plots.js";
 
 const SORTS = { "": "as in the file", class: "class", "-largest_weight": "sure of the pose first", largest_weight: "least sure first",
   "-log_likelihood": "log likelihood, best first", log_likelihood: "log likelihood, worst first", "-score": "score, best first" };
@@ -141,12 +141,7 @@ export function particlePage(main, go, query) {
       const c = Math.min(grid[0].length - 1, Math.max(0, Math.floor(((rot + Math.PI) / (2 * Math.PI)) * grid[0].length)));
       return grid[r][c];
     });
-    const scale = h("canvas", { width: 120, height: 10 });
-    const ctx = scale.getContext("2d");
-    for (let i = 0; i < 120; i += 1) {
-      ctx.fillStyle = `rgb(${viridis(i / 119).join(",")})`;
-      ctx.fillRect(i, 0, 1, 10);
-    }
+    const scale = colourBar(viridis, 120);
     const [rot, tilt] = found.found;
     const name = `posterior of particle ${found.index + 1}`;
     const saveTable = () => {

@@ -6,6 +6,12 @@ const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3], [5, 5], [], []];
 const HEIGHT = 250;
 
+// pixels beside a plot for its numbers, the widest of them whole
+function roomFor(u, values) {
+  const longest = Math.max(0, ...(values || []).map((text) => String(text ?? "").length));
+  return Math.max(56, 16 + 8 * longest);
+}
+
 export function colour(k) {
   return COLOURS[k % COLOURS.length];
 }
@@ -67,7 +73,7 @@ export function curvePlot(spec) {
           values: spec.x.tick ? (u, splits) => splits.map(spec.x.tick) : undefined,
           incrs: spec.x.whole ? [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000] : undefined,
         },
-        { ...axis, label: spec.y.label, size: 56 },
+        { ...axis, label: spec.y.label, size: roomFor },
       ],
       series: [
         {},
@@ -232,10 +238,35 @@ const VIRIDIS = [
   [122, 209, 81], [165, 219, 54], [210, 226, 27], [253, 231, 37],
 ];
 
+// blue is fine, red is coarse, as in ChimeraX; told apart by colour-blind people (Brewer's RdYlBu)
+const FINE_TO_COARSE = [
+  [69, 117, 180], [116, 173, 209], [171, 217, 233], [224, 243, 248], [255, 255, 191],
+  [254, 224, 144], [253, 174, 97], [244, 109, 67], [215, 48, 39],
+];
+
+function between(colours, share) {
+  const at = Math.min(1, Math.max(0, share)) * (colours.length - 1);
+  const k = Math.min(colours.length - 2, Math.floor(at));
+  return colours[k].map((c, i) => Math.round(c + (colours[k + 1][i] - c) * (at - k)));
+}
+
 export function viridis(share) {
-  const at = Math.min(1, Math.max(0, share)) * (VIRIDIS.length - 1);
-  const k = Math.min(VIRIDIS.length - 2, Math.floor(at));
-  return VIRIDIS[k].map((c, i) => Math.round(c + (VIRIDIS[k + 1][i] - c) * (at - k)));
+  return between(VIRIDIS, share);
+}
+
+export function fineToCoarse(share) {
+  return between(FINE_TO_COARSE, share);
+}
+
+// A bar of colours from left to right.
+export function colourBar(colours, width = 160, height = 10) {
+  const bar = h("canvas", { width, height, role: "img" });
+  const ctx = bar.getContext("2d");
+  for (let i = 0; i < width; i += 1) {
+    ctx.fillStyle = `rgb(${colours(i / (width - 1)).join(",")})`;
+    ctx.fillRect(i, 0, 1, height);
+  }
+  return bar;
 }
 
 // The sphere in Mollweide's equal-area projection. `valueAt(tilt, rot)` in radians gives a share of
@@ -313,12 +344,7 @@ export function directionPlot(found) {
     const [band, cell] = bandedCell(density, tilt, rot);
     return density[band][cell] / most;
   });
-  const scale = h("canvas", { width: 160, height: 10 });
-  const ctx = scale.getContext("2d");
-  for (let i = 0; i < 160; i += 1) {
-    ctx.fillStyle = `rgb(${viridis(i / 159).join(",")})`;
-    ctx.fillRect(i, 0, 1, 10);
-  }
+  const scale = colourBar(viridis);
   const share = (value) => `${(100 * value).toFixed(0)} %`;
   const saveTable = () => {
     const rows = found.counts.flatMap((row, b) => row.map((n, c) => [b, c, row.length, n]));

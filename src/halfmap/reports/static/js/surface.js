@@ -2,6 +2,7 @@
 import { digits, h, onTheme, save, setText, variable } from "./dom.js";
 import { lighter } from "./lighter.js";
 import { drawnByCpu, extent, geometryOf, unpackSurface } from "./mesh.js";
+import { colourBar, fineToCoarse } from "./plots.js";
 
 // Where a CPU draws (no GPU, or none that WebGL may use), a frame costs what its triangles and
 // pixels cost: while a map turns it is drawn light and small, and in full as soon as it rests.
@@ -28,7 +29,15 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
     h("button", { class: "plain", onclick: () => reset(), title: "Front view (R)" }, "Reset"),
     h("button", { class: "plain", onclick: () => savePicture() }, "PNG"),
   );
-  const stage = h("div", { class: "stage" }, canvas, name, scale);
+  // of a surface that is coloured by local resolution
+  const coloured = h("input", { type: "checkbox", checked: true });
+  const choice = h("label", { class: "small", hidden: true }, coloured, " by local resolution");
+  const [finest, coarsest] = [h("span", {}), h("span", {})];
+  const bar = colourBar(fineToCoarse, 110);
+  const key = h("div", { class: "colours", hidden: true }, h("span", {}, "local resolution"), h("div", {}, finest, bar, coarsest));
+  bar.setAttribute("aria-label", "Colours: local resolution, blue fine, red coarse");
+  controls.insertBefore(choice, controls.lastElementChild.previousElementSibling);
+  const stage = h("div", { class: "stage" }, canvas, name, scale, key);
   const root = h("figure", { class: "viewer" }, stage, controls);
   root.style.margin = "0";
 
@@ -183,9 +192,14 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   });
 
   function recolour() {
-    material.color.set(variable(colourName) || "#7f9fbc");
+    const by = Boolean(surface?.shares) && coloured.checked;
+    material.color.set(by ? "#ffffff" : variable(colourName) || "#7f9fbc");
+    if (material.vertexColors !== by) material.needsUpdate = true;
+    material.vertexColors = by;
+    key.hidden = !by;
     ask();
   }
+  coloured.addEventListener("change", recolour);
 
   function show(buffer) {
     surface = unpackSurface(buffer);
@@ -200,6 +214,12 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
     const share = (surface.level - Math.max(0, surface.lowest)) / (surface.highest - Math.max(0, surface.lowest));
     if (document.activeElement !== slider) slider.value = String(Math.round(1000 * share));
     setText(told, `at ${digits(surface.level)}`);
+    choice.hidden = !surface.shares;
+    if (surface.shares) {
+      setText(finest, digits(Number(surface.scale[0].toPrecision(3))));
+      setText(coarsest, `${digits(Number(surface.scale[1].toPrecision(3)))} Å`);
+    }
+    recolour();
     setText(scale, `box ${digits(surface.side)} Å · ${(surface.triangles.length / 3).toLocaleString("en-US")} triangles`);
     ask();
   }
@@ -236,7 +256,20 @@ export function surfaceViewer(label, { fetchSurface = null, colourName = "--surf
   function savePicture() {
     turned = false;
     paint();
-    canvas.toBlob((blob) => save(`${label}.png`, blob));
+    if (key.hidden) return canvas.toBlob((blob) => save(`${label}.png`, blob));
+    const picture = h("canvas", { width: canvas.width, height: canvas.height + 40 });
+    const ctx = picture.getContext("2d");
+    ctx.fillStyle = variable("--panel");
+    ctx.fillRect(0, 0, picture.width, picture.height);
+    ctx.drawImage(canvas, 0, 0);
+    ctx.fillStyle = variable("--ink");
+    ctx.font = "16px system-ui, sans-serif";
+    const words = `local resolution  ${finest.textContent}`;
+    const at = 12 + ctx.measureText(words).width + 10;
+    ctx.fillText(words, 12, picture.height - 14);
+    ctx.drawImage(bar, at, picture.height - 28, 200, 16);
+    ctx.fillText(coarsest.textContent, at + 210, picture.height - 14);
+    return picture.toBlob((blob) => save(`${label}, local resolution.png`, blob));
   }
 
   // for measuring: frames a second while it turns, and milliseconds of the picture at rest
