@@ -1,6 +1,7 @@
 """Jobs started, stopped and resumed from the page; what the page reads of them; the numbers that it
 shows, against what is known."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import torch
 import halfmap
 from halfmap.commands._signatures import command_signature
 from halfmap.options import command_line
+from halfmap.pages.watch import Watch
 from halfmap.reports.directions import count_by_cell, evenness, viewing_directions
 from halfmap.reports.job_data import job_data
 from halfmap.reports.jobs import find_jobs, job_row, parents
@@ -233,6 +236,38 @@ def test_a_job_of_another_machine_is_killed_only_after_a_silence(jobs, tmp_path)
     row = job_row(root, "node")
     assert row["status"] == "killed"
     assert "node17 for 60 minutes" in row["message"]
+
+
+def test_a_page_that_opens_is_not_told_of_what_is_gone(jobs, tmp_path, monkeypatch) -> None:
+    """Though another request is looking at the folder just then, and is slow."""
+    root = tmp_path.resolve()
+    shutil.copytree(jobs / "refined", root / "gone")
+    watch = Watch(root)
+    watch.look(search=True)
+    assert list(watch.rows) == ["gone"]
+    shutil.rmtree(root / "gone")
+    searches = []
+
+    def slowly(root: Path) -> list[str]:
+        searches.append(root)
+        time.sleep(0.5)
+        return find_jobs(root)
+
+    monkeypatch.setattr("halfmap.pages.watch.find_jobs", slowly)
+    watch._searched -= 10
+
+    async def first_rows() -> list:
+        asyncio.get_running_loop().run_in_executor(None, partial(watch.look, search=True))
+        await asyncio.sleep(0.1)
+        told = []
+        async for text in watch.follow():
+            if text.startswith("data: "):
+                told.append(json.loads(text[6:]))
+                return told[0]["rows"]
+        return told
+
+    assert asyncio.run(first_rows()) == []
+    assert len(searches) <= 2
 
 
 def test_the_server_loads_nothing_that_computes(jobs) -> None:

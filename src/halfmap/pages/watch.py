@@ -35,8 +35,7 @@ class Watch:
     version: int = 0
     _stamps: dict[str, tuple[float, ...]] = field(default_factory=dict)
     _asked: dict[str, float] = field(default_factory=dict)
-    _searched: float = 0.0
-    _looked: float = -LOOK_SECONDS
+    _searched: float = -SEARCH_SECONDS
     _found: list[str] = field(default_factory=list)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _listeners: int = 0
@@ -48,8 +47,16 @@ class Watch:
         with self._looking:
             return self._look(search=search)
 
+    def look_since(self, moment: float) -> None:
+        """Look for jobs, unless that was begun after `moment` and has ended by now: of many pages
+        that open at once the first looks, and the others wait for it. What was known before may be
+        gone, and what is gone is asked for in vain."""
+        with self._looking:
+            if self._searched <= moment:
+                self._look(search=True)
+
     def _look(self, *, search: bool) -> bool:
-        now = self._looked = time.monotonic()
+        now = time.monotonic()
         if search or now - self._searched > SEARCH_SECONDS or not self._found:
             self._found, self._searched = find_jobs(self.root), now
         known, rows, changed = set(self._found), {}, False
@@ -83,9 +90,7 @@ class Watch:
         told: list[dict[str, Any]] | None = None
         try:
             yield "retry: 1000\n\n"
-            if time.monotonic() - self._looked > LOOK_SECONDS / 5:  # what was known may be gone
-                self._looked = time.monotonic()
-                await asyncio.to_thread(self.look, search=True)
+            await asyncio.to_thread(self.look_since, time.monotonic() - LOOK_SECONDS / 5)
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._keep_looking())
             while True:
