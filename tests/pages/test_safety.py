@@ -4,12 +4,16 @@ without the token: attacks, tried on a server as it runs."""
 import json
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 import halfmap
+from halfmap.reports.job_data import MOST_EVENT_BYTES
+from halfmap.reports.jobs import MOST_RECORD_BYTES
 
 OUTSIDE = [
     "../secret.txt",
@@ -38,6 +42,7 @@ ASKED = [
     "api/file?id=refined&name={}",
     "api/surface?id=refined&file={}",
     "api/picture?id=refined&name={}",
+    "api/surface?id=refined&file=map.mrc&colour={}",
     "api/slice?id={}&file=map.mrc",
     "api/thumbnail?id={}",
     "report?id={}",
@@ -304,3 +309,41 @@ def test_commands_of_forms_are_those_of_the_package() -> None:
     assert {*commands(), *NO_FORM} == set(halfmap._COMMANDS)
     for name in commands():
         assert form(name)["options"]
+
+
+def test_connections_that_ask_for_nothing_do_not_take_them_all(server) -> None:
+    """More than the server holds at once, silent or with half a request: others are answered."""
+    lines = []
+    for k in range(520):
+        line = socket.create_connection(("127.0.0.1", server.port))
+        line.sendall(b"GET / HTTP/1.1\r\nHost: loc" if k % 2 else b"")
+        lines.append(line)
+    end = time.monotonic() + 90
+    while server.ask("/api/rows")[0] != 200:  # 503 until the first of them are closed
+        assert time.monotonic() < end
+        time.sleep(1)
+    for line in lines:
+        line.close()
+
+
+def test_files_that_have_grown_beyond_measure_are_read_in_part(jobs, server, tmp_path) -> None:
+    folder = jobs / "grown"
+    shutil.copytree(jobs / "refined", folder)
+    try:
+        last = (folder / "events.jsonl").read_text().splitlines()[-1]
+        with open(folder / "events.jsonl", "a") as file:
+            for _ in range(60):
+                file.write("".join(f"{last}\n" for _ in range(1000)))
+            file.write(json.dumps(json.loads(last) | {"iteration": 77, "class_sizes": [1]}) + "\n")
+        assert (folder / "events.jsonl").stat().st_size > 2 * MOST_EVENT_BYTES
+        (folder / "messages.txt").write_text("word\n" * 1_000_000 + "the end\n")
+        told = server.get("/api/job?id=grown")
+        assert told["iteration"] == 77
+        assert told["messages"][-1] == "the end"
+        assert len(told["messages"]) == 300
+        assert 1 < len(told["series"]["iteration"]) <= 600
+        (folder / "job.json").write_text(" " * (MOST_RECORD_BYTES + 1) + "{}")
+        assert server.ask("/api/job?id=grown")[0] == 400
+        assert server.ask("/api/rows")[0] == 200
+    finally:
+        shutil.rmtree(folder)

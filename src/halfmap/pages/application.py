@@ -109,6 +109,8 @@ def serve(
 
     import uvicorn
 
+    from halfmap.pages.connections import Impatient
+
     server = Server(folder.resolve(), read_only=read_only)
     app = Gate(make_application(server), host, token, root_path.rstrip("/"), host_names)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -125,6 +127,7 @@ def serve(
     ready(listening.getsockname()[1])
     config = uvicorn.Config(
         app,
+        http=Impatient,
         log_level="warning",
         access_log=False,
         server_header=False,

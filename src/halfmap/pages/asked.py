@@ -1,5 +1,6 @@
 """What a request asks for, read with care, and pictures as answers."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,6 +9,7 @@ from starlette.responses import Response
 
 from halfmap.errors import InputError
 
+BODY_SECONDS = 30.0  # in which a form has come, over any line
 _FOR_A_DAY = "private, max-age=86400"
 
 
@@ -20,7 +22,9 @@ async def json_of(request: Request) -> dict[str, Any]:
     if not request.headers.get("content-type", "").startswith("application/json"):
         raise InputError("JSON is expected")
     try:
-        asked = json.loads(await request.body())
+        asked = json.loads(await asyncio.wait_for(request.body(), BODY_SECONDS))
+    except TimeoutError:
+        raise InputError("the request did not come to its end") from None
     except ValueError:
         raise InputError("JSON is expected") from None
     if not isinstance(asked, dict):

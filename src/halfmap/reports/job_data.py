@@ -18,11 +18,13 @@ from halfmap.reports.jobs import beside, job_record, job_row, located
 from halfmap.reports.prose import methods, references
 from halfmap.workspace.figures import read_figures
 from halfmap.workspace.progress import MESSAGES
-from halfmap.workspace.records import as_json, read_events
+from halfmap.workspace.records import as_json, last_lines, read_events
 
 Signature = Callable[[str], Callable[..., Any]]  # the function of a command, by name
 MOST_POINTS = 600  # of a curve by iteration: more than there are pixels
 MOST_MESSAGES = 300  # lines of what a job told
+MOST_MESSAGE_BYTES = 200_000  # in which they are looked for
+MOST_EVENT_BYTES = 16_000_000  # of what iterations tell: some ten thousand of them
 MOST_CURVES = 60  # FSC curves of iterations, evenly chosen
 _SERIES = (
     "iteration",
@@ -57,7 +59,7 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
         InputError: no such job.
     """
     record, place = job_record(root, job), root / job
-    events = read_events(place) if place.is_dir() else []
+    events = read_events(place, most_bytes=MOST_EVENT_BYTES) if place.is_dir() else []
     iterations = [one for one in events if "iteration" in one]
     row, others = job_row(root, job), beside(record, place)
     data = {
@@ -92,10 +94,9 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
 def messages(place: Path) -> list[str]:
     """The last lines that the job told, in plain words."""
     try:
-        told = (place / MESSAGES).read_text(encoding="utf-8", errors="replace")
+        return last_lines(place / MESSAGES, MOST_MESSAGE_BYTES)[-MOST_MESSAGES:]
     except OSError:
         return []
-    return told.splitlines()[-MOST_MESSAGES:]
 
 
 def how_to_repeat(record: dict[str, Any], place: Path, signature: Signature) -> dict[str, Any]:

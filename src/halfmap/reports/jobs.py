@@ -19,6 +19,10 @@ DEPTH = 5  # folders below the one that is served in which jobs are looked for
 MOST_JOBS = 2000  # a folder with more is no folder of jobs of one project
 # a job of another machine holds no lock that is seen here: it is at work while it writes
 SILENT_SECONDS = 900.0
+# A file may have grown beyond all measure, or be anybody's: so much of it is read, and no more. A
+# row needs the last iteration; an iteration of many classes tells some 100 kB.
+LAST_EVENT_BYTES = 1_000_000
+MOST_RECORD_BYTES = 16_000_000
 # what commands without a job folder write: the file, with its record beside it, is the job
 FILES = (".star", ".cs", ".mrc", ".mrcs", ".st")
 _PARTS = ("_map", "_mask", "_half1", "_half2", "_fsc")  # of names of files beside such a file
@@ -93,7 +97,13 @@ def job_record(root: Path, job: str) -> dict[str, Any]:
         InputError: no such job.
     """
     place = root / job
-    if place.suffix not in FILES:
+    is_file = place.suffix in FILES
+    told_by = place.with_name(place.name + BESIDE) if is_file else place / JOB
+    if _stamp_of(told_by)[1] > MOST_RECORD_BYTES:
+        raise InputError(
+            f"{told_by}: a record of a job was expected, this is far too large for one"
+        )
+    if not is_file:
         record = load_record(place)
         # `read_job` says how to go on, for which it loads the command, and torch with it
         if record["status"] == "running" and (lock := lock_folder(place)) is not None:
@@ -101,8 +111,7 @@ def job_record(root: Path, job: str) -> dict[str, Any]:
             record |= _without_process(record, place)
         return record
     try:
-        told = place.with_name(place.name + BESIDE).read_text(encoding="utf-8")
-        record = json.loads(told)
+        record = json.loads(told_by.read_text(encoding="utf-8"))
         return record | {"status": "finished", "command": str(record["command"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{place}: no record of how it was made was found beside it") from None
@@ -147,7 +156,7 @@ def job_row(root: Path, job: str) -> dict[str, Any]:
     """
     record = job_record(root, job)
     place = root / job
-    events = read_events(place) if place.is_dir() else []
+    events = read_events(place, most_bytes=LAST_EVENT_BYTES) if place.is_dir() else []
     last: dict[str, Any] = next((one for one in reversed(events) if "iteration" in one), {})
     results, parameters = record.get("results", {}), record["parameters"]
     progress = _progress(place) if record["status"] == "running" else {}

@@ -32,16 +32,32 @@ def read_job(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-def read_events(folder: str | Path) -> list[dict[str, Any]]:
-    """The events of a job folder in order; a last line torn by a kill is left out."""
+def read_events(folder: str | Path, *, most_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The events of a job folder in order, of a file of more than `most_bytes` the last ones; a
+    last line torn by a kill is left out."""
     events = []
     path = Path(folder) / EVENTS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    if not path.exists():
+        return []
+    for line in last_lines(path, most_bytes) if most_bytes else _lines(path):
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError:
             break
     return events
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def last_lines(path: Path, most_bytes: int) -> list[str]:
+    """The lines of a text file that are whole in its last bytes."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most_bytes))
+        lines = file.read(most_bytes).decode("utf-8", "replace").splitlines()
+    return lines[1:] if size > most_bytes else lines
 
 
 def keep_events(folder: Path, *, up_to: float | None) -> None:
