@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import halfmap
-from halfmap.io.mrc import write_stack
+from halfmap.commands._signatures import command_signature
+from halfmap.io.mrc import write_map, write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
+from halfmap.reports.report import write_report
 
 CHROMIUM = next(
     (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None
@@ -234,6 +236,70 @@ def test_a_lighter_sphere_is_a_sphere(visit) -> None:
     assert told[3] > 0.9
 
 
+COLOURS = """() => {
+  const v = document.querySelector('.viewer'), c = v.querySelector('canvas');
+  v.viewer.paint();
+  const copy = document.createElement('canvas'); copy.width = 96; copy.height = 96;
+  const x = copy.getContext('2d'); x.drawImage(c, 0, 0, 96, 96);
+  const d = x.getImageData(0, 0, 96, 96).data; let red = 0, blue = 0;
+  for (let i = 0; i < d.length; i += 4) {
+    if (d[i + 3] < 128) continue;
+    if (d[i] > d[i + 2] + 40) red += 1;
+    if (d[i + 2] > d[i] + 40) blue += 1;
+  }
+  return [red, blue]; }"""
+
+
+def test_a_surface_is_coloured_by_local_resolution(visit, jobs, serve, tmp_path) -> None:
+    """Fine below, coarse above: blue and red on the page, light or heavy, and in the report; plain
+    when it is switched off."""
+    root = tmp_path.resolve()
+    shutil.copytree(jobs / "refined", root / "local")
+    volume, pixel = halfmap.read_map(root / "local" / "map.mrc")
+    place = np.linspace(4, 9, len(volume))[None, :, None] + 0 * volume
+    write_map(root / "local" / "local_resolution.mrc", place.astype(np.float32), pixel)
+    write_report(root / "local", command_signature)
+    visited = visit(serve(root))
+    page = visited.open("#/job?id=local")
+    drawn = "document.querySelector('.viewer')?.viewer?.drawnFrames() > 0"
+    ready = "document.querySelector('.scale')?.textContent.includes('triangles')"
+    for where in ("", f"file://{root / 'local' / 'report.html'}"):
+        if where:
+            page.goto(where)
+        until(page, f"{drawn} && {ready}")
+        key = page.locator(".viewer .colours").first
+        assert "local resolution" in key.inner_text()
+        low, high = (float(t.split()[0]) for t in key.locator("div span").all_inner_texts())
+        inside = halfmap.read_map(root / "local" / "mask.mrc")[0] > 0.5
+        assert (low, high) == pytest.approx(np.quantile(place[inside], [0.02, 0.98]), abs=0.02)
+        red, blue = page.evaluate(COLOURS)
+        assert min(red, blue) > 20
+        # and of fewer triangles, while it turns
+        page.locator(".viewer canvas").first.focus()
+        page.keyboard.press("ArrowRight")
+        red, blue = page.evaluate(COLOURS)
+        assert min(red, blue) > 20
+        page.get_by_label("by local resolution").first.uncheck()
+        assert page.evaluate(COLOURS)[0] == 0
+        assert not key.is_visible()
+    visited.elsewhere.clear()  # the file itself
+
+
+def test_a_command_without_a_folder_is_stopped_by_its_button(visit, serve, tmp_path) -> None:
+    root = tmp_path.resolve()
+    os.mkfifo(root / "pipe.star")
+    server = serve(root)
+    values = {"source": "pipe.star", "out": "some.star", "share": "0.5"}
+    assert server.post("/api/start", {"command": "select", "values": values})[0] == 200
+    page = visit(server).open()
+    page.get_by_text("select some.star is at work").wait_for()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Stop select some.star").click()
+    page.get_by_text("select some.star is at work").wait_for(state="detached")
+    assert page.locator(".message.bad").count() == 0
+    assert not (root / "some.star").exists()
+
+
 def test_clicking_classes_writes_the_right_particles(visit, jobs) -> None:
     page = visit().open("#/job?id=classes")
     page.locator(".tile").first.wait_for()
@@ -416,9 +482,6 @@ def test_names_with_tags_are_shown_as_they_are(visit, jobs) -> None:
         star.replace("mic00001.mrc", "<img/src=x/onerror=window.hit=1>")
     )
     halfmap_report = folder / "report.html"
-    from halfmap.commands._signatures import command_signature
-    from halfmap.reports.report import write_report
-
     write_report(folder, command_signature)
     visited = visit()
     try:

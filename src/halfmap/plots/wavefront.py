@@ -12,6 +12,7 @@ from halfmap.plots.curves import COLOURS, DPI
 
 MOST_ROWS = 8  # of phase errors; further optics groups are told of in words
 _LEAST_RAD = 0.2  # the colours' range is at least so wide: smaller errors do not matter
+_LEAST_ANGSTROM = 10.0  # and so is that of the defocus
 _SHOWN = 0.98  # of the phases lie inside it
 
 
@@ -85,11 +86,11 @@ def save_micrograph_plot(
         axes = places.pop(0)
         low, middle, high = defocus_angstrom.T
         number = np.arange(1, len(middle) + 1)
-        axes.vlines(
-            number, low, high, color="0.65", linewidth=1.5, label="nine tenths above, below"
-        )
+        axes.vlines(number, low, high, color="0.65", linewidth=1.5, label="lowest to highest tenth")
         axes.plot(number, middle, ".", color=COLOURS[0], label="median of its particles")
         axes.axhline(0, color="black", linewidth=0.8)
+        reach = max(float(np.abs(defocus_angstrom).max()), _LEAST_ANGSTROM)
+        axes.set_ylim(-1.1 * reach, 1.1 * reach)
         axes.set(xlabel="micrograph", ylabel="change of defocus (Å)")
         axes.set_title("Change of defocus by micrograph", fontsize=11)
         axes.legend(fontsize=8)
