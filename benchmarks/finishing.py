@@ -30,7 +30,7 @@ HALVES = {"trpv1": "C4", "ribo": "C1"}  # sets, and the symmetry that they are r
 FIT_FROM_ANGSTROM = 20.0  # of the Guinier fit: neither set reaches far beyond 10 A
 CORRECTED = "rlnFourierShellCorrelationCorrected"
 MASKED = "rlnFourierShellCorrelationMaskedMaps"
-SEEDS = 8  # of RELION's random phases
+SEEDS = 32  # of RELION's random phases
 SPHERE_DIAMETER, BLURRED_BOX, LARGE_BOX = {"trpv1": "170", "ribo": "270"}, 96, 256
 
 
@@ -102,9 +102,9 @@ def _relion_mask(report: Report, name: str, halves: list[Path], ours: np.ndarray
 def postprocess() -> Report:
     """`halfmap postprocess` and `relion_postprocess` on the same half maps (true poses) and the
     same mask, the same range of the Guinier fit, no other option. Goals: corrected curves within
-    0.01, B within 5 %, resolution within a shell. Both randomise phases beyond the same shell, each
-    with its own draw, so RELION runs with eight seeds: halfmap is compared with their mean, and each
-    of them with the mean of the others."""
+    0.01, B within 5 %, resolution within a shell. Both randomise phases beyond the same shell, RELION
+    in one draw, so it runs with 32 seeds: halfmap, which has the mean over all phases, is compared
+    with their mean, and each of them with the mean of the others."""
     report = Report()
     if not relion.version("relion_postprocess"):
         raise Skip("relion_postprocess is not installed")

@@ -125,9 +125,10 @@ def test_a_tight_mask_on_noise_gains_nothing(radius: float) -> None:
         )
         for seed in range(12)
     ]
-    mean = torch.stack([one.corrected.correlation for one in curves])[:, 3:].mean(0)
-    assert mean.mean().abs() < 0.05
-    assert mean.max() < 0.143
+    found = torch.stack([one.corrected.correlation for one in curves])[:, 3:]
+    assert found.mean().abs() < 0.05
+    # a shell of so small a mask holds few coefficients
+    assert (found.mean(0) < 4 * found.std(0) / len(curves) ** 0.5).all()
     for one in curves:
         assert (one.corrected.correlation <= one.masked.correlation + 1e-9).all()
 

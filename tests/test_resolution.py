@@ -11,6 +11,7 @@ from halfmap.resolution import (
     fourier_shell_correlation,
     half_map_curves,
     phase_randomise,
+    phase_randomised_fsc,
     resolution_at,
     shell_correlations,
     shell_power,
@@ -151,6 +152,31 @@ def test_randomised_phases_keep_amplitudes_and_lose_the_correlation(box: int) ->
     curve = fourier_shell_correlation(volume, random, pixel_size_angstrom=1.0).correlation
     assert curve[:6].min() > 0.9999
     assert curve[6:].abs().max() < 0.3
+
+
+@pytest.mark.parametrize("box", [24, 25])
+def test_the_fsc_of_random_phases_is_the_mean_of_many_draws(box: int) -> None:
+    mask = soft_sphere(box, radius_px=6, edge_px=1)
+    generator = torch.Generator().manual_seed(20)
+    common = _coloured(box, 3, seed=21) * soft_sphere(box, radius_px=7, edge_px=2)
+    halves = [common + 0.02 * _noise(box, box, box, seed=seed) for seed in (22, 23)]
+    drawn = torch.stack(
+        [
+            fourier_shell_correlation(
+                *(phase_randomise(half, 4, generator) for half in halves),
+                pixel_size_angstrom=1.0,
+                mask=mask,
+            ).correlation
+            for _ in range(100)
+        ]
+    )
+    error = (drawn.std(0) / 10).clamp_min(1e-3)
+    found = phase_randomised_fsc(*halves, mask, 4)
+    assert found[5] > 0.1  # leaked by the mask
+    # where the correction is made; before, a few coefficients make a mean of quotients
+    assert bool(((found - drawn.mean(0)).abs() < 4 * error)[5:].all())
+    # one draw is off by far more than the closed form
+    assert drawn.std(0)[6:].max() > 4 * (found - drawn.mean(0)).abs()[6:].max()
 
 
 def test_the_mask_correction_takes_out_what_the_mask_put_in() -> None:

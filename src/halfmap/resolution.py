@@ -23,8 +23,6 @@ from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.masks import read_mask, soft_sphere
 
-# Of phases: eight in a box of 64, two in one of 96, one beyond, where shells are large enough
-_MOST_DRAWS, _VOXELS_DRAWN = 8, 8 * 64**3
 RANDOMISED = "masked, phases randomised"  # a curve's name, which has no resolution of its own
 
 
@@ -273,7 +271,6 @@ def half_map_curves(
     pixel_size_angstrom: float,
     mask: Float[Tensor, "..."] | None = None,
     randomise_below: float = 0.8,
-    seed: int = 0,
 ) -> HalfMapCurves:
     """All curves of two half maps: unmasked and, given a mask, masked and corrected for the mask by
     phase randomisation.
@@ -281,8 +278,8 @@ def half_map_curves(
     A mask correlates the two halves by itself. Phases of both maps are randomised from the shell
     where the unmasked FSC first falls below ``randomise_below``; what the mask then still shows,
     ``FSC_n``, is not signal: ``FSC_true = (FSC_masked - FSC_n) / (1 - FSC_n)`` from two shells
-    after that, ``FSC_masked`` before. In small boxes a shell holds few coefficients and chance is
-    large in one draw of phases: ``FSC_n`` is then the mean of several.
+    after that, ``FSC_masked`` before. ``FSC_n`` is that of the mean over all phases, see
+    :func:`phase_randomised_fsc`; one draw differs from it by chance, in a small box by 0.03.
 
     Raises:
         InputError: shapes do not fit.
@@ -298,7 +295,7 @@ def half_map_curves(
     n_shells = len(unmasked.correlation)
     below = (unmasked.correlation[1:] < randomise_below).nonzero()
     start = int(below[0]) + 1 if len(below) else n_shells
-    randomised = _randomised_curve(half1, half2, masked, mask, start, seed)
+    randomised = replace(masked, correlation=phase_randomised_fsc(half1, half2, mask, start))
     # below 0 it is chance: the mask takes nothing away, so that no corrected curve is above its
     # masked one
     by_mask = randomised.correlation.clamp_min(0)
@@ -317,27 +314,37 @@ def half_map_curves(
     )
 
 
-def _randomised_curve(
+@takes_arrays
+def phase_randomised_fsc(
     half1: Float[Tensor, "*box"],
     half2: Float[Tensor, "*box"],
-    masked: Curve,
     mask: Float[Tensor, "*box"],
-    start: int,
-    seed: int,
-) -> Curve:
-    """The masked FSC of maps with random phases, the mean of as many draws as are cheap."""
-    generator = torch.Generator().manual_seed(seed)
-    draws = max(1, min(_MOST_DRAWS, _VOXELS_DRAWN // half1.numel()))
-    drawn = [
-        fourier_shell_correlation(
-            phase_randomise(half1, start, generator),
-            phase_randomise(half2, start, generator),
-            pixel_size_angstrom=masked.pixel_size_angstrom,
-            mask=mask,
-        ).correlation
-        for _ in range(draws if start < len(masked.correlation) else 1)
-    ]
-    return replace(masked, correlation=torch.stack(drawn).mean(0))
+    beyond_shell: int,
+) -> Float[Tensor, " shells"]:
+    """The masked FSC of two maps whose phases are random from a shell on, of sums that are means
+    over all such phases instead of one draw.
+
+    Of a map `A = L + H`, with L below that shell and H of random phases, masking leaves on average
+    `<|M * A|^2> = |M * L|^2 + |M|^2 * |H|^2` (`*` a convolution), and of two maps `Re (M * L_1)
+    conj(M * L_2)`: what the shells before leak through the mask. The second term is the transform
+    of the product of two autocorrelations, of the mask and of H.
+    """
+    size, numel = half1.shape, half1.numel()
+    unrandomised = shell_index(size[-1], half1.ndim, device=half1.device) < beyond_shell
+    of_mask = torch.fft.irfftn(torch.fft.rfftn(mask).abs().square(), s=size) / numel
+    leaked, powers = [], []
+    for half in (half1, half2):
+        transform = torch.fft.rfftn(half)
+        low = torch.fft.irfftn(torch.where(unrandomised, transform, 0), s=size)
+        high = torch.where(unrandomised, 0.0, transform.abs().square())
+        spread = torch.fft.rfftn(torch.fft.irfftn(high, s=size) * of_mask).real
+        leaked.append(torch.fft.rfftn(low * mask))
+        powers.append(_shell_sums((leaked[-1].abs().square() + spread)[None])[0])
+    cross = _shell_sums((leaked[0] * leaked[1].conj()).real[None])[0]
+    norm = (powers[0] * powers[1]).clamp_min(0).sqrt()
+    found = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0.0).clamp(-1, 1)
+    found[0] = 1
+    return found.cpu()
 
 
 def write_fsc_star(
@@ -388,7 +395,6 @@ def compare_maps(
     *,
     mask: str | Path | None = None,
     diameter_angstrom: float | None = None,
-    seed: int = 0,
 ) -> HalfMapCurves:
     """:func:`half_map_curves` of two MRC files, inside a mask file or a soft sphere of a diameter
     (whose edge is 5 pixels), or unmasked.
@@ -412,7 +418,7 @@ def compare_maps(
                 f"{largest:.1f} A"
             )
         inside = soft_sphere(box, radius_px=diameter_angstrom / 2 / pixel_size, edge_px=5)
-    curves = half_map_curves(half1, half2, pixel_size_angstrom=pixel_size, mask=inside, seed=seed)
+    curves = half_map_curves(half1, half2, pixel_size_angstrom=pixel_size, mask=inside)
     return replace(curves, mask_name=None if mask is None else str(mask))
 
 

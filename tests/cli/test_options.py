@@ -56,7 +56,7 @@ FLAGS = {
     "--amplitude-contrast --phase-shift --bfactor --optics-groups --beam-tilt --noise-colour "
     "--junk --overwrite --quiet",
     "project": "--particles --out --ctf --data-dir --threads --overwrite",
-    "fsc": "--mask --diameter --out --seed --overwrite",
+    "fsc": "--mask --diameter --out --overwrite",
     "localres": "--out --mask --window --b-factor --overwrite --quiet",
     "orientations": "--out --particles --symmetry --mask --overwrite --quiet",
     "mask": "--out --threshold --lowpass --parts --extend --soft-edge --combine --like "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from halfmap.commands._beside import leave_record
-from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile, Seed
+from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile
 from halfmap.errors import InputError
 from halfmap.options import command
 from halfmap.plots.curves import save_fsc_plot
@@ -83,7 +83,6 @@ def fsc(
             recorded=False,
         ),
     ] = None,
-    seed: Seed = 1,
     overwrite: OverwriteFile = False,
 ) -> Agreement:
     """Fourier shell correlation of two maps, with its resolution at 0.5 and 0.143; with a mask it
@@ -104,7 +103,7 @@ def fsc(
                 raise InputError(
                     f"{file}: the file exists; choose another name with --out, or --overwrite it"
                 )
-    curves = compare_maps(map1, map2, mask=mask, diameter_angstrom=diameter_angstrom, seed=seed)
+    curves = compare_maps(map1, map2, mask=mask, diameter_angstrom=diameter_angstrom)
     found = Agreement(curves, path)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
