@@ -85,6 +85,7 @@ ALL = {
         refine_simulated.reconstruct,
         local_regularisation.local_regularisation,
         known_poses.ctfrefine,
+        known_poses.ctfrefine_magnification,
         known_poses.focus,
         known_poses.relaxed,
         real_data.real_ribosome,

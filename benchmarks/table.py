@@ -51,7 +51,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "local_regularisation": ("References filtered by place", ("local_regularisation",)),
     "known_poses": (
         "CTF refinement, small parts and symmetry mates at known poses",
-        ("ctfrefine", "focus", "relaxed"),
+        ("ctfrefine", "ctfrefine_magnification", "focus", "relaxed"),
     ),
     "real_data": ("Real data", ("real_ribosome", "trpv1_real")),
     "finishing": (

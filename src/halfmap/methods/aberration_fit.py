@@ -32,6 +32,7 @@ MOST_STARTS = 21  # along a coefficient
 ANGSTROM_PER_MM = 1e7
 MRAD = 1e-3
 TILT_RANGE_MRAD = 2.0  # within which a beam tilt is looked for; microscopes are aligned to less
+LEAST_CURVATURE = 0.1  # of a magnification's, as share of Gauss and Newton's
 # of the odd Zernike polynomials trefoil are (-3, 3) and (3, 3), of the even ones tetrafoil (-4, 4)
 # and (4, 4): `transfer_function.zernike_terms`
 ODD_COEFFICIENTS, TREFOIL = 6, (2, 5)
@@ -157,15 +158,36 @@ def refine_magnification(
     transfer: CTFParameters, terms: MagnificationTerms, group: Int[Tensor, " N"]
 ) -> CTFParameters:
     """Magnification matrix of each optics group: what was taken for k shows `(1 + E) k`, E the step
-    that the normal equations give, so that M becomes `(1 + E) M`."""
-    size = terms.hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
-    damped = terms.hessian.double() + 1e-9 * torch.diag_embed(size.double())
-    step = torch.linalg.solve(damped, terms.gradient.double()).view(-1, 2, 2)
-    one = torch.eye(2, dtype=torch.float64) + step
+    that the normal equations give, so that M becomes `(1 + E) M`.
+
+    What all groups share of a change of size or of a turn, the map and the poses follow: images do
+    not tell it, and it is left out.
+    """
+    step = _magnification_step(terms).view(-1, 2, 2)
+    share = (terms.images / terms.images.sum())[:, None, None]
+    mean = (share * step).sum(0)
+    size, turn = mean.diagonal().mean(), (mean[0, 1] - mean[1, 0]) / 2
+    one = torch.eye(2, dtype=torch.float64)
+    quarter = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    step = one + step - size * one - turn * quarter
     names = ("magnification_xx", "magnification_xy", "magnification_yx", "magnification_yy")
     before = torch.stack([torch.from_numpy(np.asarray(getattr(transfer, n))) for n in names], 1)
-    after = (one[group] @ before.view(-1, 2, 2)).flatten(1).numpy()
+    after = (step[group] @ before.view(-1, 2, 2)).flatten(1).numpy()
     return replace(transfer, **{name: after[:, n] for n, name in enumerate(names)})
+
+
+def _magnification_step(terms: MagnificationTerms) -> Float[Tensor, "G 4"]:
+    """`H^-1 g`. H is the curvature measured, relative to that of Gauss and Newton; where it is
+    below `LEAST_CURVATURE` of that (noise alone, a start far off), as much as that."""
+    size = terms.gauss_newton.diagonal(dim1=1, dim2=2).clamp(min=1e-30)
+    damped = terms.gauss_newton + 1e-9 * torch.diag_embed(size)
+    root = torch.linalg.cholesky(damped)
+    inside = torch.linalg.solve_triangular(root, terms.hessian, upper=False)
+    inside = torch.linalg.solve_triangular(root, inside.mT, upper=False)
+    value, vector = torch.linalg.eigh((inside + inside.mT) / 2)
+    g = torch.linalg.solve_triangular(root, terms.gradient[:, :, None], upper=False)
+    along = vector.mT @ g / value.clamp(min=LEAST_CURVATURE)[:, :, None]
+    return torch.linalg.solve_triangular(root.mT, vector @ along, upper=True)[:, :, 0]
 
 
 def _fitted(

@@ -61,10 +61,14 @@ class OddTerms:
 
 @dataclass(frozen=True)
 class MagnificationTerms:
-    """Normal equations of a step E = (xx, xy, yx, yy) of each group's magnification."""
+    """Normal equations of a step E = (xx, xy, yx, yy) of each group's magnification: slope and
+    curvature of the log likelihood, and the curvature that Gauss and Newton would take for it; how
+    many images they are from."""
 
     gradient: Float[Tensor, "G 4"]
     hessian: Float[Tensor, "G 4 4"]
+    gauss_newton: Float[Tensor, "G 4 4"]
+    images: Float[Tensor, " G"]
 
 
 def at_poses(weighed: WeighedBatch) -> AtPoses:
@@ -207,50 +211,67 @@ class OddTermsStatistic:
 
 @dataclass(frozen=True, eq=False)
 class MagnificationStatistic:
-    """Normal equations of the magnification of each group (N,): `R(k + E k)` is
-    `R + sum_ab E_ab k_b dR/dk_a`, the slope of the slice taken between points `SLOPE_PX` apart."""
+    """Normal equations of the magnification of each group (N,): `R(k + E k)` is, to second order,
+    `R + sum_ab E_ab k_b dR/dk_a + 1/2 sum E_ab E_cd k_b k_d d2R/(dk_a dk_c)`.
+
+    The curvature is that of the log likelihood itself, `sum |C dR|^2 - Re conj(X - C R) C d2R`.
+    Without its second term noise in the map would count as structure: at a low signal the sum of
+    `|C dR|^2` is twice what it should be, and a step goes half of the way.
+    """
 
     group: Int[Tensor, " N"]
     name = "magnification"
 
-    def empty(self, iteration: Iteration) -> Float[Tensor, "G 4 5"]:
+    def empty(self, iteration: Iteration) -> Float[Tensor, "G 37"]:
         n = int(self.group.max()) + 1
-        return torch.zeros(n, 4, 5, dtype=torch.float64, device=iteration.problem.device)
+        return torch.zeros(n, 37, dtype=torch.float64, device=iteration.problem.device)
 
-    def add(self, partial: Float[Tensor, "G 4 5"], weighed: WeighedBatch) -> Float[Tensor, "G 4 5"]:
-        here, slopes = weighed.once(at_poses), magnification_slopes(weighed)
-        left = here.centred - here.sine * here.slices
-        rows = here.sine[:, None] * slopes
-        weighted = here.weight[:, None] * rows
-        gradient = (weighted.conj() * left[:, None]).real.sum(2)
-        hessian = torch.einsum("bmj,bnj->bmn", weighted.conj(), rows).real
-        both = torch.cat([gradient[:, :, None], hessian], 2).double()
+    def add(self, partial: Float[Tensor, "G 37"], weighed: WeighedBatch) -> Float[Tensor, "G 37"]:
+        here, plane = weighed.once(at_poses), weighed.iteration.scored
+        first, second = slice_derivatives(weighed)
+        k = torch.stack([plane.kx, plane.ky]).float()
+        left = here.weight * (here.centred - here.sine * here.slices).conj() * here.sine
+        slopes = (first[:, :, None] * k).flatten(1, 2)  # ab = xx, xy, yx, yy
+        gradient = (left[:, None] * slopes).real.sum(2)
+        weight = here.weight * here.sine.square()
+        squared = torch.einsum("bj,bmj,bnj->bmn", weight.to(slopes), slopes.conj(), slopes).real
+        bent = torch.einsum("bj,bacj,dj,ej->badce", left, second, *[k.to(left)] * 2).real
+        bent = bent.reshape(-1, 4, 4)
+        one = torch.ones_like(gradient[:, :1])
+        rows = [gradient, (squared - bent).flatten(1), squared.flatten(1), one]
         group = self.group[weighed.batch.index.cpu()].to(partial.device)
-        return partial.index_add_(0, group, both)
+        return partial.index_add_(0, group, torch.cat(rows, 1).double())
 
-    def reduce(self, partial: Float[Tensor, "G 4 5"]) -> Float[Tensor, "G 4 5"]:
+    def reduce(self, partial: Float[Tensor, "G 37"]) -> Float[Tensor, "G 37"]:
         return all_sum(partial)
 
     def finish(
-        self, partial: Float[Tensor, "G 4 5"], iteration: Iteration, update: Update, state: State
+        self, partial: Float[Tensor, "G 37"], iteration: Iteration, update: Update, state: State
     ) -> State:
-        found = partial.cpu()
-        return state.keeping(MagnificationTerms(found[:, :, 0], found[:, :, 1:]))
+        gradient, hessian, gauss_newton, images = partial.cpu().split([4, 16, 16, 1], 1)
+        square = (-1, 4, 4)
+        found = (gradient, hessian.view(square), gauss_newton.view(square), images[:, 0])
+        return state.keeping(MagnificationTerms(*found))
 
 
-def magnification_slopes(weighed: WeighedBatch) -> Complex[Tensor, "B 4 J"]:
-    """`k_b dR/dk_a` of the slices at the batch's poses, for ab = xx, xy, yx, yy."""
+def slice_derivatives(
+    weighed: WeighedBatch,
+) -> tuple[Complex[Tensor, "B 2 J"], Complex[Tensor, "B 2 2 J"]]:
+    """`dR/dk_a` and `d2R/(dk_a dk_c)` of the slices at the batch's poses, from points `SLOPE_PX`
+    away."""
     iteration, plane = weighed.iteration, weighed.iteration.scored
     poses = iteration.state.poses.select_images(weighed.batch.index.cpu())
     rotations = poses.rotations.to(iteration.problem.device)
-    step = SLOPE_PX / plane.radius  # of a magnification that moves the last shell by SLOPE_PX
-    k = torch.stack([plane.kx, plane.ky]).float()
-    slopes = []
-    for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        moved = torch.zeros_like(k)
-        moved[a] = step / 2 * k[b]
+    kx, ky = plane.kx.float(), plane.ky.float()
+    middle, h = weighed.once(at_poses).slices, SLOPE_PX
+    first, bent = [], []
+    for x, y in ((h, 0.0), (0.0, h), (h, h)):
         there, back = (
-            slices_at(weighed.references, rotations, *(k + sign * moved)) for sign in (1, -1)
+            slices_at(weighed.references, rotations, kx + sign * x, ky + sign * y)
+            for sign in (1, -1)
         )
-        slopes.append((there - back) / step)
-    return torch.stack(slopes, 1)
+        first.append((there - back) / (2 * h))
+        bent.append((there - 2 * middle + back) / h**2)
+    mixed = (bent[2] - bent[0] - bent[1]) / 2
+    second = torch.stack([bent[0], mixed, mixed, bent[1]], 1).unflatten(1, (2, 2))
+    return torch.stack(first[:2], 1), second
