@@ -32,7 +32,7 @@ MAGNIFICATION = {
 # at 8 A some radians each: far from a microscope's, as the resolution is
 TILT = {"beam_tilt_x_mrad": 14.0, "beam_tilt_y_mrad": -9.0}
 TREFOIL = {"odd_zernike": [0.0, 0.0, 900.0, 0.0, 0.0, -1100.0]}
-TETRAFOIL = {"even_zernike": [0.0, 0.0, 0.0, 0.0, 7000.0, 0.0, 0.0, 0.0, -9000.0]}
+TETRAFOIL = {"even_zernike": [0.0, 0.0, 0.0, 0.0, 12000.0, 0.0, 0.0, 0.0, -15000.0]}
 DISTORTED = MAGNIFICATION | TILT | TREFOIL | TETRAFOIL
 
 
@@ -58,10 +58,12 @@ def two_groups(
     symmetry: str = "C1",
     poses: bool = True,
     seed: int = 1,
+    defocus_angstrom: tuple[float, float] = (8000.0, 22000.0),
 ) -> Path:
     """`particles.star` of n particles, whose micrographs take turns in the groups: the same
     particles, poses and defoci whatever the groups. A stack for each."""
-    truth = draw_truth(Recipe(n=n, seed=seed, optics_groups=len(groups), shift_rms_px=1.5))
+    drawn = {"optics_groups": len(groups), "defocus_range_angstrom": defocus_angstrom}
+    truth = draw_truth(Recipe(n=n, seed=seed, shift_rms_px=1.5, **drawn))
     shift_angstrom = truth.shift_px * PIXEL
     names = np.empty(n, object)
     optics: dict[str, list[object]] = {}

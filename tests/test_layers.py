@@ -22,7 +22,7 @@ resolution mask_making
 symmetrisation
 projection kernels gridding
 particles
-transfer_function masks so3 symmetries fourier resizing resampling image_grids
+transfer_function masks so3 symmetries fourier resizing resampling image_grids stored_grids
 distributed
 io | options
 ctf_parameters

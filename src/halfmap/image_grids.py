@@ -45,6 +45,12 @@ class ImageGrid:
         last_shell = (other.box // 2 - 1) / other.extent_angstrom
         return self.magnification is None and self.reach_per_angstrom > last_shell
 
+    def shares_frequencies(self, other: ImageGrid) -> bool:
+        """Whether the Fourier samples of both lie at the same frequencies, so that images are
+        brought from one to the other by cropping or padding their transforms."""
+        same = abs(self.extent_angstrom / other.extent_angstrom - 1) < SAME_EXTENT
+        return same and self.magnification is None
+
     def bring(self, images: np.ndarray, other: ImageGrid) -> np.ndarray:
         """Images (b, n, n) of this grid on the other, free of distortion
         (`halfmap.resampling.resample_images`)."""
@@ -119,4 +125,6 @@ def asked_grid(grid: ImageGrid, *, box: int | None, pixel_size_angstrom: float |
     return ImageGrid(box, pixel)
 
 
+# of their share: extents that differ by less are one
+SAME_EXTENT = 1e-6
 LEAST_BOX = 8  # below, there are no shells to speak of

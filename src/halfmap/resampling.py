@@ -17,9 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane, inverse_fourier_transform
+from halfmap.image_grids import SAME_EXTENT
 
-# of their share: extents that differ by less are one, the frequencies of both grids coincide
-SAME_EXTENT = 1e-6
 Matrix: TypeAlias = Float[np.ndarray, "2 2"]
 
 

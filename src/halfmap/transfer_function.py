@@ -80,11 +80,15 @@ class Transfer:
         samples = samples * self.amplitude[:, :n]
         return samples if self.phase is None else samples * self.phase[:, :n]
 
-    def correct_phases(self, samples: Complex[Tensor, "B I"]) -> Complex[Tensor, "B I"]:
-        """`X conj(phase)`: what is left is `a R` and noise; 0 where nothing is seen."""
+    def correct_phases(
+        self, samples: Complex[Tensor, "B I"], *, done: Bool[Tensor, " B"] | None = None
+    ) -> Complex[Tensor, "B I"]:
+        """`X conj(phase)`: what is left is `a R` and noise; 0 where nothing is seen. Images whose
+        phases are `done` keep those that they have."""
         n = samples.shape[-1]
         if self.phase is not None:
-            samples = samples * self.phase[:, :n].conj()
+            turn = self.phase[:, :n].conj()
+            samples = samples * (turn if done is None else torch.where(done[:, None], 1.0, turn))
         return samples if self.seen is None else samples * self.seen[:, :n]
 
 

@@ -14,6 +14,7 @@ from halfmap.engine.ramps import background_mask, remove_planes
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
+from halfmap.stored_grids import between_samples, premultiplied
 from halfmap.transfer_function import Transfer
 
 EDGE_PX = 5.0  # width of the raised-cosine edge of the particle mask, as RELION's default
@@ -96,15 +97,70 @@ def normalise(
     return images - (images.flatten(1) @ (outside / outside.sum()))[:, None, None]
 
 
-def _rescale_mended(
-    images: Float[Tensor, "B N N"], particles: Particles, rows: np.ndarray, radius_px: float
-) -> None:
-    """Bring the background of images with mended pixels to standard deviation 1, in place: whoever
-    normalised them divided them by what the hot pixels were."""
-    mended = particles.is_mended(rows) & ~np.asarray(particles.transfer.premultiplied[rows], bool)
-    if mended.any():
+@dataclass(frozen=True)
+class ReadImages:
+    """Images X (`plain`), and `multiplied` the same but `conj(t) X` of those that are `done`: their
+    transfer functions t were undone where they are stored (`halfmap.stored_grids`), and `power` is
+    their C^2. Of where none is, `done` and `power` are None."""
+
+    plain: Float[Tensor, "B N N"]
+    multiplied: Float[Tensor, "B N N"]
+    done: Bool[Tensor, " B"] | None = None
+    power: Float[Tensor, "B J"] | None = None
+
+
+def read_images(
+    particles: Particles, rows: np.ndarray, plane: HalfPlane, settings: ImageSettings
+) -> ReadImages:
+    """Images on the data set's grid, their backgrounds as the settings ask; those that are stored
+    at other frequencies multiplied there, their C^2 at the plane's."""
+    apart = np.array([not one.shares_frequencies(particles.grid) for one in particles.grids])
+    apart = apart[particles.stored[rows]]
+    if not (settings.use_ctf and apart.any()):
+        images = aligned(torch.from_numpy(particles.images(rows))).to(settings.device)
+        images = _normalised(images, particles, rows, settings)
+        return ReadImages(images, images)
+    images, multiplied = torch.empty(2, len(rows), particles.box, particles.box)
+    power = torch.zeros(len(rows), len(plane))
+    frequencies = [k.cpu() for k in plane.frequencies(particles.pixel_size_angstrom)]
+    for places, stored, read in particles.stored_images(rows):
+        images[places] = torch.from_numpy(stored.bring(read, particles.grid))
+        if apart[places[0]]:
+            wider = particles.pixel_size_angstrom / stored.pixel_size_angstrom
+            radius_px, ramps = settings.mask_radius_px * wider, settings.remove_ramps
+            flat = normalise(torch.from_numpy(read), radius_px, spread=False, ramps=ramps)
+            found = premultiplied(flat, stored, particles.transfer.take(rows[places]))
+            brought = stored.bring(found.images.numpy(), particles.grid)
+            multiplied[places] = torch.from_numpy(brought)
+            power[places] = between_samples(found.squared_ctf, stored, *frequencies)
+    done, images, multiplied, power = (
+        one.to(settings.device) for one in (torch.from_numpy(apart), images, multiplied, power)
+    )
+    images = normalise(images, settings.mask_radius_px, spread=False, ramps=settings.remove_ramps)
+    scaled = torch.from_numpy(settings.normalise | _to_be_rescaled(particles, rows))
+    deviation = background(images, settings.mask_radius_px)[1]
+    deviation = torch.where(scaled.to(settings.device), deviation, 1.0)[:, None, None]
+    multiplied = torch.where(done[:, None, None], multiplied, images) / deviation
+    return ReadImages(images / deviation, multiplied, done, power)
+
+
+def _normalised(
+    images: Float[Tensor, "B N N"], particles: Particles, rows: np.ndarray, settings: ImageSettings
+) -> Float[Tensor, "B N N"]:
+    """Images normalised as the settings ask. The background of those with mended pixels is brought
+    to standard deviation 1 in any case: whoever normalised them divided them by what the hot pixels
+    were."""
+    radius_px = settings.mask_radius_px
+    images = normalise(images, radius_px, spread=settings.normalise, ramps=settings.remove_ramps)
+    mended = _to_be_rescaled(particles, rows)
+    if mended.any() and not settings.normalise:
         chosen = torch.from_numpy(np.flatnonzero(mended)).to(images.device)
         images[chosen] = normalise(images[chosen], radius_px, spread=True)
+    return images
+
+
+def _to_be_rescaled(particles: Particles, rows: np.ndarray) -> Bool[np.ndarray, " B"]:
+    return particles.is_mended(rows) & ~np.asarray(particles.transfer.premultiplied[rows], bool)
 
 
 def mask_particles(
@@ -159,24 +215,23 @@ def load_batch(
         if scored_radius is None
         else half_plane(plane.box, min(scored_radius, plane.radius), device)
     )
-    images = aligned(torch.from_numpy(particles.images(rows))).to(device)
-    images = normalise(
-        images,
-        settings.mask_radius_px,
-        spread=settings.normalise,
-        ramps=settings.remove_ramps,
-    )
-    if not settings.normalise:
-        _rescale_mended(images, particles, rows, settings.mask_radius_px)
-    transforms = fourier_transform(images, plane)
+    read = read_images(particles, rows, plane, settings)
+    transforms = fourier_transform(read.plain, plane)
     masked = fourier_transform(
-        mask_particles(images, settings.mask_radius_px, -shift_px.round()), inner
+        mask_particles(read.multiplied, settings.mask_radius_px, -shift_px.round()), inner
     )
     frequencies = plane.frequencies(particles.pixel_size_angstrom)
     optics = particles.transfer_at(rows, *frequencies, use_ctf=settings.use_ctf)
-    summed = _without_seams(images, transforms, shift_px, plane, settings.mask_radius_px)
-    transforms, masked, summed = map(optics.correct_phases, (transforms, masked, summed))
-    transfer, premultiplied = optics.ctf, optics.premultiplied.to(torch.float32)
+    whole_images = transforms if read.done is None else fourier_transform(read.multiplied, plane)
+    summed = _without_seams(read.multiplied, whole_images, shift_px, plane, settings.mask_radius_px)
+    transforms = optics.correct_phases(transforms)
+    masked, summed = (optics.correct_phases(one, done=read.done) for one in (masked, summed))
+    transfer, stored_once = optics.ctf, optics.premultiplied.to(torch.float32)
+    once = stored_once
+    if read.done is not None and read.power is not None:
+        once = torch.where(read.done, 1.0, once)
+        shown = read.power.sqrt() if optics.seen is None else read.power.sqrt() * optics.seen
+        transfer = torch.where(read.done[:, None], shown, transfer)
     group = torch.from_numpy(particles.optics_group[rows].astype(np.int64)).to(device)
     by_group = noise_variance[:, plane.shell]
     sigma2 = by_group.index_select(0, group)
@@ -187,15 +242,13 @@ def load_batch(
     if reference_variance is not None:
         shown = transfer[:, :n] if scale is None else transfer[:, :n] * scale.to(device)[:, None]
         beside = beside + shown**2 * reference_variance.to(device)[inner.shell]
-    scored = image_terms(
-        masked, transfer[:, :n], beside, premultiplied=premultiplied, with_mean=False
-    )
-    whole = image_terms(summed, transfer, sigma2, premultiplied=premultiplied, with_mean=True)
+    scored = image_terms(masked, transfer[:, :n], beside, premultiplied=once, with_mean=False)
+    whole = image_terms(summed, transfer, sigma2, premultiplied=once, with_mean=True)
     if scale is not None:
         for terms in (scored, whole):
             terms.data.mul_(scale.to(device)[:, None])
             terms.power.mul_(scale.to(device)[:, None] ** 2)
-    norm = torch.ones_like(premultiplied) if norm is None else norm.to(device)
+    norm = torch.ones_like(stored_once) if norm is None else norm.to(device)
     share = _noise_share(particles.coverage(rows), optics)
     return Batch(
         index.to(device),
@@ -203,8 +256,8 @@ def load_batch(
         scored,
         whole,
         transforms,
-        transfer,
-        premultiplied,
+        optics.ctf,
+        stored_once,
         by_group,
         norm,
         share,
