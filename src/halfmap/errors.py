@@ -9,6 +9,13 @@ class InputError(ValueError):
     arrived, the way out.
 
     The command line prints the message without a traceback and exits with code 2.
+
+    >>> import halfmap
+    >>> try:
+    ...     halfmap.symmetry_matrices("Q7")
+    ... except InputError as error:
+    ...     print(type(error).__name__)
+    InputError
     """
 
 

@@ -57,6 +57,12 @@ def image_terms(
 
     sigma2 is the noise of the image before any premultiplication. `with_mean` keeps k = 0: the mean
     grey value belongs into a map, but carries no pose, so that the E-step leaves it out.
+
+    >>> ctf, sigma2 = torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0, 2.0]])
+    >>> x = torch.tensor([[4 + 0j, 2 + 0j]])
+    >>> terms = image_terms(x, ctf, sigma2, premultiplied=torch.zeros(1), with_mean=True)
+    >>> terms.data.real, terms.power
+    (tensor([[ 1., -1.]]), tensor([[0.1250, 0.5000]]))
     """
     once = premultiplied[:, None]
     data = transforms * ((1 - once) * ctf + once) / sigma2
@@ -74,7 +80,16 @@ def cross_terms(
     plane: HalfPlane,
 ) -> Float[Tensor, "B T M"]:
     """a for every image, shift and shared slice: one real matrix product, (B T) x 2J times 2J x
-    M."""
+    M.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(8, 1)
+    >>> x = torch.full((2, len(plane)), 3.0, dtype=torch.complex64)  # two images, no CTF, sigma^2 1
+    >>> terms = ImageTerms(x, torch.ones(2, len(plane)))
+    >>> unmoved, slices = torch.ones(1, len(plane), dtype=torch.complex64), x[:1] / 3
+    >>> cross_terms(terms, unmoved, slices, plane).shape  # images, shifts, slices
+    torch.Size([2, 1, 1])
+    """
     shifted = (terms.data * plane.hermitian_weight)[:, None] * phases
     product = (
         torch.view_as_real(shifted).flatten(-2).flatten(0, 1)
@@ -87,7 +102,16 @@ def cross_terms(
 def slice_power(
     terms: ImageTerms, squared: Float[Tensor, "J M"], plane: HalfPlane
 ) -> Float[Tensor, "B M"]:
-    """b for every image and shared slice, given |R|^2 with samples first: B x J times J x M."""
+    """b for every image and shared slice, given |R|^2 with samples first: B x J times J x M.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(8, 1)
+    >>> x = torch.full((2, len(plane)), 3.0, dtype=torch.complex64)  # two images, no CTF, sigma^2 1
+    >>> terms = ImageTerms(x, torch.ones(2, len(plane)))
+    >>> slices = torch.full((3, len(plane)), 2.0, dtype=torch.complex64)
+    >>> slice_power(terms, squared_modulus(slices).T.contiguous(), plane).shape  # images, slices
+    torch.Size([2, 3])
+    """
     return (terms.power * plane.hermitian_weight) @ squared
 
 

@@ -66,6 +66,16 @@ class Particles:
     `take`, `with_results` and `with_transfer` return new data sets; nothing is changed in place.
     Images are read by `images` only, on the grid of `box` and `pixel_size_angstrom` whatever grid
     they are stored on (`grids`), and without anisotropic magnification; shifts are as in those.
+
+    >>> import tempfile
+    >>> import halfmap
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     made = halfmap.simulate(
+    ...         "phantom", folder, n=3, snr=1, box=32, pixel_size_angstrom=6, overwrite=True
+    ...     )
+    ...     particles = halfmap.load_particles(f"{folder}/particles.star")
+    >>> len(particles), particles.box, particles.take([0, 2]).shift_angstrom.shape
+    (3, 32, (2, 2))
     """
 
     path: str

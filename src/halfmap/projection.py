@@ -231,7 +231,13 @@ def insert_slices(
 
 def hermitian_mates(sums: Sums) -> Sums:
     """Add the mates (-k, conjugate) that fall on the stored half, those of the plane x = 0, in
-    place. Apply once, after all insertions."""
+    place. Apply once, after all insertions.
+
+    >>> sums = empty_sums(1, 8, 2, 2)
+    >>> sums.den[0, 0, 3, 0] = 1.0  # kx = 0, ky = 1
+    >>> float(hermitian_mates(sums).den.sum())  # and ky = -1
+    2.0
+    """
     mirror = (1, 2) if sums.dimensions == 3 else (2,)
     sums.num[..., 0] += sums.num[..., 0].flip(mirror).conj()
     sums.den[..., 0] += sums.den[..., 0].flip(mirror)

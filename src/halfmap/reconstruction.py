@@ -36,6 +36,12 @@ def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
 
     In 2D only the plane z = 0 is counted. Multiplicity of the cells that stand for a mate is
     neglected: it does not change a mean by shell.
+
+    >>> from halfmap.projection import empty_sums
+    >>> sums = empty_sums(1, 8, 2, 2)
+    >>> sums.den[:] = 5.0
+    >>> shell_weight(sums)
+    tensor([[5., 5., 5.]])
     """
     planes = slice(None) if sums.dimensions == 3 else slice(0, 1)
     n, (nz, ny, nx) = sums.radius + 2, sums.den.shape[1:]  # the last collects what lies outside
@@ -89,7 +95,12 @@ def wiener_update(
 
 def unregularised(sums: Sums, *, box: int | None = None) -> Float[Tensor, "K *box"]:
     """`num / den` with a floor of a thousandth of the shell's mean weight: half maps for the FSC,
-    to be filtered by nobody yet."""
+    to be filtered by nobody yet.
+
+    >>> from halfmap.projection import empty_sums
+    >>> unregularised(empty_sums(1, 8, 2, 3)).shape
+    torch.Size([1, 8, 8, 8])
+    """
     floor = 1e-3 * shell_weight(sums) + torch.finfo(torch.float32).tiny
     return wiener_update(sums, floor, box=box)
 

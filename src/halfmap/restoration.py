@@ -117,6 +117,12 @@ def wiener_ssnr(
 
     ``SSNR(s) = |A|^2 / |N|^2`` of one image before its CTF, per shell of ``plane``. Written as
     ``SSNR sum C X / (1 + SSNR sum C^2)``, so that a shell without signal gives 0 and not 1/0.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(8, 1)
+    >>> sums = stack_sums(torch.full((4, len(plane)), 2 + 0j), torch.ones(4, len(plane)))
+    >>> wiener_ssnr(sums, torch.tensor([1.0, 1.0]), plane)[0].real  # 4 * 2 / (1 / 1 + 4)
+    tensor(1.6000, dtype=torch.float64)
     """
     snr = ssnr.to(sums.c2)[plane.shell]
     return snr * sums.cx / (1 + snr * sums.c2)
@@ -135,6 +141,14 @@ def measure_ssnr(sums: StackSums, plane: HalfPlane) -> Float[Tensor, " shells"]:
     Both are unbiased at any CTF. The FRC of two halves estimates the same number from half of the
     pairs and depends on how the images were split; FRC/(1 - FRC) also holds the CTFs' squares,
     which here are divided out. A shell whose signal comes out negative gets 0.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(32, 8)
+    >>> g = torch.Generator().manual_seed(1)
+    >>> noise = torch.randn(100, len(plane), dtype=torch.complex64, generator=g)  # |N|^2 is 1
+    >>> ssnr = measure_ssnr(stack_sums(2 + noise, torch.ones(100, len(plane))), plane)  # |A|^2 is 4
+    >>> bool((ssnr[2:] - 4).abs().max() < 1)
+    True
 
     Returns:
         (plane.radius + 1,) float64; finite, 0 or more (at most 1e6, for noise-free images).

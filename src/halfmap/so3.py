@@ -257,7 +257,11 @@ def cell_of(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]
 @takes_arrays
 def direction_pixels(rotations: Float[Tensor, "*M 3 3"], order: int) -> Int[Tensor, "*M"]:
     """The HEALPix pixel (nested) that holds each rotation's viewing direction, its third row: `cell
-    // (6 2^o)` of `cell_of`."""
+    // (6 2^o)` of `cell_of`.
+
+    >>> direction_pixels(torch.eye(3)[None], 0)  # along z: one of the four around the pole
+    tensor([0])
+    """
     return _pixels(rotations.detach()[..., 2, :].cpu().double(), order).to(rotations.device)
 
 

@@ -102,6 +102,10 @@ def evaluate(
     """The transfer function of B images at J frequencies of the object (1/A), in the dtype and on
     the device of the frequencies; 0 beyond what they reach, where that is told (`seen_samples`).
 
+    >>> optics = CTFParameters(defocus_u_angstrom=15000.0, defocus_v_angstrom=15000.0)
+    >>> evaluate(optics, torch.tensor([0.0]), torch.tensor([0.0])).ctf  # Q0 at k = 0
+    tensor([[0.1000]])
+
     Raises:
         InputError: frequencies of two lengths; a parameter that cannot be (`CTFParameters.to`).
     """

@@ -8,8 +8,8 @@ restored each for itself, and compared ring by ring:
 .. math:: \mathrm{FRC}(s) = \frac{\mathrm{Re} \sum_s F_1 F_2^*}
           {\sqrt{\sum_s |F_1|^2 \sum_s |F_2|^2}}.
 
-Where the halves correlate by 0.143, the
-whole correlates by 0.5 with the truth (if noise is all that differs): hence the two thresholds.
+Where the halves correlate by 0.143, the whole correlates by 0.5 with the truth (if noise is all
+that differs): hence the two thresholds.
 """
 
 import os
@@ -49,13 +49,12 @@ for defoci, name in (((2e4, 2e4), "one defocus"), ((1e4, 3e4), "many defoci")):
         N, shift_rms_px=0.0, defocus_range_angstrom=defoci, particles_per_micrograph=1,
         defocus_spread_angstrom=0.0, astigmatism_angstrom=0.0,
     )  # fmt: skip
-    view = torch.tensor([[0.0, 90.0, 90.0]]).repeat(N, 1)
-    truth = replace(draw_truth(recipe), angles_deg=view)
+    truth = replace(draw_truth(recipe), angles_deg=torch.tensor([[0.0, 90.0, 90.0]]).repeat(N, 1))
     images = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=SNR).images
     c, x = ctf(truth.ctf, *plane.frequencies(PIXEL)), fourier_transform(images, plane)
     first, second, whole = restored(x[::2], c[::2]), restored(x[1::2], c[1::2]), restored(x, c)
     bare = replace(truth, ctf=CTFParameters(amplitude_contrast=1.0, spherical_aberration_mm=0.0))
-    ideal = simulate_images([volume], bare, pixel_size_angstrom=PIXEL, snr=float("inf")).images
+    ideal = simulate_images([volume], bare, pixel_size_angstrom=PIXEL).images
     halves = fourier_shell_correlation(first, second, pixel_size_angstrom=PIXEL)
     known = fourier_shell_correlation(whole, ideal[0], pixel_size_angstrom=PIXEL)
     s = halves.frequency_per_angstrom

@@ -7,11 +7,10 @@ A reference is the true image under the CTF, :math:`R = C A`. How well does an i
 .. math:: \|X - R\|^2 = \|X\|^2 - 2 X \cdot R + \|R\|^2, \qquad
           \mathrm{Cor} = X \cdot R, \qquad \mathrm{CC} = \frac{X \cdot R}{|X| |R|}
 
-All three are made of two numbers, :math:`a = X \cdot R` and :math:`b = |R|^2`. Squared difference
-is what the likelihood is made of (``log_likelihood_score``, :math:`a - b/2`), and the coefficient
-is FREALIGN's score (``correlation_score``, :math:`a / \sqrt{b}`). An image has to be recognised
-among three references, of which R1 is the right one. Bars: scores above the lowest; the winner is
-blue where it is R1, and hatched orange where it is wrong.
+All three are made of :math:`a = X \cdot R` and :math:`b = |R|^2`: the squared difference as the log
+likelihood (``log_likelihood_score``, :math:`a - b/2`), the coefficient as FREALIGN's score
+(``correlation_score``, :math:`a / \sqrt{b}`). Of three references R1 is the right one. Bars: scores
+above the lowest; the winner is blue where it is R1, and hatched orange where it is wrong.
 """
 
 import os
@@ -30,7 +29,6 @@ from halfmap.transfer_function import CTFParameters
 BOX = 80 if os.environ.get("HALFMAP_GALLERY") == "small" else 96
 PIXEL = 192 / BOX
 
-# %%
 # The image shows the first of three views, in noise.
 views = torch.tensor([[0.0, 90.0, 0.0], [0.0, 70.0, 20.0], [0.0, 0.0, 0.0]])
 recipe = Recipe(3, seed=2, shift_rms_px=0.0, defocus_range_angstrom=(2e4, 2e4))
@@ -39,40 +37,35 @@ in_focus = replace(truth, ctf=CTFParameters(amplitude_contrast=1.0, spherical_ab
 volume = phantom(BOX, PIXEL)
 data = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=0.3)
 x = data.images[0] / data.noise_sd  # on the scale of the noise
-right, bare = (
-    simulate_images([volume], t, pixel_size_angstrom=PIXEL, snr=float("inf")).images / data.noise_sd
-    for t in (truth, in_focus)
-)
+right = simulate_images([volume], truth, pixel_size_angstrom=PIXEL).images / data.noise_sd
+bare = simulate_images([volume], in_focus, pixel_size_angstrom=PIXEL).images / data.noise_sd
 
 # %%
 # What may be wrong: one reference on another grey scale, an offset of the image and of a reference,
 # the CTF left out.
-bright1, bright2 = torch.tensor([5.0, 0.5, 0.5]), torch.tensor([0.5, 8.0, 0.5])
-offset = torch.tensor([0.0, 0.0, 4.0])[:, None, None]
+bright1, bright2, offset = torch.tensor([[5, 0.5, 0.5], [0.5, 8, 0.5], [0, 0, 4]])[..., None, None]
 situations = {
     "nothing wrong": (x, right),
-    "R1 five times too bright": (x, right * bright1[:, None, None]),
-    "R2 eight times too bright": (x, right * bright2[:, None, None]),
+    "R1 five times too bright": (x, right * bright1),
+    "R2 eight times too bright": (x, right * bright2),
     "offset of X and of R3": (x + 2, right + offset),
     "no CTF in R": (x, bare),
 }
 names = ["$X$", "$R_1$", "$R_2$", "$R_3$", "", "$R_1$, no CTF", "$R_2$, no CTF", "$R_3$, no CTF"]
 show_images([x, *right, None, *bare], names, columns=4, pixel_size_angstrom=PIXEL)
 figure, table = plt.subplots(3, 5, figsize=(9.5, 4.2), layout="constrained")
-winners = {}
+won, lost, winners = {"facecolor": "tab:blue"}, {"facecolor": "tab:orange", "hatch": "//"}, {}
 for column, (situation, (image, references)) in enumerate(situations.items()):
     a = (image * references).sum((-2, -1))  # X . R
     b = references.square().sum((-2, -1))  # |R|^2
     difference = log_likelihood_score(a, b) - image.square().sum() / 2
     scores = {"-|X - R|²": difference, "X · R": a, "CC": correlation_score(a, b) / image.norm()}
-    for row, (name, values) in enumerate(scores.items()):
+    table[0, column].set_title(situation, fontsize=9)
+    for axes, (name, values) in zip(table[:, column], scores.items(), strict=True):
         winners[name, situation] = best = int(values.argmax())
-        axes, colours = table[row, column], ["lightgrey"] * 3
-        colours[best] = "tab:blue" if best == 0 else "tab:orange"
-        bars = axes.bar(["R1", "R2", "R3"], (values - values.min()).numpy(), color=colours)
-        bars[best].set_hatch("" if best == 0 else "//")
+        bars = axes.bar(["R1", "R2", "R3"], (values - values.min()).numpy(), color="lightgrey")
+        bars[best].set(**(won if best == 0 else lost))
         axes.set(yticks=[], ylabel=name if column == 0 else "")
-        axes.set_title(situation if row == 0 else "", fontsize=9)
 plt.show()
 
 # %%

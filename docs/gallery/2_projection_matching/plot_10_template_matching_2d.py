@@ -51,8 +51,7 @@ show_images([*data.images[:8]], columns=4, title="eight of the images", pixel_si
 # Templates to start with: a few images each, as they lie.
 starts = torch.stack([data.images[k::K][:8].mean(0) for k in range(K)])
 classes = lowpass(starts, 30.0, PIXEL, dimensions=2)
-psi = torch.arange(0, 360, 10.0)
-rotations = euler_to_matrix(torch.stack([0 * psi, 0 * psi, psi], -1))
+rotations = euler_to_matrix(torch.arange(0, 360, 10.0)[:, None] * torch.tensor([0, 0, 1.0]))
 shifts = shift_grid(3.0, 1.0, device=torch.device("cpu"))
 history, scores = [classes], []
 for _ in range(8):
@@ -72,10 +71,8 @@ plt.show()
 
 # %%
 # Images of each view in each class. A class that begins badly is left with hardly an image.
-counts = torch.zeros(K, len(views)).index_put_(
-    (best.classes, which), torch.ones(N), accumulate=True
-)
+counts = torch.bincount(len(views) * best.classes + which, minlength=K * len(views)).view(K, -1)
 purity = float(counts.amax(1).sum()) / N
-print(f"mean |X| CC: {[round(s, 1) for s in scores]}; purity {purity:.2f}\n{counts.int().tolist()}")
+print(f"mean |X| CC: {[round(s, 1) for s in scores]}; purity {purity:.2f}\n{counts.tolist()}")
 assert scores[-1] > scores[0]
 assert purity > 0.6

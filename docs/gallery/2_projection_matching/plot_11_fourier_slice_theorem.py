@@ -35,10 +35,8 @@ rotations = random_rotations(NUMBERS[-1], torch.Generator().manual_seed(1))
 # %%
 # The slices in Fourier space: discs through the origin.
 figure = plt.figure(figsize=(9, 3), layout="constrained")
-angle, radius = torch.meshgrid(
-    torch.linspace(0, 2 * torch.pi, 40), torch.tensor([0.0, 1.0]), indexing="ij"
-)
-disc = torch.stack([radius * angle.cos(), radius * angle.sin(), 0 * angle], -1)
+angle, radius = torch.linspace(0, 2 * torch.pi, 40)[:, None], torch.tensor([0.0, 1.0])
+disc = torch.stack([radius * angle.cos(), radius * angle.sin(), 0 * radius * angle], -1)
 for n, count in enumerate((1, 3, 10, 30)):
     axes = figure.add_subplot(1, 4, n + 1, projection="3d")
     for a in rotations[:count]:
@@ -63,13 +61,9 @@ for n in NUMBERS:
     filled[n] = float((sums.den[0] > 0).float().mean())
     pictures.append(made.sum(1))
     titles.append(f"{n}: {resolution[n]:.0f} Å")
-show_images(
-    [*pictures, volume.sum(1)],
-    [*titles, "truth"],
-    columns=4,
-    title="number of slices: where the FSC with the truth falls below 0.5",
-    pixel_size_angstrom=PIXEL,
-)
+pictures, titles = [*pictures, volume.sum(1)], [*titles, "truth"]
+heading = "number of slices: where the FSC with the truth falls below 0.5"
+show_images(pictures, titles, columns=4, title=heading, pixel_size_angstrom=PIXEL)
 
 # %%
 # Share of the Fourier cells that have been reached; a ball in a cube is pi / 6 of it at most.

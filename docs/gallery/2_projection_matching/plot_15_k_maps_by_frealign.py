@@ -58,15 +58,11 @@ for n in range(ITERATIONS):
     best = assign_hard(search_globally(search, terms, torch.zeros(N, 2), plane, radius))
     sums = sums_of_images(terms, best, plane, n_classes=K, dimensions=3, symmetry=c4)
     maps = wiener_update(sums, 0.1 * shell_weight(sums) + 1e-9) * sphere
-    ones = torch.ones(N)
-    counts = torch.zeros(K, K).index_put_((truth.state, best.classes), ones, accumulate=True)
-    table.append(counts)
+    table.append(torch.bincount(K * truth.state + best.classes, minlength=K * K).view(K, K))
 if table[-1].trace() < table[-1].fliplr().trace():  # classes have no order
     maps, table = maps.flip(0), [counts.fliplr() for counts in table]
-columns = [*(start[0].sum(1),), *maps.sum(2), *volumes.sum(2)]
-show_images(
-    columns, ["start", "class 1", "class 2", "state 1", "state 2"], pixel_size_angstrom=PIXEL
-)
+titles = ["start", "class 1", "class 2", "state 1", "state 2"]
+show_images([start[0].sum(1), *maps.sum(2), *volumes.sum(2)], titles, pixel_size_angstrom=PIXEL)
 
 # %%
 # Where the images of each state went, iteration by iteration.

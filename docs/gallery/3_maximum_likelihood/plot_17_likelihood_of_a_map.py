@@ -35,33 +35,26 @@ volume = phantom(BOX, PIXEL)
 truth = draw_truth(Recipe(N, seed=1, shift_rms_px=0.0))
 terms = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=0.05).terms(plane)
 rotations = orientation_grid(2, point_group("C4").rotations).rotations
-here = torch.zeros(1, 2)
 
 
 def likelihood(v):
     references = prepare_references(v[None], RADIUS)
-    poses = search_exhaustively(references, terms, plane, rotations=rotations, shifts_px=here)
+    poses = search_exhaustively(references, terms, plane, rotations=rotations)
     return float(log_likelihood(poses).sum())
 
 
 # %%
-# Four ways to be wrong: too bright or too faint; blurred; the other state; noise. Below, the last
-# map of each path.
+# Four ways to be wrong: the grey scale, blur, the other state, noise; and the last map of each.
 noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(1))
 noise = lowpass(noise, 30.0, PIXEL, dimensions=3)
-noise = noise * volume.std() / noise.std()
-other = phantom(BOX, PIXEL, state=1)
-blurred = lowpass(volume, 80.0, PIXEL, dimensions=3)
-grey = torch.linspace(0, 2, 9)
-share = torch.linspace(0, 1, 6)
+noise *= volume.std() / noise.std()
+other, blurred = phantom(BOX, PIXEL, state=1), lowpass(volume, 80.0, PIXEL, dimensions=3)
+grey, share = torch.linspace(0, 2, 9), torch.linspace(0, 1, 6)
 paths = {
     "grey scale": (grey, [s * volume for s in grey]),
     "share of a map at 80 Å": (share, [(1 - s) * volume + s * blurred for s in share]),
     "share of the other state": (share, [(1 - s) * volume + s * other for s in share]),
-    "noise added (σ of the map)": (
-        share,
-        [volume + s * noise for s in share],
-    ),
+    "noise added (σ of the map)": (share, [volume + s * noise for s in share]),
 }
 figure, panels = plt.subplots(1, 4, figsize=(9.5, 2.8), sharey=True, layout="constrained")
 curves = {}
@@ -70,11 +63,9 @@ for axes, (name, (at, maps)) in zip(panels, paths.items(), strict=True):
     axes.plot(at, curves[name], "o-")
     axes.set(xlabel=name)
 panels[0].set_ylabel("log likelihood L")
-show_images(
-    [volume.sum(1), *(v[-1].sum(1) for _, v in paths.values())],
-    ["truth", "twice as bright", "at 80 Å", "other state", "with noise"],
-    pixel_size_angstrom=PIXEL,
-)
+pictures = [volume.sum(1), *(v[-1].sum(1) for _, v in paths.values())]
+titles = ["truth", "twice as bright", "at 80 Å", "other state", "with noise"]
+show_images(pictures, titles, pixel_size_angstrom=PIXEL)
 plt.show()
 
 # %%

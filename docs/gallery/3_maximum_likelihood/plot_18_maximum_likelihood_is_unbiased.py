@@ -3,13 +3,12 @@ r"""
 =========================================================================
 
 "If the size of the data set grows without bounds, and the number of parameters does not, maximum
-likelihood converges to the right answer." Hard assignment gives each image to its *best* pose,
-the one where its noise fits too: the average is then
+likelihood converges to the right answer." Hard assignment gives each image to its *best* pose, the
+one where its noise fits too: the average is then
 
 .. math:: \hat A = A + \text{noise, where the template is bright},
 
-and that does not go away, however many images there are. Both start at the truth here and are
-iterated; the error that is left at large N is bias.
+with any number of images. Both start at the truth here; the error left at large N is bias.
 """
 
 import os
@@ -20,9 +19,7 @@ import torch
 
 from halfmap.engine.accumulation import sums_of_images
 from halfmap.engine.posterior_weights import assign_hard, assign_posterior
-from halfmap.engine.state import as_candidates, known_poses
 from halfmap.fourier import half_plane
-from halfmap.likelihood import LOG_LIKELIHOOD
 from halfmap.plots.panels import show_images
 from halfmap.pose_search.exhaustive import search_exhaustively
 from halfmap.projection import prepare_references
@@ -36,52 +33,39 @@ from halfmap.transfer_function import CTFParameters
 SMALL = os.environ.get("HALFMAP_GALLERY") == "small"
 BOX, PIXEL, SNR, STEP_DEG, ITERATIONS = 24, 8.0, 0.02, 15.0, 3 if SMALL else 6
 NUMBERS = (100, 1600) if SMALL else (100, 400, 1600, 4800)
-
-# %%
+N, plane, volume = NUMBERS[-1], half_plane(BOX, 8), phantom(BOX, PIXEL)
 # Images of one view at angles of a grid in the plane, in focus: nothing but the angle is unknown.
-N, plane, psi = NUMBERS[-1], half_plane(BOX, 8), torch.arange(0, 360, STEP_DEG)
+grid = torch.arange(0, 360, STEP_DEG)[:, None] * torch.tensor([0, 0, 1.0])
+chosen = torch.randint(len(grid), (N,), generator=torch.Generator().manual_seed(2))
+in_focus = CTFParameters(amplitude_contrast=1.0, spherical_aberration_mm=torch.zeros(N))
+angles = torch.tensor([10.0, 70.0, 0.0]) + grid[chosen]
+truth = replace(draw_truth(Recipe(N, shift_rms_px=0.0)), angles_deg=angles, ctf=in_focus)
+data = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=SNR)
 
 
-def images(psi_deg, snr):
-    n = len(psi_deg)
-    in_focus = CTFParameters(amplitude_contrast=1.0, spherical_aberration_mm=torch.zeros(n))
-    view = torch.stack([10 + 0 * psi_deg, 70 + 0 * psi_deg, psi_deg], -1)
-    truth = replace(draw_truth(Recipe(n, shift_rms_px=0.0)), angles_deg=view, ctf=in_focus)
-    return simulate_images([phantom(BOX, PIXEL)], truth, pixel_size_angstrom=PIXEL, snr=snr)
+def iteration(average, terms, assign):
+    references = prepare_references(average[None], plane.radius)
+    poses = search_exhaustively(references, terms, plane, rotations=euler_to_matrix(grid))
+    return unregularised(sums_of_images(terms, assign(poses), plane, n_classes=1, dimensions=2))[0]
 
 
-chosen = torch.randint(len(psi), (N,), generator=torch.Generator().manual_seed(2))
-data = images(psi[chosen], SNR)
-terms = data.terms(plane)
-rotations = euler_to_matrix(torch.stack([0 * psi, 0 * psi, psi], -1))
-
-# %%
-# The right answer: what the same sums make of every angle once, without noise and at known poses.
-clean = images(psi, float("inf")).terms(plane, sigma2=1.0)
-none, first = torch.zeros(len(psi), 2), torch.zeros(len(psi), dtype=torch.long)
-known = assign_hard(as_candidates(known_poses(rotations, none, first)))
-object_ = unregularised(sums_of_images(clean, known, plane, n_classes=1, dimensions=2))[0]
-
-# %%
-# Both begin with the truth.
+# The right answer: what the same sums make of the same images without noise, whose best pose is the
+# true one. Both ways begin with it.
+clean = simulate_images([volume], truth, pixel_size_angstrom=PIXEL)
+right = iteration(clean.images[chosen == 0][0], clean.terms(plane, sigma2=1.0), assign_hard)
 averages, errors = [], {"hard assignment": [], "maximum likelihood": []}
 for name, assign in zip(errors, (assign_hard, assign_posterior), strict=True):
     for n in NUMBERS:
-        some, a = terms.select_images(torch.arange(n)), object_
+        some, a = data.terms(plane).select_images(torch.arange(n)), right
         for _ in range(ITERATIONS):
-            poses = search_exhaustively(
-                prepare_references(a[None], plane.radius), some, plane,
-                rotations=rotations, shifts_px=torch.zeros(1, 2), score=LOG_LIKELIHOOD,
-            )  # fmt: skip
-            sums = sums_of_images(some, assign(poses), plane, n_classes=1, dimensions=2)
-            a = unregularised(sums)[0]
-        errors[name].append(float((a - object_).square().sum() / object_.square().sum()))
+            a = iteration(a, some, assign)
+        errors[name].append(float((a - right).square().sum() / right.square().sum()))
     averages.append(a)
 titles = ["one image", "right answer", "hard assignment", "maximum likelihood"]
-show_images([data.images[0], object_, *averages], titles, pixel_size_angstrom=PIXEL)
+show_images([data.images[0], right, *averages], titles, pixel_size_angstrom=PIXEL)
 
 # %%
-# The squared error of the average against the number of images. The line falls as 1 / N.
+# The squared error of the average against the number of images. The dotted line falls as 1 / N.
 figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
 for name, values in errors.items():
     axes.loglog(NUMBERS, values, "o-", label=name)

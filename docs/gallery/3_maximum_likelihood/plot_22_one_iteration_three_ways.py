@@ -40,59 +40,39 @@ from halfmap.symmetries import point_group
 
 SMALL = os.environ.get("HALFMAP_GALLERY") == "small"
 BOX, PIXEL, RADIUS, N, ITERATIONS = 24, 8.0, 6, 60 if SMALL else 200, 2 if SMALL else 8
-BATCH, STEP = N // 3, 0.4
 plane, volume, c4 = half_plane(BOX, RADIUS), phantom(BOX, PIXEL), point_group("C4")
 truth = draw_truth(Recipe(N, seed=1, shift_rms_px=0.0))
 terms = simulate_images([volume], truth, pixel_size_angstrom=PIXEL, snr=0.05).terms(plane)
 rotations = orientation_grid(2, c4.rotations).rotations
 
-
-def both_sums(v, images, score, assign):
-    references = prepare_references(v[None], RADIUS)
-    poses = search_exhaustively(
-        references, images, plane, rotations=rotations, shifts_px=torch.zeros(1, 2), score=score
-    )
-    return sums_of_images(images, assign(poses), plane, n_classes=1, dimensions=3, symmetry=c4)
-
-
-def frealign(v, n):
-    sums = both_sums(v, terms, CORRELATION, assign_hard)
-    return wiener_update(sums, 0.1 * shell_weight(sums))[0]
-
-
-def relion(v, n):
-    sums = both_sums(v, terms, LOG_LIKELIHOOD, assign_posterior)
-    return wiener_update(sums, 0.1 * shell_weight(sums))[0]
-
-
-def sgd(v, n):
-    batch = torch.randperm(N, generator=torch.Generator().manual_seed(n))[:BATCH]
-    sums = both_sums(v, terms.select_images(batch), LOG_LIKELIHOOD, assign_posterior)
-    step = wiener_update(sums, 0.1 * shell_weight(sums))[0] - v  # gradient over curvature
-    return v + STEP * step
-
-
 # %%
-# All three from the same map at 80 Å.
+# The quotient of the two sums less V is the gradient over the curvature: FREALIGN and RELION go all
+# the way to it, SGD a share of the way, with few images at a time.
+methods = {
+    "FREALIGN": (CORRELATION, assign_hard, N, 1.0),
+    "RELION": (LOG_LIKELIHOOD, assign_posterior, N, 1.0),
+    "SGD": (LOG_LIKELIHOOD, assign_posterior, N // 3, 0.4),
+}
 start = lowpass(volume, 80.0, PIXEL, dimensions=3)
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 maps, agreement = [start], {}
-for name, method in {"FREALIGN": frealign, "RELION": relion, "SGD": sgd}.items():
+for name, (score, assign, batch, share) in methods.items():
     v, agreement[name] = start, []
     for n in range(ITERATIONS):
-        v = method(v, n)
+        chosen = torch.randperm(N, generator=torch.Generator().manual_seed(n))[:batch]
+        some, references = terms.select_images(chosen), prepare_references(v[None], RADIUS)
+        poses = search_exhaustively(references, some, plane, rotations=rotations, score=score)
+        gamma = assign(poses)
+        sums = sums_of_images(some, gamma, plane, n_classes=1, dimensions=3, symmetry=c4)
+        v = v + share * (wiener_update(sums, 0.1 * shell_weight(sums))[0] - v)
         curve = fourier_shell_correlation(v, volume, pixel_size_angstrom=PIXEL)
         agreement[name].append(float(curve.correlation[1 : RADIUS + 1].mean()))
     maps.append(v)
     axes.plot(range(1, ITERATIONS + 1), agreement[name], "o-", label=name)
 axes.set(xlabel="iteration", ylabel=f"mean FSC with the truth to {BOX * PIXEL / RADIUS:.0f} Å")
 axes.legend()
-titles = ["start, 80 Å", *agreement, "truth"]
-show_images(
-    [*(v.sum(1) for v in maps), lowpass(volume, 32.0, PIXEL, dimensions=3).sum(1)],
-    titles,
-    pixel_size_angstrom=PIXEL,
-)
+pictures = [v.sum(1) for v in (*maps, lowpass(volume, 32.0, PIXEL, dimensions=3))]
+show_images(pictures, ["start, 80 Å", *agreement, "truth"], pixel_size_angstrom=PIXEL)
 plt.show()
 print({name: [round(a, 3) for a in values] for name, values in agreement.items()})
 assert all(values[-1] > (0.55 if SMALL else 0.7) for values in agreement.values())

@@ -52,19 +52,14 @@ for n in range(1, SHOWN[-1] + 1):
             shift_range_px=0.0,
         )  # fmt: skip
         maps.append(v)
-    poses = search_exhaustively(
-        references, terms, plane, rotations=rotations, shifts_px=torch.zeros(1, 2)
-    )
+    poses = search_exhaustively(references, terms, plane, rotations=rotations)
     gamma = torch.softmax(poses.log_weight, 1)
     spread.append(float(-torch.special.xlogy(gamma, gamma).sum(1).mean()))
-    sums = sums_of_images(
-        terms, assign_posterior(poses), plane, n_classes=1, dimensions=3, symmetry=c4
-    )
+    weights = assign_posterior(poses)
+    sums = sums_of_images(terms, weights, plane, n_classes=1, dimensions=3, symmetry=c4)
     v = wiener_update(sums, 0.1 * shell_weight(sums))[0]
-figure, axes = plt.subplots(
-    len(IMAGES), len(SHOWN), figsize=(9, 5.2), layout="constrained",
-    subplot_kw={"projection": "mollweide"},
-)  # fmt: skip
+sphere = {"projection": "mollweide"}
+figure, axes = plt.subplots(3, 3, figsize=(9, 5.2), layout="constrained", subplot_kw=sphere)
 for column, n in enumerate(SHOWN):
     axes[0, column].set_title(f"iteration {n}")
     for row in IMAGES:

@@ -104,7 +104,6 @@ def sums_of_images(
     ...     terms,
     ...     plane,
     ...     rotations=orientation_grid(1).rotations,
-    ...     shifts_px=torch.zeros(1, 2),
     ... )
     >>> sums = sums_of_images(terms, assign_posterior(poses), plane, n_classes=1, dimensions=3)
     >>> bool(sums.den.sum() > 0)

@@ -84,6 +84,14 @@ def assign_sample(n: int, candidates: Candidates) -> PosteriorWeights:
     The sums are as right in the mean, and an image with a diffuse posterior costs no more than n
     slices. Poses come in order of weight; the pose at each quantile (i + 1/2) / n is taken, so that
     nothing is left to a random generator.
+
+    >>> nothing = torch.zeros(1, 3)
+    >>> poses = Candidates(
+    ...     torch.eye(3).expand(1, 3, 3, 3), torch.zeros(1, 3, 2), nothing.long(), nothing,
+    ...     torch.tensor([[0.5, 0.3, 0.2]]).log(), nothing.long(), torch.zeros(1, 3, 2),
+    ... )
+    >>> assign_sample(2, poses).weight  # quantiles 1/4 and 3/4
+    tensor([0.5000, 0.5000])
     """
     ordered = candidates.best(candidates.score.shape[1])
     total = torch.cumsum(torch.softmax(ordered.log_weight, dim=1), dim=1)

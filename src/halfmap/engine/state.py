@@ -64,7 +64,12 @@ class Poses(PerImage):
 def known_poses(
     rotations: Float[Tensor, "N 3 3"], shift_px: Float[Tensor, "N 2"], classes: Int[Tensor, " N"]
 ) -> Poses:
-    """Poses that somebody else found: each is certain, and none has been scored yet."""
+    """Poses that somebody else found: each is certain, and none has been scored yet.
+
+    >>> poses = known_poses(torch.eye(3)[None], torch.tensor([[1.5, 0.0]]), torch.tensor([0]))
+    >>> poses.shift_px, poses.largest_weight
+    (tensor([[1.5000, 0.0000]]), tensor([1.]))
+    """
     n = len(rotations)
     zero, one = rotations.new_zeros(n), rotations.new_ones(n)
     return Poses(
@@ -129,7 +134,12 @@ class Candidates(PerImage):
 
 
 def as_candidates(poses: Poses) -> Candidates:
-    """One candidate per image."""
+    """One candidate per image.
+
+    >>> as_candidates(identity_poses(torch.tensor([0, 2]))).classes  # images, poses
+    tensor([[0],
+            [2]])
+    """
     weight, cell = torch.zeros_like(poses.score), torch.full_like(poses.classes, -1)
     pose = (poses.rotations, poses.shift_px, poses.classes, poses.score)
     return Candidates(*(f[:, None] for f in (*pose, weight, cell, poses.accuracy)))

@@ -108,6 +108,12 @@ def open_stack(path: str | os.PathLike[str]) -> MrcStack:
     """Open an image stack, of which nothing is read but the header; a single image is a stack of
     one.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_stack(f"{folder}/two.mrcs", np.ones((2, 8, 8), np.float32), 5.0)
+    ...     open_stack(f"{folder}/two.mrcs").read(np.array([1])).shape
+    (1, 8, 8)
+
     Raises:
         InputError: missing, truncated (expected and actual bytes are named), compressed, not MRC,
             unsupported mode, or axes other than images along z.

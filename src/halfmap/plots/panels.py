@@ -37,6 +37,10 @@ def show_images(
     `same_grey`. An image of which nothing is drawn may be given as None. With a pixel size the
     first image gets a bar of a round length in Angstrom.
 
+    >>> figure = show_images([np.eye(8), np.ones((8, 8))], ["one", "two"], pixel_size_angstrom=5.0)
+    >>> [panel.get_title() for panel in figure.axes]
+    ['one', 'two']
+
     Raises:
         InputError: more titles than images.
     """
@@ -87,6 +91,10 @@ def draw_directions(axes: "Axes", probability: ArrayLike, *, order: int) -> None
     """A posterior over the D = 12 4^order viewing directions (`direction_posterior`) on Mollweide
     axes (`subplot_kw={"projection": "mollweide"}`): the share of each direction's pixel, from 0 to
     the largest, its root as brightness.
+
+    >>> import matplotlib.pyplot as plt
+    >>> axes = plt.figure().add_subplot(projection="mollweide")
+    >>> draw_directions(axes, np.arange(48.0), order=1)
 
     Raises:
         InputError: another number of directions.

@@ -165,7 +165,17 @@ class GlobalSearch:
 def prepare_search(
     references: FourierReferences, settings: SearchSettings, radius: int
 ) -> GlobalSearch:
-    """Choose both levels' resolution and shift steps, and cut the coarse slices."""
+    """Choose both levels' resolution and shift steps, and cut the coarse slices.
+
+    >>> from halfmap.likelihood import LOG_LIKELIHOOD
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.symmetries import Specimen, point_group
+    >>> settings = SearchSettings(Specimen(point_group("C4"), radius_px=13.0), score=LOG_LIKELIHOOD)
+    >>> search = prepare_search(prepare_references(phantom(32, 6.0)[None], 8), settings, 8)
+    >>> len(search.slices) < len(search.children[0])  # a coarse cell has 8 children
+    True
+    """
     device = references.grid.device
     box, radius = references.box, min(radius, references.radius)
     grid = search_grid(settings, references.dimensions)
@@ -238,6 +248,22 @@ def search_globally(
     refined on shells up to `radius`.
 
     Shifts are searched around `centre_px`; `known` poses compete where poses are refined.
+
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.likelihood import LOG_LIKELIHOOD
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.in_memory import simulate_images
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.symmetries import Specimen, point_group
+    >>> plane, volume = half_plane(32, 8), phantom(32, 6.0)
+    >>> truth = draw_truth(Recipe(3, seed=1))
+    >>> terms = simulate_images([volume], truth, pixel_size_angstrom=6.0, snr=1.0).terms(plane)
+    >>> settings = SearchSettings(Specimen(point_group("C4"), radius_px=13.0), score=LOG_LIKELIHOOD)
+    >>> search = prepare_search(prepare_references(volume[None], 8), settings, 8)
+    >>> poses = search_globally(search, terms, torch.zeros(3, 2), plane, 8)
+    >>> len(poses.best(1).rotations)
+    3
     """
     if search.coarse_grid_resolves:
         return grid_posterior(search, terms, centre_px, plane)

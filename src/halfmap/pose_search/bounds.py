@@ -70,7 +70,11 @@ class Unseen:
 
 def deviations(levels: int, failure: float = FAILURE) -> float:
     """z such that V one-sided tests at z standard deviations fail with a probability of at most
-    `failure` together."""
+    `failure` together.
+
+    >>> round(deviations(1, failure=0.0228), 2)
+    2.0
+    """
     return NormalDist().inv_cdf(1 - failure / levels)
 
 
@@ -78,20 +82,37 @@ def upper_bound(
     score: Float[Tensor, "B n"], unseen: Float[Tensor, "B n"], *, deviations: float
 ) -> Float[Tensor, "B n"]:
     """`s_L + (q + 7) / 2 + z sqrt(q + 7)`: what the best pose in each cell scores on all shells at
-    most."""
+    most.
+
+    >>> upper_bound(torch.tensor([[10.0]]), torch.tensor([[2.0]]), deviations=4.0)
+    tensor([[26.5000]])
+    """
     loose = unseen + FIT
     return score + loose / 2 + deviations * loose.sqrt()
 
 
 def slice_shell_power(slices: Complex[Tensor, "M J"], plane: HalfPlane) -> Float[Tensor, "M S"]:
-    """Sum of `w |R|^2` over each shell of slices, w the half-plane weights."""
+    """Sum of `w |R|^2` over each shell of slices, w the half-plane weights.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(8, 2)
+    >>> slice_shell_power(torch.ones(1, len(plane), dtype=torch.complex64), plane)  # counts samples
+    tensor([[ 1.,  8., 12.]])
+    """
     squared = squared_modulus(slices) * plane.hermitian_weight
     return squared.new_zeros(len(squared), plane.radius + 1).index_add_(1, plane.shell, squared)
 
 
 def shell_visibility(terms: ImageTerms, plane: HalfPlane) -> Float[Tensor, "B S"]:
     """Mean of `C^2 / sigma^2` over each shell: times a shell's power it is what the image can show
-    of it."""
+    of it.
+
+    >>> from halfmap.fourier import half_plane
+    >>> plane = half_plane(8, 2)
+    >>> power = torch.full((1, len(plane)), 0.5)  # C^2 / sigma^2
+    >>> shell_visibility(ImageTerms(power + 0j, power), plane)
+    tensor([[0.5000, 0.5000, 0.5000]])
+    """
     return shell_mean(terms.power[:, : len(plane)], plane.shell, plane.radius + 1)
 
 

@@ -198,7 +198,17 @@ class PruningThreshold:
 def prepare_bounded(
     references: FourierReferences, settings: SearchSettings, radius: int
 ) -> BoundedSearch:
-    """Choose both levels' shells and shifts, and find what each leaves unseen. Of volumes only."""
+    """Choose both levels' shells and shifts, and find what each leaves unseen. Of volumes only.
+
+    >>> from halfmap.likelihood import LOG_LIKELIHOOD
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.symmetries import Specimen, point_group
+    >>> settings = SearchSettings(Specimen(point_group("C4"), radius_px=13.0), score=LOG_LIKELIHOOD)
+    >>> search = prepare_bounded(prepare_references(phantom(32, 6.0)[None], 8), settings, 8)
+    >>> search.levels[0].plane.radius < search.levels[1].plane.radius < 9
+    True
+    """
     box, radius, device = references.box, min(radius, references.radius), references.grid.device
     plane, grid = half_plane(box, radius, device), search_grid(settings, 3)
 
@@ -292,7 +302,24 @@ def bound_cells(
     known: Candidates | None = None,
 ) -> Bounded:
     """Score all cells on the first level, refine a few poses for a threshold, prune; score what is
-    left on the second level, prune."""
+    left on the second level, prune.
+
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.likelihood import LOG_LIKELIHOOD
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.in_memory import simulate_images
+    >>> from halfmap.simulation.phantom import phantom
+    >>> from halfmap.symmetries import Specimen, point_group
+    >>> plane, volume = half_plane(32, 8), phantom(32, 6.0)
+    >>> truth = draw_truth(Recipe(3, seed=1))
+    >>> terms = simulate_images([volume], truth, pixel_size_angstrom=6.0, snr=1.0).terms(plane)
+    >>> settings = SearchSettings(Specimen(point_group("C4"), radius_px=13.0), score=LOG_LIKELIHOOD)
+    >>> search = prepare_bounded(prepare_references(volume[None], 8), settings, 8)
+    >>> first, second = bound_cells(search, terms, torch.zeros(3, 2), plane, 8).levels
+    >>> bool((second.counts <= first.counts).all())
+    True
+    """
     first, second = search.levels
     cells = torch.arange(len(search.classes), device=centre_px.device).expand(len(terms), -1)
     cross, power, shift_px = _in_all_cells(search, first, terms, centre_px, plane)

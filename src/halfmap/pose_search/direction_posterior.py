@@ -54,6 +54,21 @@ def direction_posterior(
     grey scale: b grows as its square, and one too strong makes every image sure of the weakest
     slice.
 
+    >>> from halfmap.fourier import half_plane
+    >>> from halfmap.projection import prepare_references
+    >>> from halfmap.simulation.forward_model import Recipe, draw_truth
+    >>> from halfmap.simulation.in_memory import simulate_images
+    >>> from halfmap.simulation.phantom import phantom
+    >>> plane, volume = half_plane(32, 5), phantom(32, 6.0)
+    >>> truth = draw_truth(Recipe(2, seed=1, shift_rms_px=0.0))
+    >>> terms = simulate_images([volume], truth, pixel_size_angstrom=6.0, snr=0.1).terms(plane)
+    >>> posterior = direction_posterior(
+    ...     prepare_references(volume[None], 5), terms, plane,
+    ...     radius=5, symmetry=torch.eye(3)[None], order=1, shift_range_px=0.0,
+    ... )
+    >>> posterior.shape, bool((posterior.sum(1) - 1).abs().max() < 1e-4)
+    (torch.Size([2, 48]), True)
+
     Raises `InputError` for 2D references and for a radius beyond theirs. Lecture: `Gamma_i(phi) =
     P(X_i | V, phi) / int P(X_i | V, phi)`.
     """

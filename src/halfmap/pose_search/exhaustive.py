@@ -33,7 +33,7 @@ def search_exhaustively(
     plane: HalfPlane,
     *,
     rotations: Float[Tensor, "M 3 3"],
-    shifts_px: Float[Tensor, "T 2"],
+    shifts_px: Float[Tensor, "T 2"] | None = None,
     score: Score = LOG_LIKELIHOOD,
 ) -> Candidates:
     """All K M T poses (class, orientation, shift) of every image as candidates, all equally
@@ -56,7 +56,6 @@ def search_exhaustively(
     ...     terms,
     ...     plane,
     ...     rotations=orientation_grid(1).rotations,
-    ...     shifts_px=torch.zeros(1, 2),
     ... )
     >>> poses.log_weight.shape  # images, poses
     torch.Size([3, 576])
@@ -65,13 +64,15 @@ def search_exhaustively(
         references: K maps or class images, prepared up to the plane's radius at least.
         terms: `C X / sigma^2` and `C^2 / sigma^2` of B images on `plane`.
         rotations: object to view coordinates, an `orientation_grid`'s for instance.
-        shifts_px: x, y; shifts that centre the image, a `shift_grid` for instance.
+        shifts_px: x, y; shifts that centre the image, a `shift_grid` for instance; None: images
+            are centred.
 
     Raises:
         InputError: more than `MOST_CANDIDATES` poses of all images together.
 
     Source: lecture, part 3, "We know how to compute the likelihood".
     """
+    shifts_px = rotations.new_zeros(1, 2) if shifts_px is None else shifts_px
     n_classes, n_rotations, n_shifts = len(references), len(rotations), len(shifts_px)
     total = len(terms) * n_classes * n_rotations * n_shifts
     if total > MOST_CANDIDATES:
@@ -105,6 +106,11 @@ def search_exhaustively(
 
 def log_likelihood(candidates: Candidates) -> Float[Tensor, " B"]:
     """`ln <P(X_i | V, phi)>` over the candidates of each image, all equally probable: its part of
-    the lecture's `L = sum_i ln int P(X_i | V, phi) dphi`, relative to no particle at all."""
+    the lecture's `L = sum_i ln int P(X_i | V, phi) dphi`, relative to no particle at all.
+
+    >>> from halfmap.engine.state import as_candidates, identity_poses
+    >>> log_likelihood(as_candidates(identity_poses(torch.tensor([0]))))  # as good as none
+    tensor([0.], dtype=torch.float64)
+    """
     n = candidates.log_weight.shape[1]
     return torch.logsumexp(candidates.log_weight.double(), 1) - math.log(n)

@@ -49,6 +49,12 @@ def exact_slices(
     object to view coordinates; kx, ky `(J,)` in cycles per box, integer or not. The grid's
     transform is periodic: |k| should stay within N / 2, beyond it are aliases. Source: Barnett,
     Magland & af Klinteberg, SIAM J. Sci. Comput. 41, C479 (2019) (FINUFFT), type 2.
+
+    >>> point = torch.zeros(8, 8, 8)
+    >>> point[4, 4, 4] = 3.0  # at the centre: its transform is 3 everywhere
+    >>> kx, ky = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 0])
+    >>> exact_slices(point, torch.eye(3)[None], kx, ky).real
+    tensor([[3.0000, 3.0000, 3.0000]])
     """
     view = np.stack([kx.numpy(), ky.numpy(), np.zeros(len(kx))], axis=-1).astype(np.float64)
     # rows q^T A = (A^T q)^T. einsum, not a BLAS product: its result must not depend on the number

@@ -44,7 +44,7 @@ def simulate_images(
     truth: Truth,
     *,
     pixel_size_angstrom: float,
-    snr: float,
+    snr: float = math.inf,
 ) -> SimulatedImages:
     """Images of particles with white noise: `X = C S_t P_phi A_k + N`, P without interpolation.
 
@@ -57,8 +57,8 @@ def simulate_images(
 
     Args:
         volumes: one for each state of `truth` (`draw_truth`), in volts or whatever it is.
-        snr: variance of the noise-free images over that of the noise, over all pixels; inf for
-            none.
+        snr: variance of the noise-free images over that of the noise, over all pixels; without
+            it there is no noise.
 
     Source: lecture, part 2, "We assume that image X_i comes from a projection".
     """
