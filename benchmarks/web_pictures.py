@@ -19,9 +19,10 @@ from playwright.sync_api import sync_playwright
 from scipy.ndimage import gaussian_filter
 
 import halfmap
-from halfmap.io.mrc import write_stack
+from halfmap.io.mrc import write_map, write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.particles import load_particles
+from halfmap.simulation.phantom import phantom
 
 sys.path.insert(0, str(Path(__file__).parent))
 from web_pages import FLAGS, serve
@@ -31,11 +32,14 @@ HEIGHT, WIDTH, SPACING = 1500, 2000, 150  # of a micrograph, and between its par
 WIDE, NARROW = {"width": 1280, "height": 850}, {"width": 400, "height": 850}
 DARK_WIDTH, NARROW_WIDTH = 480, 250  # of a page in the pictures of all pages
 COLOURS = 200
+FLOPPY_PX, NOISE = 2.2, 1.5  # deviation of a blur; of noise, in deviations of the map
 # page, what is opened, what is there when it is ready
 PAGES = {
     "jobs": ("", ".jobs tbody tr:nth-child(8)"),
     "job": ("#/job?id=5_refined", "section[aria-label='Viewing directions']"),
     "sharpened": ("#/job?id=7_sharpened", ".uplot"),
+    "local": ("#/job?id=10_floppy", ".viewer .colours"),
+    "ctf": ("#/job?id=9_ctf", ".uplot"),
     "classes": ("#/job?id=2_classes", ".tiles[data-painted]"),
     "particle": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
     "micrograph": ("#/particles?id=5_refined", "canvas.micrograph[data-drawn]"),
@@ -46,7 +50,7 @@ PAGES = {
     "compare": ("#/compare?a=4_initial&b=5_refined", ".uplot"),
     "report": ("report?id=5_refined&chain=1", ".uplot"),
 }
-SCROLLED = {"sharpened": ".uplot", "micrograph": "canvas.micrograph"}
+SCROLLED = {"sharpened": ".uplot", "ctf": "h2:text('Pictures')", "micrograph": "canvas.micrograph"}
 
 
 def make_project(root: Path) -> None:
@@ -72,6 +76,24 @@ def make_project(root: Path) -> None:
         beam_tilt=True,
         **quiet,
     )
+    make_floppy(root)
+
+
+def make_floppy(root: Path) -> None:
+    """Half maps of the phantom with noise, one end of it blurred as a floppy end is, and their local
+    resolution."""
+    box, pixel, sharpest = 96, 1.6, phantom(96, 1.6, symmetry="C4").numpy()
+    y = np.arange(box)[None, :, None] - box // 2
+    share = 1 / (1 + np.exp(-y / (box / 12)))  # blurred from the middle on
+    blurred = gaussian_filter(sharpest, FLOPPY_PX)
+    rng = np.random.default_rng(1)
+    (root / "halves").mkdir(exist_ok=True)
+    halves = [root / "halves" / f"half{k}.mrc" for k in (1, 2)]
+    for path in halves:
+        noise = gaussian_filter(rng.normal(size=sharpest.shape), 0.7) * NOISE * sharpest.std()
+        volume = (1 - share) * sharpest + share * blurred + noise
+        write_map(path, volume.astype(np.float32), pixel)
+    halfmap.localres(halves, root / "10_floppy", quiet=True)
 
 
 def pick(root: Path, star: Path) -> None:
@@ -109,7 +131,7 @@ def photograph(browser: Any, address: str, folder: Path, look: str) -> list[Path
         page.goto("about:blank")
         page.goto(address + where)
         page.locator(ready).first.wait_for(state="attached")
-        if name in ("job", "sharpened", "compare"):
+        if name in ("job", "sharpened", "compare", "local"):
             page.locator(".viewer .scale", has_text="triangles").first.wait_for()
         page.wait_for_timeout(4000)  # pictures that come last; a map at rest
         if name in SCROLLED:
@@ -156,7 +178,7 @@ def main() -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as play:
         root = (asked.project or Path(temporary) / "project").resolve()
-        if not (root / "9_ctf").exists():
+        if not (root / "10_floppy").exists():
             root.mkdir(parents=True, exist_ok=True)
             make_project(root)
         process, address = serve(root)

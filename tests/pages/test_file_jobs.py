@@ -216,6 +216,11 @@ def test_a_surface_has_the_colour_of_its_place(tmp_path, box, size) -> None:
     within = (expected > colouring.low) & (expected < colouring.high)
     assert np.abs(told - expected)[within].max() < 0.05
     assert found.packed()[:4] == b"2MFH"
+    write_map(tmp_path / "map_locally_filtered.mrc", ball, 1.5)  # then what of it is seen counts
+    seen = colouring_of(tmp_path / "local_resolution.mrc")
+    dense = values[ball >= 0.5 * default_level(ball)]
+    assert (seen.low, seen.high) == pytest.approx(np.quantile(dense, [0.02, 0.98]), rel=1e-3)
+    assert colouring.low < seen.low < seen.high < colouring.high
     with pytest.raises(halfmap.InputError, match="pixels was expected"):
         colouring.surface_of(ball[1:, 1:, 1:], 1.5)
 

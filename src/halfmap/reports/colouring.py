@@ -7,13 +7,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from halfmap.errors import InputError
-from halfmap.reports.surface import Surface, coarser, read_density_of, surface_of
+from halfmap.reports.surface import (
+    Surface,
+    coarser,
+    default_level,
+    read_density_of,
+    surface_of,
+)
 
 LOCAL_RESOLUTION = "local_resolution.mrc"  # of a job: what its other maps are coloured by
-MASK = "mask.mrc"  # beside it: where its values count
-# of the values inside the mask: a few odd places must not take the colours from the rest
+DENSITY, MASK = "map_locally_filtered.mrc", "mask.mrc"  # beside it: where its values count
+FAINTEST = 0.5  # of the default threshold: it is lowered to see floppy parts
+# of the values that count: a few odd places must not take the colours from the rest
 _LOWEST, _HIGHEST = 0.02, 0.98
-_NARROWEST = 0.1  # Angstrom between the ends of the scale, where all values are alike
+_NARROWEST = 0.1  # of the lowest value, between the ends of the scale where all are alike
 _MOST = 128  # values along an axis: local resolution is smooth on its windows, of many voxels
 
 
@@ -68,8 +75,8 @@ class Colouring:
 
 
 def colouring_of(path: Path) -> Colouring:
-    """The colouring by a map; its scale is that of the values inside `mask.mrc` beside it, if there
-    is one of the same box.
+    """The colouring by a map. Its scale is that of the values where there is density to be seen in
+    `map_locally_filtered.mrc` beside it, else of those inside `mask.mrc`, else of all.
 
     Raises:
         InputError: the map cannot be read, or holds values that are not finite.
@@ -77,13 +84,22 @@ def colouring_of(path: Path) -> Colouring:
     values, _ = read_density_of(path)
     if not np.isfinite(values).all():
         raise InputError(f"{path}: values that are not finite cannot be shown as colours")
-    inside = values
-    mask = path.with_name(MASK)
-    if mask.is_file() and not mask.is_symlink():
-        solvent = read_density_of(mask)[0]
-        if solvent.shape == values.shape and (solvent > 0.5).any():
-            inside = values[solvent > 0.5]
-    low, high = (float(value) for value in np.quantile(inside, [_LOWEST, _HIGHEST]))
+    low, high = (float(one) for one in np.quantile(_seen(path, values), [_LOWEST, _HIGHEST]))
     coarse = coarser(values, _MOST)
     step = -(-values.shape[0] // _MOST)
-    return Colouring(coarse, step, values.shape[0], low, max(high, low + _NARROWEST))
+    widened = max(high, low + _NARROWEST * abs(low), low + 1e-6)
+    return Colouring(coarse, step, values.shape[0], low, widened)
+
+
+def _seen(path: Path, values: Float[np.ndarray, "Z Y X"]) -> Float[np.ndarray, " n"]:
+    """The values that a surface can show."""
+    for name, share in ((DENSITY, FAINTEST), (MASK, 1.0)):
+        other = path.with_name(name)
+        if not other.is_file() or other.is_symlink():
+            continue
+        density = read_density_of(other)[0]
+        if density.shape == values.shape and np.isfinite(density).all():
+            inside = density >= share * default_level(density)
+            if inside.any():
+                return values[inside]
+    return values.ravel()

@@ -1,7 +1,7 @@
 // Two jobs beside each other: FSCs in one plot, maps that turn together, numbers in two columns.
 import { getJson } from "./api.js";
-import { angstrom, bytes, count, h, seconds, toast, words } from "./dom.js";
-import { valueText } from "./figures.js";
+import { angstrom, bytes, count, h, optionName, seconds, toast } from "./dom.js";
+import { parameterText } from "./figures.js";
 import { jobs, onChange } from "./live.js";
 import { mapPanel, sourcesOf } from "./maps.js";
 import { colour, curvePlot, fscAxes } from "./plots.js";
@@ -89,7 +89,7 @@ export function compare(main, go, query) {
   }
 
   function numbers(two) {
-    const given = two.map((one) => Object.fromEntries(one.parameters.map((p) => [p.name, p.value === null ? p.unset : valueText(p.value)])));
+    const given = two.map((one) => Object.fromEntries(one.parameters.map((p) => [p.name, parameterText(p)])));
     const all = [...new Set(given.flatMap((one) => Object.keys(one)))];
     const fixed = [
       ["command", two.map((one) => one.command)],
@@ -100,7 +100,7 @@ export function compare(main, go, query) {
       ["time", two.map((one) => seconds(one.wall_seconds))],
       ["memory, peak", two.map((one) => bytes(one.memory_bytes))],
     ];
-    const rows = [...fixed, ...all.map((name) => [words(name), given.map((one) => one[name] ?? "")])];
+    const rows = [...fixed, ...all.map((name) => [optionName(name), given.map((one) => one[name] ?? "")])];
     return h(
       "table",
       { class: "numbers" },

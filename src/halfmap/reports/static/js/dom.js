@@ -81,6 +81,11 @@ export function inAngstrom(text) {
   return (text || "").replace(/\bA\b/g, "Å");
 }
 
+// in words that a command told
+export function withAngstrom(text) {
+  return (text || "").replace(/(\d) A\b/g, "$1 Å");
+}
+
 export function variable(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

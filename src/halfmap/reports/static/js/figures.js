@@ -1,6 +1,6 @@
 // The figures of a job, from its numbers: the same on its page and in its report.
 import {
-  angstrom, bytes, count, digits, h, inAngstrom, optionName, seconds, setText, words,
+  angstrom, bytes, count, digits, h, inAngstrom, optionName, seconds, setText, withAngstrom, words,
 } from "./dom.js";
 import { colour, curvePlot, figurePlot, fscAxes } from "./plots.js";
 
@@ -180,13 +180,19 @@ export function jobFacts() {
   };
 }
 
+// an option's value with its unit, or what it is where it was not given
+export function parameterText(p) {
+  if (p.value === null) return inAngstrom(p.unset);
+  return `${valueText(p.value)}${p.unit ? ` ${inAngstrom(p.unit)}` : ""}`;
+}
+
 export function parameterTable(data) {
   const row = (p) =>
     h(
       "tr",
       { class: p.default ? "dim" : "", title: p.help },
       h("td", {}, optionName(p.name)),
-      h("td", {}, p.value === null ? inAngstrom(p.unset) || "not set" : valueText(p.value), p.unit && p.value !== null ? ` ${inAngstrom(p.unit)}` : ""),
+      h("td", {}, parameterText(p) || "not set"),
     );
   return h(
     "table",
@@ -220,7 +226,7 @@ export function methodsPanel(data) {
     "section",
     { class: "panel" },
     h("h2", {}, "For the methods section"),
-    h("p", {}, data.methods),
+    h("p", {}, withAngstrom(data.methods)),
     h("h3", {}, "To cite"),
     h("ul", { class: "small" }, data.references.map((one) => h("li", {}, one))),
   );

@@ -1,7 +1,7 @@
 // One job: where it stands, its maps, figures, classes, directions, parameters and files.
 import { address, getJson, post } from "./api.js";
 import { classChooser } from "./classes.js";
-import { bytes, h, setText, toast } from "./dom.js";
+import { bytes, h, setText, toast, withAngstrom } from "./dom.js";
 import {
   jobFacts, jobFigures, machinePanel, messagesPanel, methodsPanel, parameterTable, repeatPanel,
 } from "./figures.js";
@@ -117,7 +117,7 @@ export function jobPage(main, go, query) {
     message.classList.toggle("bad", row.status === "failed");
     setText(message, row.message || "");
     facts.update(row);
-    setText(found, row.summary || "");
+    setText(found, withAngstrom(row.summary));
     found.hidden = !row.summary;
   }
 

@@ -1,5 +1,5 @@
 // A report: the figures of one job, or of a chain of them, from what lies in the file itself.
-import { h, when } from "./dom.js";
+import { h, when, withAngstrom } from "./dom.js";
 import {
   jobFacts, jobFigures, machinePanel, messagesPanel, methodsPanel, parameterTable, repeatPanel,
 } from "./figures.js";
@@ -25,7 +25,7 @@ function reportOf(data) {
     {},
     h("section", { class: "panel" },
       h("div", { class: "head" }, h("h1", {}, data.name), h("span", { class: `status ${data.status}` }, `${data.command} ${data.status}`), h("span", { class: "grow" }), h("span", { class: "quiet small" }, when(data.ended))),
-      facts.root, data.summary ? h("p", { class: "found" }, data.summary) : ""),
+      facts.root, data.summary ? h("p", { class: "found" }, withAngstrom(data.summary)) : ""),
     viewers.length ? h("section", { class: "panel" }, h("h2", {}, viewers.length > 1 ? "Maps" : "Map"), h("div", { class: "viewers" }, viewers.map(([v]) => v.root))) : "",
     figures.root,
     data.sphere ? h("div", { class: "grid" }, directionPlot(data.sphere)) : "",
