@@ -10,6 +10,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ HEIGHT, WIDTH, SPACING = 1500, 2000, 150  # of a micrograph, and between its par
 WIDE, NARROW = {"width": 1280, "height": 850}, {"width": 400, "height": 850}
 DARK_WIDTH, NARROW_WIDTH = 480, 250  # of a page in the pictures of all pages
 COLOURS = 200
+TILT_MRAD, ASTIGMATISM_ANGSTROM = 3.0, 600.0  # told to ctfrefine, and not so
 FLOPPY_PX, NOISE = 2.2, 1.5  # deviation of a blur; of noise, in deviations of the map
 # page, what is opened, what is there when it is ready
 PAGES = {
@@ -50,6 +52,11 @@ PAGES = {
     "compare": ("#/compare?a=4_initial&b=5_refined", ".uplot"),
     "report": ("report?id=5_refined&chain=1", ".uplot"),
 }
+WORDS = {"particle": "Spread over", "micrograph": "Spread over"}  # what comes last
+PICTURES_THERE = (
+    "[...document.querySelectorAll('img')].every((i) => i.complete || "
+    "i.getBoundingClientRect().top > innerHeight)"
+)
 SCROLLED = {"sharpened": ".uplot", "ctf": "h2:text('Pictures')", "micrograph": "canvas.micrograph"}
 
 
@@ -69,14 +76,31 @@ def make_project(root: Path) -> None:
     halfmap.mask(root / "5_refined", root / "6_mask.mrc")
     halfmap.postprocess(root / "5_refined", root / "7_sharpened", mask=root / "6_mask.mrc", **quiet)
     halfmap.localres(root / "5_refined", root / "8_local", mask=root / "6_mask.mrc", **quiet)
+    refine_ctf(root)
+    make_floppy(root)
+
+
+def refine_ctf(root: Path) -> None:
+    """The refined particles, told a beam tilt and an astigmatism that they have not, and their
+    transfer functions refined."""
+    refined = root / "5_refined" / "particles.star"
+    particles = load_particles(refined)
+    right, one = particles.transfer, np.ones(len(particles))
+    wrong = replace(
+        right,
+        beam_tilt_x_mrad=TILT_MRAD * one,
+        defocus_u_angstrom=right.defocus_u_angstrom + ASTIGMATISM_ANGSTROM / 2,
+        defocus_v_angstrom=right.defocus_v_angstrom - ASTIGMATISM_ANGSTROM / 2,
+    )
+    particles.with_transfer(wrong).write_star(refined.with_name("tilted.star"))
     halfmap.ctfrefine(
-        root / "5_refined" / "particles.star",
+        refined.with_name("tilted.star"),
         root / "9_ctf",
         symmetry="C4",
         beam_tilt=True,
-        **quiet,
+        astigmatism=True,
+        quiet=True,
     )
-    make_floppy(root)
 
 
 def make_floppy(root: Path) -> None:
@@ -133,7 +157,10 @@ def photograph(browser: Any, address: str, folder: Path, look: str) -> list[Path
         page.locator(ready).first.wait_for(state="attached")
         if name in ("job", "sharpened", "compare", "local"):
             page.locator(".viewer .scale", has_text="triangles").first.wait_for()
-        page.wait_for_timeout(4000)  # pictures that come last; a map at rest
+        until(page, PICTURES_THERE)
+        if name in WORDS:
+            page.get_by_text(WORDS[name]).first.wait_for()
+        page.wait_for_timeout(4000)  # a map at rest
         if name in SCROLLED:
             page.locator(SCROLLED[name]).first.evaluate(
                 "e => e.scrollIntoView({ block: 'center' })"
@@ -143,6 +170,12 @@ def photograph(browser: Any, address: str, folder: Path, look: str) -> list[Path
         page.screenshot(path=str(made[-1]))
     context.close()
     return made
+
+
+def until(page: Any, expression: str) -> None:
+    """The page's policy refuses playwright's own way to wait for an expression."""
+    while not page.evaluate(expression):
+        page.wait_for_timeout(300)
 
 
 def keep(picture: Image.Image, path: Path) -> None:

@@ -126,10 +126,10 @@ def test_the_measured_wavefront_is_the_error_put_in_and_shows_what_was_not_fitte
 
 def test_pictures_of_what_was_refined_are_left(refined) -> None:
     folder = refined[0]
-    for name in ("wavefront.png", "micrographs.png"):
+    for name in ("aberrations.png", "micrographs.png"):
         assert (folder / "pictures" / name).read_bytes().startswith(b"\x89PNG")
     page = (folder / "report.html").read_text()
-    assert '"name": "wavefront.png"' in page
+    assert '"name": "aberrations.png"' in page
     assert '"name": "micrographs.png"' in page
     change = next(f for f in read_figures(folder) if f["title"].endswith("by micrograph"))
     expected = -400 * (np.arange(12) - 5)

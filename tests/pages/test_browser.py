@@ -468,6 +468,17 @@ def test_a_server_that_was_killed_comes_back(visit, jobs, serve, chromium) -> No
     one.complaints.clear()  # a browser says that it was refused, as it should
 
 
+def test_a_server_that_only_shows_has_no_buttons_that_change(visit, jobs, serve) -> None:
+    visited = visit(serve(jobs, "--read-only"))
+    for where, there in (("", ".jobs tbody tr"), ("#/job?id=classes", ".tile")):
+        page = visited.open(where)
+        page.locator(there).first.wait_for()
+        page.locator("html.read-only").wait_for()
+        buttons = page.locator("button:visible, a:visible").all_inner_texts()
+        assert not {"New job", "Resume", "Write STAR", "Starting map"} & set(buttons)
+        assert "Compare" in buttons
+
+
 def test_names_with_tags_are_shown_as_they_are(visit, jobs) -> None:
     tag = "<img src=x onerror=window.hit=1><script>window.hit=1</script>"
     folder = jobs / '"><svg onload=window.hit=1>'

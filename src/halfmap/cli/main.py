@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Annotated
 
@@ -54,7 +55,8 @@ def run(arguments: list[str] | None = None) -> None:
     traceback), 130 stopped."""
     given = sys.argv[1:] if arguments is None else arguments
     command = typer.main.get_command(app)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # of several, the launcher ends all at once
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # of several, the launcher ends all at once
+    if alone and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
     try:  # not app(...): that swallows the message of a KeyboardInterrupt, which says how to go on
         with command.make_context("halfmap", list(given) or ["--help"]) as context:

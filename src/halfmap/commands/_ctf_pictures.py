@@ -18,7 +18,7 @@ from halfmap.workspace.job import Job
 from halfmap.workspace.progress import drawing
 
 ODD, EVEN = ("beam tilt, trefoil", "spherical aberration, tetrafoil")
-WAVEFRONT, MICROGRAPHS = "pictures/wavefront.png", "pictures/micrographs.png"
+WAVEFRONT, MICROGRAPHS = "pictures/aberrations.png", "pictures/micrographs.png"
 
 
 def kinds_shown(wanted: Wanted) -> dict[str, str]:

@@ -36,7 +36,7 @@ _PICTURES = (
     "class_history.png",
     "posterior_weights.png",
     "local_resolution.png",
-    "wavefront.png",
+    "aberrations.png",
     "micrographs.png",
     "directional_fsc.png",
     "particles.png",

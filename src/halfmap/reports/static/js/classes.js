@@ -35,7 +35,7 @@ export function classChooser(id, go) {
   const out = h("input", { type: "text", "aria-label": "Name of the STAR to write" });
   out.style.width = "24ch";
   const strip = h("img", { class: "strip", alt: "Ten of the chosen particles", hidden: true });
-  const write = h("button", { class: "main", onclick: save }, "Write STAR");
+  const write = h("button", { class: "main changes", onclick: save }, "Write STAR");
   const button = (text, what) => h("button", { onclick: what }, text);
   panel.append(
     h("div", { class: "head" }, h("h2", {}, "2D classes"), h("span", { class: "grow" }), field("Order", order)),

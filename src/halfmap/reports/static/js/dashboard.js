@@ -45,7 +45,7 @@ export function dashboard(main, go) {
   const problems = h("div", {});
   main.replaceChildren(
     h("div", { class: "bar" }, h("h1", {}, "Jobs"), search, chips, h("span", { class: "grow" }), told, compare,
-      h("button", { class: "main", onclick: () => go("new") }, "New job")),
+      h("button", { class: "main changes", onclick: () => go("new") }, "New job")),
     problems,
     table,
     empty,
@@ -179,7 +179,7 @@ export function dashboard(main, go) {
   function stopButton(one) {
     const ask = () => confirm(`Stop ${one.command} ${one.out || ""}?`) &&
       post("api/stop", { start: one.number }).then(() => toast("It was asked to stop.")).catch((error) => toast(error.message));
-    return h("button", { class: "plain", onclick: ask, "aria-label": `Stop ${one.command} ${one.out || ""}` }, "Stop");
+    return h("button", { class: "plain changes", onclick: ask, "aria-label": `Stop ${one.command} ${one.out || ""}` }, "Stop");
   }
 
   function key(event) {

@@ -63,16 +63,16 @@ export function jobPage(main, go, query) {
     buttons.dataset.state = state;
     const shown = [];
     if (data.status === "running") {
-      shown.push(h("button", { onclick: () => confirm("Stop this job? It can be resumed.") && act("api/stop", { id }, "The job was asked to stop.") }, "Stop"));
+      shown.push(h("button", { class: "changes", onclick: () => confirm("Stop this job? It can be resumed.") && act("api/stop", { id }, "The job was asked to stop.") }, "Stop"));
     }
     const resumable = data.parameters.length && ["stopped", "killed", "failed"].includes(data.status);
-    if (resumable) shown.push(h("button", { class: "main", onclick: () => act("api/resume", { id }, "The job goes on.") }, "Resume"));
+    if (resumable) shown.push(h("button", { class: "main changes", onclick: () => act("api/resume", { id }, "The job goes on.") }, "Resume"));
     const steps = nextSteps(data);
     for (const [text, given] of steps.slice(0, BUTTONS)) {
-      shown.push(h("button", { onclick: () => follow(given) }, text));
+      shown.push(h("button", { class: "changes", onclick: () => follow(given) }, text));
     }
     if (steps.length > BUTTONS) {
-      const more = h("select", { "aria-label": "Go on with" }, h("option", { value: "" }, "Go on with …"),
+      const more = h("select", { class: "changes", "aria-label": "Go on with" }, h("option", { value: "" }, "Go on with …"),
         steps.slice(BUTTONS).map(([text], k) => h("option", { value: String(k) }, text)));
       more.addEventListener("change", () => more.value && follow(steps[BUTTONS + Number(more.value)][1]));
       shown.push(more);

@@ -70,10 +70,10 @@ const keys = h(
 
 const live = h("span", { class: "live", role: "status" }, "connecting");
 const place = h("span", { class: "place" });
-const link = (name, text) => h("a", { href: `#/${name}`, "data-page": name }, text);
+const link = (name, text, kind) => h("a", { href: `#/${name}`, "data-page": name, class: kind }, text);
 document.getElementById("top").append(
   h("a", { class: "brand", href: "#/" }, h("img", { src: "static/icon.svg", alt: "" }), "halfmap"),
-  h("nav", { "aria-label": "Pages" }, link("jobs", "Jobs"), link("new", "New job"), link("compare", "Compare")),
+  h("nav", { "aria-label": "Pages" }, link("jobs", "Jobs"), link("new", "New job", "changes"), link("compare", "Compare")),
   place,
   h("span", { class: "grow" }),
   live,
@@ -106,6 +106,7 @@ addEventListener("hashchange", show);
 getJson("api/rows").then((told) => {
   setText(place, told.root);
   place.title = told.root;
+  document.documentElement.classList.toggle("read-only", told.read_only);
 }).catch(() => {});
 connect();
 show();
