@@ -140,7 +140,7 @@ export function particlePage(main, go, query) {
       const r = Math.min(grid.length - 1, Math.floor((tilt / Math.PI) * grid.length));
       const c = Math.min(grid[0].length - 1, Math.max(0, Math.floor(((rot + Math.PI) / (2 * Math.PI)) * grid[0].length)));
       return grid[r][c];
-    });
+    }, found.found);
     const scale = colourBar(viridis, 120);
     const [rot, tilt] = found.found;
     const name = `posterior of particle ${found.index + 1}`;
@@ -155,7 +155,7 @@ export function particlePage(main, go, query) {
     return h("section", { class: "panel plot" }, head, canvas,
       h("div", { class: "legend" }, h("span", {}, "0 ", scale, " its largest value")),
       h("p", { class: "small" }, `Spread over ${digits(Number(found.directions.toFixed(1)))} of 768 directions (symmetry mates of ${found.symmetry} counted once), ` +
-        `scored to ${angstrom(found.scored_to_angstrom)}. Found: rot ${rot.toFixed(1)}°, tilt ${tilt.toFixed(1)}°.`));
+        `scored to ${angstrom(found.scored_to_angstrom)}. Found (ring): rot ${rot.toFixed(1)}°, tilt ${tilt.toFixed(1)}°.`));
   }
 
   load(0);

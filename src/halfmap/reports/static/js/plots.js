@@ -270,8 +270,8 @@ export function colourBar(colours, width = 160, height = 10) {
 }
 
 // The sphere in Mollweide's equal-area projection. `valueAt(tilt, rot)` in radians gives a share of
-// the largest value, or null.
-export function mollweide(canvas, valueAt) {
+// the largest value, or null; a ring is drawn round `marked`, [rot, tilt] in degrees.
+export function mollweide(canvas, valueAt, marked = null) {
   const width = canvas.width;
   const height = canvas.height;
   const ctx = canvas.getContext("2d");
@@ -321,6 +321,15 @@ export function mollweide(canvas, valueAt) {
     line(range(60).map((u) => project((u * Math.PI) / 2, (rot * Math.PI) / 180)));
     const [x, y] = project(0, (rot * Math.PI) / 180);
     ctx.fillText(`${rot}°`, x + 3, y - 4);
+  }
+  if (marked) {
+    const rot = ((((marked[0] + 180) % 360) + 360) % 360) - 180;
+    const [x, y] = project(((90 - marked[1]) * Math.PI) / 180, (rot * Math.PI) / 180);
+    ctx.strokeStyle = "#ffffff";
+    ctx.lineWidth = 2;
+    ctx.beginPath();
+    ctx.arc(x, y, 11, 0, 2 * Math.PI);
+    ctx.stroke();
   }
 }
 
