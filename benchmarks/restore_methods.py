@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from halfmap.commands._restoring import restore_images
+from halfmap.commands._corrected_images import restore_images
 from halfmap.fourier import (
     fourier_transform,
     half_plane,
@@ -184,7 +184,7 @@ def real(star: Path, out: Path) -> None:
     raw = torch.from_numpy(data.images(rows))
 
     def restored(method: str, constant: float, resolution_angstrom: float) -> torch.Tensor:
-        images = raw if method == "raw" else restore_images(data, rows, raw, method, constant)
+        images = raw if method == "raw" else restore_images(data, rows, method, constant)
         return lowpass(images, resolution_angstrom, data.pixel_size_angstrom, dimensions=2)
 
     stages = {

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from halfmap.commands._corrected_images import multiplied_images, restore_images
 from halfmap.errors import InputError
 from halfmap.fourier import (
     HalfPlane,
@@ -26,16 +27,14 @@ from halfmap.resolution import Curve, fourier_shell_correlation
 from halfmap.restoration import (
     StackSums,
     aligned_transform,
-    divide,
     in_plane_angles,
     measure_ssnr,
     stack_sums,
-    wiener_filter,
     wiener_ssnr,
     wiener_stack,
 )
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import phase_flip, rfft2_frequencies, turned_ctf
+from halfmap.transfer_function import turned_ctf
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress, drawing
 
@@ -184,7 +183,6 @@ def _summed(task: Task, job: Job, progress: Progress) -> list[StackSums]:
 
 def _aligned_sums(task: Task, rows: np.ndarray) -> StackSums:
     data, view, plane = task.data, task.view, task.plane
-    images = torch.from_numpy(data.images(rows))
     psi = torch.zeros(len(rows)) if view is None else view.psi_deg[rows]
     shift = torch.zeros(len(rows), 2) if view is None else view.shift_px[rows]
     turned = data.take(rows)
@@ -192,8 +190,21 @@ def _aligned_sums(task: Task, rows: np.ndarray) -> StackSums:
     transfer = turned.transfer_at(
         np.arange(len(rows)), *plane.frequencies(data.pixel_size_angstrom)
     )
-    samples = transfer.correct_phases(aligned_transform(images, plane, psi_deg=psi, shift_px=shift))
-    return stack_sums(samples, transfer.ctf, transfer.premultiplied)
+    if all(grid.shares_frequencies(data.grid) for grid in data.grids):
+        images = torch.from_numpy(data.images(rows))
+        samples = aligned_transform(images, plane, psi_deg=psi, shift_px=shift)
+        samples = transfer.correct_phases(samples)
+        return stack_sums(samples, transfer.ctf, transfer.premultiplied)
+    images, squared = multiplied_images(data, rows, plane, psi)
+    done = torch.tensor([one is not None for one in squared])
+    samples = transfer.correct_phases(
+        aligned_transform(images, plane, psi_deg=psi, shift_px=shift), done=done
+    )
+    shown = transfer.ctf.clone()
+    for row, one in enumerate(squared):
+        if one is not None:
+            shown[row] = one.sqrt() * (1.0 if transfer.seen is None else transfer.seen[row])
+    return stack_sums(samples, shown, transfer.premultiplied | done)
 
 
 def _write_ssnr(ssnr: np.ndarray, data: Particles, job: Job) -> None:
@@ -224,8 +235,7 @@ def restore_each(task: Task, job: Job, progress: Progress) -> Curve | None:
     with StackWriter(stack, data.pixel_size_angstrom, partial=partial, saved=written) as writer:
         for number, rows in enumerate(_batches(task.rows, data.box), start=1):
             if number > done:
-                images = torch.from_numpy(data.images(rows))
-                restored = restore_images(data, rows, images, task.method, task.constant)
+                restored = restore_images(data, rows, task.method, task.constant)
                 writer.append(restored.numpy())
                 if view is not None:
                     averages += _aligned_averages(restored, rows, task.half[rows], view, plane)
@@ -260,32 +270,6 @@ def _aligned_averages(
                 restored[torch.from_numpy(inside)], plane, psi_deg=psi, shift_px=shift
             ).sum(0)
     return sums
-
-
-def restore_images(
-    data: Particles,
-    rows: np.ndarray,
-    images: Float[Tensor, "B N N"],
-    method: str,
-    constant: float = 0.1,
-) -> Float[Tensor, "B N N"]:
-    """Images `rows` of a data set restored one by one, over their whole transform.
-
-    The CTF of premultiplied images is C^2: division is by C^2, phases are right already, and
-    Wiener's `C X` is what is stored.
-    """
-    box = data.box
-    transfer = data.transfer_at(rows, *rfft2_frequencies(box, data.pixel_size_angstrom))
-    transforms = torch.fft.rfft2(images)
-    x: Complex[Tensor, "B J"] = transfer.correct_phases(transforms.flatten(1))
-    if method == "wiener":
-        c, done = transfer.ctf, transfer.premultiplied[:, None]
-        restored = torch.where(
-            done, x / (c.square() + constant), wiener_filter(x, c, constant=constant)
-        )
-    else:
-        restored = {"divide": divide, "flip": phase_flip}[method](x, transfer.amplitude)
-    return torch.fft.irfft2(restored.unflatten(1, transforms.shape[1:]), s=(box, box))
 
 
 def _without_ctf(data: Particles, job: Job) -> Particles:
