@@ -9,7 +9,8 @@ import torch
 
 import halfmap
 from halfmap.alignment import mirror, mirror_poses, symmetrised
-from halfmap.commands.abinitio import SHARE_WITHOUT_SYMMETRY, doubtful_classes
+from halfmap.commands._initial_maps import doubtful_classes
+from halfmap.commands.abinitio import SHARE_WITHOUT_SYMMETRY
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, write_stack
 from halfmap.io.star import read_star

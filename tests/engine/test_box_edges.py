@@ -11,7 +11,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.state import State, identity_poses
 from halfmap.fourier import half_plane, inverse_fourier_transform, shift_phases
 from halfmap.io.mrc import write_stack
-from halfmap.methods.reference_update import moved_images
+from halfmap.methods.class_centring import moved_images
 from halfmap.particles import Particles
 from halfmap.symmetries import Specimen, point_group
 

@@ -7,12 +7,8 @@ import torch
 
 from halfmap.engine.particle_values import recentred_poses
 from halfmap.engine.state import identity_poses
-from halfmap.methods.reference_update import (
-    FARTHEST_CENTRE,
-    bounded_centring_px,
-    chance_correlation,
-    evident_shell,
-)
+from halfmap.methods.class_centring import FARTHEST_CENTRE, bounded_centring_px
+from halfmap.methods.reference_update import chance_correlation, evident_shell
 from halfmap.resolution import Curve, shell_correlations
 from halfmap.so3 import rotation_2d
 from halfmap.symmetries import SymmetryOperators, point_group

@@ -44,6 +44,7 @@ from halfmap.commands._summaries import (
 )
 from halfmap.distributed import broadcast_object, is_first, only_first, reduced_bytes, size
 from halfmap.engine.checkpoint import state_from_arrays, state_to_arrays
+from halfmap.engine.class_posterior import ClassProbability
 from halfmap.engine.image_model import NormAndScale, noise_variance
 from halfmap.engine.loop import run, sum_at_significant_poses
 from halfmap.engine.method import Method
@@ -418,6 +419,9 @@ def write_particles(job: Job, problem: Problem, state: State) -> None:
             * kept.pixel_size_angstrom,
         }
         job.update(**_certainty(problem, state))
+    of_class = state.find(ClassProbability)
+    if of_class is not None:
+        extra |= {"halfmapClassProbability": of_class.probability[used].double().numpy()}
     strength = state.find(NormAndScale)
     if strength is not None:
         extra |= {

@@ -4,6 +4,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from halfmap.commands._doubts import doubts
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     AngularStep,
@@ -59,7 +60,7 @@ from halfmap.commands._results import (
 from halfmap.commands._volumes import first_state, open_volumes, volume_options
 from halfmap.errors import InputError
 from halfmap.methods.local_references import with_local_regularisation
-from halfmap.methods.registry import make_method
+from halfmap.methods.registry import ML, make_method
 from halfmap.options import command
 from halfmap.symmetries import point_group
 
@@ -216,6 +217,12 @@ def refine(
         write_pictures(job, problem, settings, state)
         notes = finish_refinement(job, progress, problem, state, final)
         resolution = final.resolutions_angstrom[0]
+        notes += doubts(
+            state,
+            resolution,
+            options.lowpass_angstrom,
+            by_likelihood=method == ML and problem.n_folds > 1,
+        )
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
     return refinement_result(
         problem,

@@ -23,6 +23,7 @@ scale; the maps it makes are on the images'.
 from dataclasses import replace
 from functools import partial
 
+from halfmap.engine.class_posterior import ClassProbabilityStatistic
 from halfmap.engine.method import Method, Search, Statistic
 from halfmap.engine.noise import NoiseStatistic
 from halfmap.engine.norm_and_scale import NormAndScaleStatistic
@@ -51,6 +52,7 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
     learnt = learnt if problem.learn_norm_and_scale else ()
     own_maps = problem.matched_to == "own" and problem.dimensions == 3
     between_halves = (PoseErrorStatistic(),) if own_maps else ()
+    of_classes = (ClassProbabilityStatistic(),) if problem.n_classes > 1 else ()
     return Method(
         prepare=partial(_prepare, problem, settings),
         assign=assign_posterior,
@@ -64,6 +66,7 @@ def maximum_likelihood(problem: Problem, settings: Settings) -> Method:
             SignificantPosesStatistic(),
             ReferenceVarianceStatistic(),
             *between_halves,
+            *of_classes,
         ),
     )
 

@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from halfmap.engine.box_edges import have_seams, without_seams
 from halfmap.engine.image_model import noise_variance
 from halfmap.engine.method import Iteration, Update
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import Poses
 from halfmap.gridding import PADDING
 from halfmap.masks import resampled
+from halfmap.methods.class_centring import bounded_centring_px, centring_shift_px, moved_images
+from halfmap.methods.class_differences import difference_ssnr, shrunk_differences
 from halfmap.methods.settings import Settings
 from halfmap.projection import Sums
 from halfmap.reconstruction import (
@@ -35,8 +36,6 @@ from halfmap.resolution import Curve, fourier_shell_correlation, resolution_at, 
 
 # standard deviations of chance that a correlation must be above the threshold to count
 CHANCE = 1.0
-# a choice, of the box: no picker is so far off, and the particle would leave its image
-FARTHEST_CENTRE = 0.25
 
 
 def map_update(
@@ -57,7 +56,8 @@ def update_references(
     """`num / (k(s) + den)` for each set of references; the half maps' correlation gives SSNR,
     resolution and the next radius."""
     box = problem.reference_box(parts[0].radius)
-    curves = half_curves(problem, settings, parts, box)
+    halves = half_maps(problem, parts, box)
+    curves = half_curves(problem, settings, halves, parts[0].radius)
     fsc = torch.stack([c.correlation for c in curves]).to(parts[0].den)[:, : parts[0].radius + 1]
     ssnr = trusted_ssnr(fsc, of_sum=problem.matched_to == "shared")
     resolutions = [resolution_at(c, settings.resolution_threshold) for c in curves]
@@ -72,9 +72,11 @@ def update_references(
     evident = [evident_shell(c, chance, settings.resolution_threshold) for c in curves]
     shell = max(2.0, *evident)
     radius = min(problem.plane.radius, int(shell + max(2.0, 0.15 * shell)))
-    n_empty = 0
+    n_empty, differences = 0, None
     if problem.n_classes > 1:
         sizes = class_sizes(problem, poses)
+        differences = class_differences(problem, settings, halves, sizes)
+        del halves  # sums, half maps and references together are the most that a job holds
         parts, ssnr = reseed_empty(parts, ssnr, sizes)
         n_empty = len(empty_classes(sizes))
     join = joined_radius(parts[0], settings, min(resolutions), pixel)
@@ -92,6 +94,9 @@ def update_references(
         wanted = centring_shift_px(references.mean(0))
         moved = bounded_centring_px(wanted, taking_part, problem.particles.box)
         references = moved_images(references, moved.int(), problem.specimen.radius_px)
+    if differences is not None:
+        for own in references:
+            own[:] = shrunk_differences(own, sizes, settings.tau_fudge * differences)
     references *= resampled(settings.reference_mask, box)
     if settings.focus_mask is not None and problem.n_classes > 1:
         focus = resampled(settings.focus_mask, box)
@@ -212,19 +217,48 @@ def chance_correlation(
     return (3 * coefficients * share / operators).rsqrt().clamp(max=1)
 
 
-def half_curves(problem: Problem, settings: Settings, parts: list[Sums], box: int) -> list[Curve]:
+def half_maps(
+    problem: Problem, parts: list[Sums], box: int
+) -> tuple[Float[Tensor, "K *box"], Float[Tensor, "K *box"]]:
+    """The half maps, or half class averages, of every class; neither filtered nor masked."""
+    n = problem.n_folds
+    return unregularised(total(parts[:n]), box=box), unregularised(total(parts[n:]), box=box)
+
+
+def half_curves(
+    problem: Problem,
+    settings: Settings,
+    halves: tuple[Float[Tensor, "K *box"], Float[Tensor, "K *box"]],
+    radius: int,
+) -> list[Curve]:
     """Correlation between the half maps (or half class averages) of each class inside the solvent
-    mask. Where the sums stop early it is 0 beyond: there is nothing there but what the mask lets
-    leak from within."""
-    n, radius = problem.n_folds, parts[0].radius
-    first, second = (unregularised(total(half), box=box) for half in (parts[:n], parts[n:]))
-    pixel = problem.particles.pixel_size_angstrom
+    mask. Where the sums stop early, at `radius`, it is 0 beyond: there is nothing there but what
+    the mask lets leak from within."""
+    box, pixel = halves[0].shape[-1], problem.particles.pixel_size_angstrom
     mask = None if settings.fsc_mask is None else resampled(settings.fsc_mask, box)
     curves = [
         fourier_shell_correlation(a, b, pixel_size_angstrom=pixel, mask=mask)
-        for a, b in zip(first, second, strict=True)
+        for a, b in zip(*halves, strict=True)
     ]
     return [_up_to(curve, radius, problem) for curve in curves]
+
+
+def class_differences(
+    problem: Problem,
+    settings: Settings,
+    halves: tuple[Float[Tensor, "K *box"], Float[Tensor, "K *box"]],
+    sizes: Int[Tensor, " K"],
+) -> Float[Tensor, "K S"] | None:
+    """SSNR of what each class has of its own (`methods.class_differences`), where classes are
+    volumes in one frame and no constant is asked for; of a class that ran empty without end: what
+    it is made anew of must be able to part from the one that it was taken from."""
+    if problem.dimensions != 3 or settings.wiener_constant is not None:
+        return None
+    mask = settings.fsc_mask if settings.focus_mask is None else settings.focus_mask
+    inside = None if mask is None else resampled(mask, halves[0].shape[-1])
+    ssnr = difference_ssnr(halves, sizes, inside)
+    ssnr[empty_classes(sizes)] = torch.inf
+    return ssnr
 
 
 def _up_to(curve: Curve, radius: int, problem: Problem) -> Curve:
@@ -234,58 +268,6 @@ def _up_to(curve: Curve, radius: int, problem: Problem) -> Curve:
     if radius < problem.plane.radius:
         known = torch.nn.functional.pad(known[: radius + 1], (0, box // 2 - radius))
     return replace(curve, box=box, correlation=known)
-
-
-def centring_shift_px(images: Float[Tensor, "K N N"]) -> Float[Tensor, "K 2"]:
-    """By how many whole pixels (x, y) to move each class image so that the centre of mass of what
-    is brighter than a fifth of its maximum is less than a pixel from the middle.
-
-    A class inherits the position of the image it started from; off centre, the mask would cut it.
-    """
-    axis = (
-        torch.arange(images.shape[-1], device=images.device, dtype=images.dtype)
-        - images.shape[-1] // 2
-    )
-    bright = (images - 0.2 * images.amax((-2, -1), keepdim=True)).clamp(min=0)
-    mass = bright.sum((-2, -1)).clamp(min=1e-20)
-    centre = (
-        torch.stack([(bright.sum(-2) * axis).sum(-1), (bright.sum(-1) * axis).sum(-1)], -1)
-        / mass[:, None]
-    )
-    return -centre.trunc().cpu()
-
-
-def bounded_centring_px(
-    moved_px: Float[Tensor, "K 2"], poses: Poses, box: int
-) -> Float[Tensor, "K 2"]:
-    """The moves of class images, none for those whose particles would come to lie farther than
-    `FARTHEST_CENTRE` of the box from where they were picked, in the mean over the class: it is
-    junk that it would follow, a blob of ice at the rim, and out of its images in the end."""
-    n = len(moved_px)
-    own = torch.einsum("nji,nj->ni", poses.rotations[:, :2, :2], poses.shift_px)  # A^T shift
-    total = torch.zeros(n, 2, dtype=own.dtype).index_add_(0, poses.classes, own)
-    members = torch.bincount(poses.classes, minlength=n).clamp(min=1)
-    offset = total / members[:, None]
-    now, then = offset.norm(dim=1), (offset + moved_px.to(offset)).norm(dim=1)
-    allowed = (then <= FARTHEST_CENTRE * box) | (then <= now)
-    return moved_px * allowed[:, None].to(moved_px)
-
-
-def moved_images(
-    references: Float[Tensor, "H K N N"], shift_px: Int[Tensor, "K 2"], radius_px: float
-) -> Float[Tensor, "H K N N"]:
-    """Class images moved by whole pixels (x, y); what would come in at the other side, and inside
-    the circle, is 0."""
-    box = references.shape[-1]
-    moved = references.clone()
-    seams = have_seams(shift_px.float(), box, radius_px).tolist()
-    for k, (x, y) in enumerate(shift_px.tolist()):
-        images = references[:, k]
-        if seams[k]:
-            by = shift_px[k].to(references).expand(len(images), 2)
-            images = without_seams(images, by)
-        moved[:, k] = images.roll((y, x), (-2, -1))
-    return moved
 
 
 def class_sizes(problem: Problem, poses: Poses) -> Int[Tensor, " K"]:
