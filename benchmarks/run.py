@@ -17,7 +17,9 @@ import sys
 import traceback
 
 import accuracy
+import bias
 import branch_and_bound
+import class_posteriors
 import classes2d
 import classes3d
 import dirty
@@ -50,6 +52,8 @@ ALL = {
         refine_simulated.trpv1,
         refine_simulated.ribo,
         low_signal.low_signal,
+        class_posteriors.class_posteriors,
+        bias.bias,
         classes2d.ribo_mix_2d,
         classes2d.ribo_mix_2d_template,
         relion_beside.relion_beside,
