@@ -1,6 +1,7 @@
 """What a wrong start leaves in the result: noise alone, another molecule, the mirror image, a start
 with detail that the images do not hold."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,31 +13,36 @@ from common import DATA, HALFMAP, Cost, Report, events, job_folder, run, third_p
 from datasets import fourier_cut, low_signal_images, save_map
 from refine_simulated import resolution_of
 
-SNR, NO_SIGNAL, IMAGES = 0.05, 1e-6, 600
+SNR, NO_SIGNAL, IMAGES = 0.05, 1e-6, 500
+BOX, PIXEL_ANGSTROM = 48, 320 / 48
 DIAMETER_ANGSTROM = 270.0
+MASKED_SHELLS = 2  # that the mask and the background decide
 METHODS = ("ml", "projection-matching")
 
 
 def ribosome() -> Path:
-    """The ribosome, 64^3 at 5 A."""
-    return third_party("maps", "ribosome70S_64_5A.mrc")
+    """The ribosome, 48^3 over its 320 A."""
+    path = DATA / "maps" / "ribosome_48_6.67A.mrc"
+    if not path.exists():
+        volume, _ = truth.read_volume(third_party("maps", "ribosome70S_64_5A.mrc"))
+        save_map(path, fourier_cut(volume, BOX), PIXEL_ANGSTROM)
+    return path
 
 
 def mirrored() -> Path:
     """Its mirror image."""
-    path = DATA / "maps" / "ribosome_mirrored_64_5A.mrc"
+    path = DATA / "maps" / "ribosome_mirrored_48_6.67A.mrc"
     if not path.exists():
-        volume, pixel = truth.read_volume(ribosome())
-        save_map(path, truth.mirror(volume), pixel)
+        save_map(path, truth.mirror(truth.read_volume(ribosome())[0]), PIXEL_ANGSTROM)
     return path
 
 
 def another() -> Path:
-    """Beta-galactosidase on the same grid, 5.06 A taken for 5."""
-    path = DATA / "maps" / "bgal_64_5A.mrc"
+    """Beta-galactosidase on the same grid, its 354 A taken for 320."""
+    path = DATA / "maps" / "bgal_48_6.67A.mrc"
     if not path.exists():
         volume, _ = truth.read_volume(third_party("maps", "bgal_100_3.54A.mrc"))
-        save_map(path, fourier_cut(volume, 70)[3:-3, 3:-3, 3:-3], 5.0)
+        save_map(path, fourier_cut(volume, BOX), PIXEL_ANGSTROM)
     return path
 
 
@@ -53,12 +59,12 @@ class Start:
 
 STARTS = (
     Start("the molecule at 60 A", ribosome, 60),
-    Start("the molecule with all detail", ribosome, 10.5),
+    Start("the molecule with all detail", ribosome, 14),
     Start("its mirror image at 20 A", mirrored, 20),
     Start("another molecule at 60 A", another, 60),
     Start("another molecule at 20 A", another, 20),
     Start("noise alone, the molecule at 20 A", ribosome, 20, signal=False),
-    Start("noise alone, with all detail", ribosome, 10.5, signal=False),
+    Start("noise alone, with all detail", ribosome, 14, signal=False),
 )
 
 
@@ -74,16 +80,18 @@ class Judged:
     to_start_angstrom: float
     error_deg: float
     by_iteration: tuple[float, ...]
+    doubts: int
     cost: Cost
 
 
 def bias(starts: Sequence[Start] = STARTS, methods: Sequence[str] = METHODS) -> Report:
-    """Bias of the start: `refine` with its defaults, one thread, of 600 images of the 70S ribosome
-    (C1, 64^2, 5 A, SNR 0.05), or of noise alone with its CTF, from starts that are wrong or hold
-    more than the images tell. Reported is the job's resolution (FSC 0.143 between the half maps,
+    """Bias of the start: `refine` with its defaults, one thread, of 500 images of the 70S ribosome
+    (C1, 48^2, 6.7 A, SNR 0.05), or of noise alone, from starts that are wrong or hold more than the
+    images tell. Reported is the job's resolution (FSC 0.143 between the half maps,
     corrected for the mask); deserved is FSC 0.5 of the map to the truth, of either hand; the FSC
     0.5 with the start itself tells what is left of it. `ml` weighs poses by their posterior,
-    `projection-matching` takes the best one. Noise deserves no resolution at all."""
+    `projection-matching` takes the best one. Noise deserves no resolution at all. Doubts are the
+    notes that the job ends with."""
     report = Report()
     lines = [HEAD]
     for start in starts:
@@ -99,7 +107,7 @@ def bias(starts: Sequence[Start] = STARTS, methods: Sequence[str] = METHODS) -> 
 def refined(report: Report, start: Start, method: str) -> Judged:
     """One refinement, judged."""
     snr = SNR if start.signal else NO_SIGNAL
-    folder = low_signal_images("ribosome64", ribosome(), n=IMAGES, snr=snr)
+    folder = low_signal_images("ribosome48", ribosome(), n=IMAGES, snr=snr)
     out = job_folder(f"bias_{STARTS.index(start)}_{method}")
     command = [
         *(HALFMAP, "refine", "--method", method, "--particles", folder / "particles.star"),
@@ -116,7 +124,9 @@ def judge(out: Path, folder: Path, start: Start, cost: Cost) -> Judged:
     mask = truth.soft_sphere(len(volume), DIAMETER_ANGSTROM / 2 / pixel)
 
     def agreement(a: np.ndarray, b: np.ndarray) -> float:
-        return truth.resolution_at(truth.fsc(a, b, mask), 0.5, len(volume), pixel)
+        curve = truth.fsc(a, b, mask)
+        curve[: MASKED_SHELLS + 1] = 1
+        return truth.resolution_at(curve, 0.5, len(volume), pixel)
 
     found, true = (
         truth.read_poses(out / "particles.star"),
@@ -137,13 +147,14 @@ def judge(out: Path, folder: Path, start: Start, cost: Cost) -> Judged:
         agreement(volume, truth.read_volume(start.reference())[0]),
         error_deg,
         tuple(event["resolution_angstrom"] for event in events(out)),
+        len(json.loads((out / "job.json").read_text())["results"]["doubts"]),
         cost,
     )
 
 
 HEAD = (
     "start                              method               reported A  to truth A  hand   "
-    "to start A  pose error deg  iterations"
+    "to start A  pose error deg  iterations  doubts"
 )
 
 
@@ -154,7 +165,8 @@ def line(start: Start, method: str, judged: Judged) -> str:
     error = f"{judged.error_deg:14.1f}" if start.signal else " " * 14
     return (
         f"{start.title:34} {method:20} {judged.reported_angstrom:10.1f}  {to_truth}  "
-        f"{judged.to_start_angstrom:11.1f}  {error}  {len(judged.by_iteration):10}"
+        f"{judged.to_start_angstrom:11.1f}  {error}  {len(judged.by_iteration):10}  "
+        f"{judged.doubts:6}"
     )
 
 
@@ -173,5 +185,6 @@ def conclude(report: Report, start: Start, method: str, judged: Judged) -> None:
         "to_start_angstrom": judged.to_start_angstrom,
         "error_deg": judged.error_deg if start.signal else None,
         "by_iteration_angstrom": judged.by_iteration,
+        "doubts": judged.doubts,
         "cpu_s": judged.cost.cpu_s,
     }

@@ -217,12 +217,14 @@ def refine(
         write_pictures(job, problem, settings, state)
         notes = finish_refinement(job, progress, problem, state, final)
         resolution = final.resolutions_angstrom[0]
-        notes += doubts(
+        doubted = doubts(
             state,
             resolution,
             options.lowpass_angstrom,
             by_likelihood=method == ML and problem.n_folds > 1,
         )
+        notes += doubted
+        job.update(doubts=doubted)
         job.update(resolution_angstrom=resolution, iterations=state.iteration)
     return refinement_result(
         problem,
