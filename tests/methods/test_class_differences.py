@@ -58,7 +58,7 @@ def test_what_is_common_stays():
 
 
 def test_classes_that_do_not_differ_become_one():
-    true, halves = _mixture(difference=0.0)
+    _, halves = _mixture(difference=0.0)
     shrunk = shrunk_differences(halves[0], SIZES, difference_ssnr(halves, SIZES, None))
     apart, before = (float((m[0] - m[1]).square().mean()) for m in (shrunk, halves[0]))
     assert apart < 0.02 * before
