@@ -4,7 +4,7 @@
 Each image weighs class and pose by their probability given the K references, or takes those whose
 projection `R_ik = C_i P_phi V_k` has the highest correlation coefficient; each volume is then
 updated from its images. An image meets the references that the other half of the data made, never
-its own share in them.
+its own share in them, or those of other parts of its own half.
 """
 
 from dataclasses import dataclass, replace
@@ -86,7 +86,7 @@ ITERATIONS = 25
 @dataclass(frozen=True)
 class Class3DResult:
     """Where the maps of the classes are, how many particles each holds and its resolution (FSC
-    0.143, corrected for the mask; optimistic, because the halves share references), and the best of
+    0.143, corrected for the mask; optimistic where the halves share references), and the best of
     these."""
 
     folder: Path
@@ -96,18 +96,19 @@ class Class3DResult:
     mask: str
     iterations: int
     converged: bool
+    optimistic: bool = True
 
     @property
     def summary(self) -> str:
         """The last line of the job."""
-        n = len(self.sizes)
+        n, remark = len(self.sizes), f", {OPTIMISTIC}" * self.optimistic
         told = ", ".join(
             f"class{k + 1:03d} {angstrom(self.resolutions_angstrom[k])} "
             f"({counted(self.sizes[k], 'particle')})"
             for k in range(n)
         )
         return (
-            f"{told}; FSC 0.143, mask-corrected, {self.mask}, {OPTIMISTIC}; "
+            f"{told}; FSC 0.143, mask-corrected, {self.mask}{remark}; "
             f"{ending(self.iterations, converged=self.converged)}: "
             f"{where(self.folder / 'class001.mrc')}{' ...' * (n > 1)}"
         )
@@ -158,6 +159,16 @@ def class3d(
     sigma_rotation_deg: SigmaRotation = None,
     sigma_shift_angstrom: SigmaShift = None,
     tau_fudge: TauFudge = None,
+    folds: Annotated[
+        int,
+        Option(
+            "Parts of each half. With 2 or more the halves never meet: images are compared with "
+            "maps of the other parts of their own half, and what they say of their class is as "
+            "sure as it is right (4 is good); with 1, with the other half's maps: less memory",
+            at_least=1,
+            metavar="N",
+        ),
+    ] = 1,
     wiener_constant: WienerConstant = None,
     ctf: Ctf = True,
     pixel_size_angstrom: GridPixelSize = None,
@@ -180,7 +191,8 @@ def class3d(
     (`halfmap.methods.principal_components`). Options as in `refine`.
 
     The halves of a class are matched to each other's references, so that the resolutions told are
-    optimistic; `refine` a class's particles for an honest one.
+    optimistic, and at low signal images surer of their class than they should be: classes may be
+    found in noise. `--folds 4` keeps the halves apart. Or `refine` a class's particles.
 
     With `--no-alignment` and a `--focus-mask`, particles whose poses are known are sorted by a
     small part: outside the focus mask all classes are the same.
@@ -209,27 +221,25 @@ def class3d(
             job,
             progress,
             classes=classes,
-            matched_to="other",
+            matched_to="other" if folds == 1 else "own",
             device=run.device,
+            folds=folds,
             poses_kept=not alignment,
         )
         problem = opened.problem
         settings = _focused(opened, particles, focus_mask, progress, alignment=alignment)
         chosen = make_method(method, problem, settings)
+        start = opened.start[None].repeat(problem.n_parts, 1, 1, 1, 1)
 
         def first() -> State:
             if len(maps) == classes:
-                return first_state(
-                    problem, opened.start[None].repeat(2, 1, 1, 1, 1), options.lowpass_angstrom
-                )
+                return first_state(problem, start, options.lowpass_angstrom)
             progress.note(
                 f"poses against the one reference first; then {classes} classes along the "
                 "particles' principal differences"
             )
             one = replace(problem, n_classes=1)
-            state = first_state(
-                one, opened.start[None].repeat(2, 1, 1, 1, 1), options.lowpass_angstrom
-            )
+            state = first_state(one, start, options.lowpass_angstrom)
             return split_start(
                 problem,
                 one,
@@ -264,7 +274,7 @@ def class3d(
                 pictures=pictures,
                 words=made_of(job, sizes[k]),
                 mask_path=job.path("mask.mrc"),
-                optimistic=True,
+                optimistic=folds == 1,
             )
         write_particles(job, problem, state)
         write_pictures(job, problem, settings, state)
@@ -283,6 +293,7 @@ def class3d(
         mask_in_words(problem, mask),
         state.iteration,
         converged=chosen.converged(state),
+        optimistic=folds == 1,
     )
 
 

@@ -67,9 +67,13 @@ def split_start(
     plane = problem.plane_for(state.radius)
     sums = sum_at_significant_poses(problem, assign_hard, start, plane=plane)
     variance = noise_variance(start)
-    update = update_references(problem, settings, variance, start.poses, sums)
+    whole = replace(problem, fold=None, n_folds=1)  # the start of all folds of a half is one
+    update = update_references(whole, settings, variance, start.poses, sums)
     return replace(
-        start, references=update.references.cpu(), radius=update.radius, curves=update.curves
+        start,
+        references=update.references.cpu().repeat_interleave(problem.n_folds, 0),
+        radius=update.radius,
+        curves=update.curves,
     )
 
 
