@@ -84,25 +84,27 @@ MIXTURES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One classification: of which images, and whether their poses are known or found too."""
+    """One classification: of which images, whether their poses are known or found too, and in how
+    many folds (1: halves share references)."""
 
     mixture: str
     snr: float
     known: bool
+    folds: int
 
     @property
     def title(self) -> str:
-        return f"{MIXTURES[self.mixture].title}, poses {'known' if self.known else 'found'}"
+        poses = "known" if self.known else "found"
+        return f"{MIXTURES[self.mixture].title}, poses {poses}, --folds {self.folds}"
 
     @property
     def name(self) -> str:
-        return f"{self.mixture} {self.snr:g} {'known' if self.known else 'found'}"
+        return f"{self.mixture} {self.snr:g} {'known' if self.known else 'found'} {self.folds}"
 
 
-CASES = (
-    *(Case(mixture, snr, known=True) for mixture in MIXTURES for snr in SNRS),
-    *(Case(mixture, snr, known=False) for mixture, snr in FOUND),
-)
+PLACES = [(mixture, snr, True) for mixture in MIXTURES for snr in SNRS]
+PLACES += [(mixture, snr, False) for mixture, snr in FOUND]
+CASES = tuple(Case(*place, folds) for folds in (1, 4) for place in PLACES)
 
 
 def class_posteriors(cases: Sequence[Case] = CASES, n: int = IMAGES) -> Report:
@@ -110,7 +112,7 @@ def class_posteriors(cases: Sequence[Case] = CASES, n: int = IMAGES) -> Report:
     states, half and half, from one map: the 70S ribosome, 5 % of the mass apart (64^2, 5 A, from 60
     A), and the phantom seen in C1, a domain turned by 9 degrees and four helices missing (64^2, 3.5
     A, from 40 A), each at SNR 0.2, 0.05 and 0.02; at the true poses (`--no-alignment`), and some
-    with poses found as well. `particles.star` says of each image the probability p of its class,
+    with poses found as well; with `--folds 1`, the default, and 4, where the halves never meet. `particles.star` says of each image the probability p of its class,
     summed over poses; the truth tells whether it is the class of its state. In ten bins of p, the
     expected calibration error (ECE) is the mean distance of p from the share that is right; beside
     it what finite bins show by chance where every p is true."""
@@ -143,7 +145,7 @@ def classified(report: Report, case: Case, n: int) -> Found:
         *(HALFMAP, "class3d", "--reference", mixture.reference(), "--classes", "2", "--particles"),
         *([images / "truth.star", "--no-alignment"] if case.known else [images / "particles.star"]),
         *("--diameter", f"{mixture.diameter_angstrom:g}"),
-        *("--initial-lowpass", f"{mixture.lowpass_angstrom:g}"),
+        *("--initial-lowpass", f"{mixture.lowpass_angstrom:g}", "--folds", f"{case.folds}"),
         *("--threads", "1", "--out", out, "--overwrite", "--quiet"),
     ]
     cost = run(report, command, log=out.name)
@@ -163,7 +165,7 @@ def judged(star: Path, true: Path, cost: Cost) -> Found:
 
 
 HEAD = (
-    "states                                      SNR  CPU s  rand index  mean p   right    "
+    "states                                                 SNR  CPU s  rand index  mean p   right    "
     "ECE (chance)"
 )
 
@@ -171,7 +173,7 @@ HEAD = (
 def line(case: Case, found: Found) -> str:
     """One line of the table under `HEAD`."""
     return (
-        f"{case.title:40} {case.snr:6g} {found.cost.cpu_s:6.0f} {found.rand_index:11.2f} "
+        f"{case.title:51} {case.snr:6g} {found.cost.cpu_s:6.0f} {found.rand_index:11.2f} "
         f"{found.probability.mean():7.3f} {found.right.mean():7.3f}   "
         f"{found.error:.3f} ({error_by_sampling(found.probability):.3f})"
     )
@@ -212,7 +214,7 @@ def plot(found: Mapping[Case, Found], path: Path) -> None:
     from matplotlib.figure import Figure
 
     titles = list(dict.fromkeys(case.title for case in found))
-    figure = Figure(figsize=(4.0 * len(titles), 4.2), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(3.6 * len(titles), 4.0), facecolor="white", layout="constrained")
     panels = figure.subplots(1, len(titles), sharey=True, squeeze=False)[0]
     for axes, title in zip(panels, titles, strict=True):
         axes.plot([0, 1], [0, 1], "k--", linewidth=1)
@@ -228,7 +230,7 @@ def plot(found: Mapping[Case, Found], path: Path) -> None:
             area = [8 + 150 * b.count / len(one.right) for b in bins]
             axes.scatter(p, share, area, color=drawn.get_color(), alpha=0.8, linewidths=0)
             drawn.set_label(f"SNR {case.snr:g}")
-        axes.set_title(title, fontsize=9.5)
+        axes.set_title(title, fontsize=8)
         axes.set(xlabel="posterior of the class", xlim=(0.4, 1.03), ylim=(0.4, 1.03))
         axes.set(aspect="equal", xticks=np.linspace(0.4, 1, BINS // 2 + 2))
         axes.grid(color="0.9")
