@@ -99,6 +99,7 @@ ALL = {
         finishing.localres,
         preferred_views.orientations,
         symmetry_finding.symmetry_found,
+        symmetry_finding.symmetry_departure,
         symmetry_finding.symmetry_of_molecules,
         others.restore_methods,
         others.star_readers,

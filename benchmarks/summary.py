@@ -194,7 +194,7 @@ LINES = (
         ),
     ),
     Line(
-        "`postprocess`, TRPV1 and ribosome at true poses: largest difference of corrected curves from RELION's mean over 8 seeds; B; CPU",
+        "`postprocess`, TRPV1 and ribosome at true poses: largest difference of corrected curves from RELION's mean over 32 seeds; B; CPU",
         ("postprocess",),
         lambda n: "; ".join(
             f"{v['corrected_apart']:.3f}; {v['b_factor']:.0f} A^2; {v['cpu_s']:.0f} CPU s"
@@ -395,6 +395,5 @@ MISSED = """## What is missed
   no better than noise does; what a start lends fades by 2 to 4 % an iteration and is not taken away. The benchmark (`bias`) has not run as a whole: the mirror image, another molecule and projection matching are not measured.
 - [cFAR]({orientations}) was asked not to depend on the molecule's shape by more than 10 %: it does not with even views and with 60 % of them near one axis; with 90 % and more, a rod along that
   axis has a lower one than a disc across it.
-- [Corrected FSC]({postprocess}) within 0.01 of RELION's: so on TRPV1; in the ribosome's 64^3 box one draw of random phases differs from the next by 0.02 to 0.04, and only RELION's mean can be met.
 - Memory: a refinement of 360^2 images is estimated at 9 GB where 8 were asked; neither it nor K = 6 was run at that size.
 """

@@ -58,7 +58,10 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "From half maps to a finished map",
         ("mask", "postprocess", "localres", "orientations"),
     ),
-    "symmetry": ("Symmetry of maps", ("symmetry_found", "symmetry_of_molecules")),
+    "symmetry": (
+        "Symmetry of maps",
+        ("symmetry_found", "symmetry_departure", "symmetry_of_molecules"),
+    ),
     "documentation": ("The documentation", ("gallery_built", "docstring_examples", "biased_start")),
     "files": ("Undoing the CTF, reading files", ("restore_methods", "star_readers")),
 }

@@ -15,7 +15,7 @@ pose_search
 engine
 reports
 workspace | plots
-simulation restoration alignment symmetry_search grey_scale signal_subtraction postprocessing
+simulation restoration alignment symmetry_search asymmetry grey_scale signal_subtraction postprocessing
 orientation_diagnostics local_resolution local_regularisation
 likelihood | reconstruction
 resolution mask_making

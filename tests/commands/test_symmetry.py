@@ -51,3 +51,21 @@ def test_what_is_not_there_is_refused_in_a_line(lost):
         halfmap.symmetry(lost / "lost.mrc", particles=lost / "sim" / "truth.star")
     told = CliRunner().invoke(app, ["symmetry", str(lost / "lost.mrc"), "--symmetry", "C1"])
     assert told.exit_code != 0
+
+
+def test_a_part_that_breaks_the_symmetry_is_told_with_its_place(tmp_path):
+    volume = phantom(36, 5.0)
+    axis = torch.arange(36.0) - 18
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    part = torch.exp(-((x - 6) ** 2 + (y - 3) ** 2 + (z - 4) ** 2) / 5)
+    noise = torch.randn(volume.shape, generator=torch.Generator().manual_seed(1)) * volume.std()
+    for name, broken in (("whole", volume), ("broken", volume + 0.5 * volume.max() * part)):
+        write_map(tmp_path / f"{name}.mrc", (broken + 0.2 * noise).numpy(), 5.0)
+    options = {"group": "C4", "resolution_angstrom": 20}
+    assert halfmap.symmetry(tmp_path / "whole.mrc", **options).warning is None
+    found = halfmap.symmetry(tmp_path / "broken.mrc", **options)
+    assert found.group == "C4"
+    assert "does not follow C4" in found.lines[-1]
+    assert "does not follow C4" in found.summary
+    place = torch.tensor(found.departure.place_px) - 18
+    assert (place - torch.tensor([6.0, 3, 4])).norm() < 2

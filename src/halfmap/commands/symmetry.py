@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.asymmetry import CORNERS_UNDERSTATE, Departure, departure_from, noise_like_corners
 from halfmap.commands._beside import leave_record
 from halfmap.commands._half_maps import read_half_maps
 from halfmap.commands._maps import (
@@ -54,6 +55,8 @@ class MapSymmetry:
     resolution_angstrom: float
     path: Path | None = None
     particles_path: Path | None = None
+    departure: Departure | None = None
+    pixel_size_angstrom: float = 1.0
 
     @property
     def group(self) -> str:
@@ -70,7 +73,22 @@ class MapSymmetry:
             for one in self.found.scores[:_SHOWN]
         ]
         chance = f"{'none':8}{self.found.by_chance:12.3f}   (turned at random)"
-        return head, *rows, chance
+        told = self.warning
+        return (head, *rows, chance, *([] if told is None else [told]))
+
+    @property
+    def warning(self) -> str | None:
+        """Where a part of the map does not follow the group, if one surely does not."""
+        if self.departure is None or not self.departure.sure:
+            return None
+        x, y, z = (self.pixel_size_angstrom * one for one in self.departure.place_px)
+        return (
+            f"but a part does not follow {self.group}: at {x:.0f}, {y:.0f}, {z:.0f} A (x, y, z "
+            f"from the map's corner) it differs from the mean of its mates by "
+            f"{self.departure.deviations:.0f} times the noise, {self.departure.of_highest:.0%} of "
+            f"the highest density; where that is a ligand or a subunit, reconstruct in C1, or "
+            f"halfmap refine --relax-symmetry {self.group}"
+        )
 
     @property
     def summary(self) -> str:
@@ -83,6 +101,8 @@ class MapSymmetry:
         if best is None:
             return f"C1, no symmetry ({other}{allowed}, {chance}; {compared})"
         told = f"{best.group}, correlation {best.mean:.3f} ({other}{allowed}, {chance}; {compared})"
+        if self.warning is not None:
+            told += f", but for a part that does not follow {best.group}"
         files = [where(one) for one in (self.path, self.particles_path) if one is not None]
         return told + (f": {' and '.join(files)}" if files else "")
 
@@ -136,7 +156,8 @@ def symmetry(
     best group and against no symmetry; lay the map on RELION's axes, and its poses with it.
 
     Every operator of the group must bring the map onto itself as well as the best one does, within
-    noise: a group that holds only nearly is not taken. C1 is an answer too.
+    noise: a group that holds only nearly is not taken. C1 is an answer too. Where a part of the map
+    does not follow the group, such as a ligand on one subunit, a line says so and where.
 
     Example: halfmap symmetry initial/map.mrc --out laid.mrc
 
@@ -152,7 +173,8 @@ def symmetry(
     volume, pixel = read_map_with_size(map_of(map))
     posed = None if particles is None else read_posed_particles(particles, data_dir, passthrough)
     found, radius = _found(map, volume, pixel, group, resolution_angstrom, diameter_angstrom)
-    reached = MapSymmetry(found, volume.shape[-1] * pixel / radius, path, star)
+    departure = _departure(map, volume, pixel, found, radius, diameter_angstrom)
+    reached = MapSymmetry(found, volume.shape[-1] * pixel / radius, path, star, departure, pixel)
     if found.best is None and (group is not None or path is not None):
         raise InputError(_nothing_there(map, reached, group))
     if path is not None and found.best is not None:
@@ -199,6 +221,31 @@ def _found(
         expected=mean_over_slices(by_shell, radius),
     )
     return found, radius
+
+
+def _departure(
+    source: str | Path,
+    volume: Float[Tensor, "N N N"],
+    pixel: float,
+    found: FoundSymmetry,
+    radius: int,
+    diameter_angstrom: float | None,
+) -> Departure | None:
+    """Where the map departs from the group found, beyond the noise that a job's half maps show or,
+    without them, that of the box's corners; None where neither tells it."""
+    if found.best is None:
+        return None
+    across = diameter_px(diameter_angstrom, volume, pixel)
+    if Path(source).is_dir():
+        halves = read_half_maps(source)
+        volume, noise = halves.average, (halves.half1 - halves.half2) / 2
+    else:
+        alike = noise_like_corners(volume)
+        if alike is None:
+            return None
+        noise = CORNERS_UNDERSTATE * alike
+    placed, group = found.best.placed, found.group
+    return departure_from(volume, noise, placed, group, radius=radius, diameter_px=across)
 
 
 def _expected_of_halves(job: str | Path, across: float, pixel: float) -> Float[Tensor, " S"]:
