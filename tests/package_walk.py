@@ -6,7 +6,12 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "halfmap"
 # what cannot be hooked: numba compiles the kernels from their own source; typer reads the
 # annotations of the command line's functions
-UNCHECKED = ("halfmap.kernels.cpu", "halfmap.cli")
+UNCHECKED = (
+    "halfmap.kernels.cpu",
+    "halfmap.kernels.cpu_slices",
+    "halfmap.kernels.cpu_sums",
+    "halfmap.cli",
+)
 
 
 def package_modules() -> list[str]:

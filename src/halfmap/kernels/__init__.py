@@ -1,5 +1,5 @@
-"""The only hand-written compute: slice, insert, symmetrise, gather, pose equations, each as a numba
-kernel for the CPU (`cpu`) and in plain torch for any device (`reference`).
+"""The only hand-written compute: slice, insert, symmetrise, gather, pose scores and equations, each
+as a numba kernel for the CPU (`cpu`) and in plain torch for any device (`reference`).
 
 A reference grid has shape (K, Z, Y, X): x = 0..R, y and z centred, on a transform padded `padding`
 times; frequency (x, y, z) of the padded transform is at `[cz + z, cy + y, x]` with `cz = (Z - 1) //
@@ -32,6 +32,7 @@ COMPILING = "HALFMAP_COMPILING"  # set in the process that fills numba's cache
 # samples (slices or poses times frequencies) that the torch kernels work on at a time: they hold
 # about 200 bytes each on the way to a slice, twice that for pose equations
 SAMPLES_AT_ONCE = 4_000_000
+_MOST_NUMBERS = 1 << 32  # of one transform: the numba kernels count them in 32 bits
 # squared, of a rotation's rows: 1 to rounding; a grid has a margin of two cells around its radius
 _LONGEST_ROW = 1.001
 
@@ -77,7 +78,7 @@ def slices(
         for part in _parts(len(rotations), len(kx)):
             out[part] = reference.slices(grid, rotations[part], classes[part], kx, ky, padding)
         return out
-    _check_reads(rotations, classes, len(grid))
+    _check_reads(rotations, classes, grid)
     cpu = _compiled()
     cpu.slices(*_arrays(grid, rotations, classes, kx, ky), padding, _written(out))
     return out
@@ -113,7 +114,7 @@ def insert(
                     padding,
                 )
         return
-    _check_reads(rotations, classes, len(num))
+    _check_reads(rotations, classes, num)
     cpu = _compiled()
     arguments = _arrays(values, weights, rotations, classes, kx, ky)
     cpu.insert(_written(num), _written(den), *arguments, padding, _slabs(num.shape[1]))
@@ -191,6 +192,28 @@ def gather(
     return values, weights
 
 
+def pose_scores(
+    grid: Complex[Tensor, "K Z Y X"],
+    rotations: Float[Tensor, "M 3 3"],
+    shift_px: Float[Tensor, "M 2"],
+    classes: Int[Tensor, " M"],
+    images: Int[Tensor, " M"],
+    data: Complex[Tensor, "B I"],
+    power: Float[Tensor, "B I"],
+    kx: Float[Tensor, " J"],
+    ky: Float[Tensor, " J"],
+    weight: Float[Tensor, " J"],
+    *,
+    n_samples: int,
+    box: int,
+    padding: int,
+) -> Float[Tensor, "M 2"]:
+    """The first two sums of `pose_equations`, a and b of the scores, at a third of the cost."""
+    poses = rotations, shift_px, classes, images
+    samples = kx, ky, weight
+    return _pose_sums("pose_scores", 2, grid, poses, data, power, samples, n_samples, box, padding)
+
+
 def pose_equations(
     grid: Complex[Tensor, "K Z Y X"],
     rotations: Float[Tensor, "M 3 3"],
@@ -209,40 +232,57 @@ def pose_equations(
 ) -> Float[Tensor, "M 27"]:
     """The 27 sums of a Gauss-Newton step (`reference.pose_equations`) for poses of the images
     `images`, over the first n_samples frequencies."""
-    out = power.new_empty(len(rotations), 27)
+    poses = rotations, shift_px, classes, images
+    samples = kx, ky, weight
+    return _pose_sums(
+        "pose_equations", 27, grid, poses, data, power, samples, n_samples, box, padding
+    )
+
+
+def _pose_sums(
+    kernel: str,
+    n_sums: int,
+    grid: Complex[Tensor, "K Z Y X"],
+    poses: tuple[Tensor, Tensor, Tensor, Tensor],
+    data: Complex[Tensor, "B I"],
+    power: Float[Tensor, "B I"],
+    samples: tuple[Tensor, Tensor, Tensor],
+    n_samples: int,
+    box: int,
+    padding: int,
+) -> Float[Tensor, "M n_sums"]:
+    """What a kernel of that name sums for each pose."""
+    out = power.new_empty(len(poses[0]), n_sums)
     if not uses_numba(grid.device):
-        for part in _parts(len(rotations), 2 * n_samples):
-            own = images[part]
-            out[part] = reference.pose_equations(
-                grid,
-                rotations[part],
-                shift_px[part],
-                classes[part],
-                data[own, :n_samples],
-                power[own, :n_samples],
-                kx[:n_samples],
-                ky[:n_samples],
-                weight[:n_samples],
-                box,
-                padding,
+        first = [values[:n_samples] for values in samples]
+        data, power = data[:, :n_samples], power[:, :n_samples]
+        for part in _parts(len(out), 2 * n_samples):
+            *own, image = (values[part] for values in poses)
+            out[part] = getattr(reference, kernel)(
+                grid, *own, data[image], power[image], *first, box, padding
             )
         return out
-    _check_reads(rotations, classes, len(grid))
-    cpu = _compiled()
-    arguments = _arrays(grid, rotations, shift_px, classes, images, data, power, kx, ky, weight)
-    cpu.pose_equations(*arguments, n_samples, box, padding, _written(out))
+    _check_reads(poses[0], poses[2], grid)
+    arguments = _arrays(grid, *poses, data, power, *samples)
+    getattr(_compiled(), kernel)(*arguments, n_samples, box, padding, _written(out))
     return out
 
 
-def _check_reads(rotations: Tensor, classes: Tensor, n_classes: int) -> None:
+def _check_reads(rotations: Tensor, classes: Tensor, grid: Tensor) -> None:
     """The numba kernels read without looking where: what would lead them out of the grids ends the
     process.
 
     Raises:
-        InputError: a class that is not there, or a matrix that is no rotation.
+        InputError: a class that is not there, a matrix that is no rotation, or a grid too large.
     """
     if not len(classes):
         return
+    n_classes, numbers = len(grid), 2 * grid[0].numel()
+    if numbers > _MOST_NUMBERS:
+        raise InputError(
+            f"references: expected no more than {_MOST_NUMBERS:,} numbers in a transform (a box of "
+            f"about 800 to Nyquist), got {numbers:,}"
+        )
     first, last = int(classes.min()), int(classes.max())
     if first < 0 or last >= n_classes:
         raise InputError(

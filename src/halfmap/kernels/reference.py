@@ -145,6 +145,37 @@ def gather(
     return values, weights
 
 
+def pose_scores(
+    grid: Tensor,
+    rotations: Tensor,
+    shifts: Tensor,
+    classes: Tensor,
+    data: Tensor,
+    power: Tensor,
+    kx: Tensor,
+    ky: Tensor,
+    weight: Tensor,
+    box: int,
+    padding: float,
+) -> Tensor:
+    """a and b of `pose_equations` (M, 2), from the slices alone."""
+    value = slices(grid, rotations, classes, kx, ky, padding)
+    centred = weight * data * _shift_phases(shifts, kx, ky, box)
+    return torch.stack(
+        [
+            (centred.conj() * value).real.sum(-1),
+            (weight * power * value.abs() ** 2).sum(-1),
+        ],
+        -1,
+    )
+
+
+def _shift_phases(shifts: Tensor, kx: Tensor, ky: Tensor, box: int) -> Tensor:
+    """exp(-2 pi i k.t / N) of each shift, by which an image is centred."""
+    angle = -2 * torch.pi / box * (shifts[:, :1] * kx + shifts[:, 1:] * ky)
+    return torch.polar(torch.ones_like(angle), angle)
+
+
 def pose_equations(
     grid: Tensor,
     rotations: Tensor,
@@ -201,8 +232,7 @@ def pose_equations(
     )
     if grid.shape[1] == 2:  # a class image does not turn out of its plane
         derivative[:, :2] = 0
-    angle = -turn * (shifts[:, :1] * kx + shifts[:, 1:] * ky)
-    centred = weight * data * torch.polar(torch.ones_like(angle), angle)
+    centred = weight * data * _shift_phases(shifts, kx, ky, box)
     weighted = weight * power
     triangle = torch.triu_indices(5, 5, device=grid.device)
     gram = torch.einsum(

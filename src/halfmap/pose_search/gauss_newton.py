@@ -58,6 +58,32 @@ def pose_equations(
     )
 
 
+def pose_scores(
+    references: FourierReferences,
+    terms: ImageTerms,
+    plane: HalfPlane,
+    n_samples: int,
+    *,
+    image: Int[Tensor, " M"],
+    rotations: Float[Tensor, "M 3 3"],
+    shift_px: Float[Tensor, "M 2"],
+    classes: Int[Tensor, " M"],
+) -> Float[Tensor, "M 2"]:
+    """a and b of the score, the first two of `pose_equations`: for poses that are not to move."""
+    poses = rotations, shift_px, classes, image
+    samples = plane.kx.float(), plane.ky.float(), plane.hermitian_weight
+    return kernels.pose_scores(
+        references.grid,
+        *poses,
+        terms.data,
+        terms.power,
+        *samples,
+        n_samples=n_samples,
+        box=plane.box,
+        padding=PADDING,
+    )
+
+
 def gauss_newton_system(
     equations: Float[Tensor, "M 27"], *, free_scale: bool
 ) -> tuple[Float[Tensor, "M 5"], Float[Tensor, "M 5 5"]]:

@@ -24,7 +24,7 @@ from halfmap.engine.pose_prior import PosePrior
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, Score
-from halfmap.pose_search.gauss_newton import pose_equations
+from halfmap.pose_search.gauss_newton import pose_scores
 from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
@@ -157,7 +157,7 @@ def _log_posteriors(
     row, mode = row.repeat_interleave(n), mode.repeat_interleave(n)
     classes = modes.classes[row, mode]
     shift_px = modes.shift_px[row, mode] + step[:, 3:]
-    equations = pose_equations(
+    sums = pose_scores(
         references,
         terms,
         plane,
@@ -167,7 +167,7 @@ def _log_posteriors(
         shift_px=shift_px,
         classes=classes,
     )
-    score = measure.score.log_evidence(measure.score(equations[:, 0], equations[:, 1]))
+    score = measure.score.log_evidence(measure.score(sums[:, 0], sums[:, 1]))
     # the prior of directions is that of the mode: its pixels are as wide as modes are
     prior = measure.prior.of_direction(modes.rotations, modes.classes)
     found = away.new_full(away.shape[:3], -torch.inf)
