@@ -133,7 +133,10 @@ def _magnified_relion(report: Report, folder: Path, group: str) -> list[float]:
         report.commands[-1] = shown(post)
         command = ["relion_ctf_refine", "--i", star, "--f", root / "post.star", "--o", root]
         command += ["--m1", halves[0], "--m2", halves[1], "--mask", root / "mask.mrc"]
-        run(report, [*command, "--fit_aniso", "--j", "1"], log=root.name, cwd=folder)
+        try:
+            run(report, [*command, "--fit_aniso", "--j", "1"], log=root.name, cwd=folder)
+        except RuntimeError:  # RELION 3.1.3 breaks off on the ribosome: free(): invalid pointer
+            return left
         star = root / "particles_ctf_refine.star"
         left.append(_distortion(star, folder))
     return left
