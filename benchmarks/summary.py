@@ -411,7 +411,7 @@ MISSED = """## What is missed
   no better than noise does; what a start lends fades by 2 to 4 % an iteration and is not taken away. The benchmark (`bias`) has not run as a whole: the mirror image, another molecule and projection matching are not measured.
 - [cFAR]({orientations}) was asked not to depend on the molecule's shape by more than 10 %: it does not with even views and with 60 % of them near one axis; with 90 % and more, a rod along that
   axis has a lower one than a disc across it.
-- [`ctfrefine`]({ctfrefine}): the map from refined transfer functions was asked to come within a shell of the clean set's; it is two shells short (RELION 3.1.3: eleven), at nine times RELION's CPU.
+- [`ctfrefine`]({ctfrefine}): the map from refined transfer functions was asked to come within a shell of the clean set's; it is two shells short (RELION 3.1.3: nine), at nine times RELION's CPU.
   Of a magnification 2 % off, 0.02 to 0.08 % is left after two rounds (asked: 0.1 %); the benchmark beside RELION has not run to its end, as RELION breaks off on one of its sets.
 - [`symmetry`]({symmetry_found}): a C1 map that is C4 but for 6 % of its mass is still called C4, with a line that says where it departs from it.
 - [Mates of relaxed symmetry]({relaxed}): of a ligand of 5 to 6 % of the mass on O and I carriers few mates are found from the carrier alone; whether the images know more was not measured.
