@@ -12,7 +12,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 import halfmap
 import truth
 from common import DATA, HALFMAP, Report, job_folder, run
-from halfmap.commands.simulate import _tables
+from halfmap.commands._simulated_tables import particle_tables
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import StackWriter
 from halfmap.io.star import write_star
@@ -174,7 +174,7 @@ def made(folder: Path, kind: str, *, n: int, snr: float, seed: int = 1) -> Path:
     for name, density in (maps | {"core_mask": np.clip((inside - 0.08) / 0.06, 0, 1)}).items():
         halfmap.write_map(folder / f"{name}.mrc", np.asarray(density, np.float32), PIXEL)
     names = [f"{i + 1:06d}@particles.mrcs" for i in range(n)]
-    particles, known, optics = _tables(drawn, drawn.ctf, names, [(BOX, PIXEL)], PIXEL)
+    particles, known, optics = particle_tables(drawn, drawn.ctf, names, [(BOX, PIXEL)], PIXEL)
     write_star(folder / "particles.star", {"optics": optics, "particles": particles})
     write_star(
         folder / "truth.star", {"optics": optics, "particles": particles.with_columns(known)}

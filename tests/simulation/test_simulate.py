@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from halfmap.cli.main import run
-from halfmap.commands.simulate import load_volumes, simulate
+from halfmap.commands._sources import load_volumes
+from halfmap.commands.simulate import simulate
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane
 from halfmap.io.mrc import open_stack, read_map, write_map

@@ -1,16 +1,12 @@
 """The job `halfmap simulate`: volumes from maps, models or the phantom; particles drawn from them;
 images, STAR and truth written."""
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from halfmap.commands._job import leave_report
 from halfmap.commands._options import (
@@ -24,49 +20,22 @@ from halfmap.commands._options import (
     check_symmetry,
     parse_numbers,
 )
+from halfmap.commands._simulated_images import Scene, of_group, write_images
+from halfmap.commands._simulated_tables import image_names, particle_tables
+from halfmap.commands._sources import load_volumes
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter, read_density, write_map
+from halfmap.io.mrc import write_map
 from halfmap.io.relion import ctf_columns
 from halfmap.io.star import write_star
-from halfmap.io.table import Table
 from halfmap.options import command, recorded
 from halfmap.plots.orientations import save_orientation_plot
 from halfmap.plots.tiles import save_class_gallery, save_map_picture
-from halfmap.resampling import resample_volume
-from halfmap.simulation.atomic_models import Atoms, density_from_atoms, read_atoms
-from halfmap.simulation.dirt import (
-    Dirt,
-    DirtRecipe,
-    add_hot_pixels,
-    add_neighbours,
-    check_dirt,
-    draw_dirt,
-    mixed_noise,
-    ramps,
-)
-from halfmap.simulation.forward_model import (
-    GOOD,
-    Recipe,
-    Truth,
-    clean_images,
-    draw_truth,
-    noise_amplitude,
-    normalise,
-    symmetrise_volume,
-)
+from halfmap.simulation.dirt import DirtRecipe, check_dirt, draw_dirt
+from halfmap.simulation.forward_model import GOOD, Recipe, draw_truth
 from halfmap.simulation.optics_groups import optics_groups_of, with_aberrations
-from halfmap.simulation.phantom import phantom_atoms
-from halfmap.symmetries import symmetry_matrices
-from halfmap.transfer_function import CTFParameters
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import PROGRESS, Progress, drawing
 
-PHANTOM = "phantom"
-DEFAULT_PIXEL_ANGSTROM = 2.0
-_MODEL_SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".pdb.gz", ".ent.gz", ".cif.gz", ".mmcif.gz")
-_BATCH_SAMPLES = 4_000_000  # Fourier samples at a time: about 0.5 GB
-_PILOT = 400  # good particles on which the signal's variance is measured
-_SHOWN = 24
 # What --dirty means: a ramp of a third of the noise, one image in seven junk, one in fifty with a
 # hot pixel, and errors of the CTF as estimates from micrographs have them.
 DIRTY_JUNK = 0.15
@@ -92,17 +61,6 @@ class Simulated:
     @property
     def summary(self) -> str:
         return f"{self.particles} particles in {self.folder}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is seen, and the truth of each image."""
-
-    volumes: Sequence[Tensor]
-    pixel_size_angstrom: float
-    truth: Truth
-    dirt: Dirt
-    ice_noise_fraction: float
 
 
 @command
@@ -470,7 +428,7 @@ def simulate(
         progress.start_stage("images", n)
         if groups.have_grids:
             every = [
-                _of_group(
+                of_group(
                     scene,
                     g,
                     load_volumes(
@@ -484,12 +442,12 @@ def simulate(
         else:
             every, stacks = [(scene, torch.arange(n))], ["particles.mrcs"]
         written = [
-            _write_images(job, progress, one, rows, name, snr=snr, noise_colour=noise_colour)
+            write_images(job, progress, one, rows, name, snr=snr, noise_colour=noise_colour)
             for (one, rows), name in zip(every, stacks, strict=True)
         ]
         shown, variance = written[0]
-        names = _image_names([rows for _, rows in every], stacks)
-        particles, known, optics = _tables(truth, dirt.stated, names, grids, pixel)
+        names = image_names([rows for _, rows in every], stacks)
+        particles, known, optics = particle_tables(truth, dirt.stated, names, grids, pixel)
         if not soil.is_clean:
             known |= dirt.columns
             known |= ctf_columns(truth.ctf, per_group=False)
@@ -524,184 +482,9 @@ def simulate(
     return Simulated(Path(out), n)
 
 
-def load_volumes(
-    sources: Sequence[str | Path],
-    *,
-    box: int | None = None,
-    pixel_size_angstrom: float | None = None,
-    symmetry: str | None = None,
-) -> tuple[list[Tensor], float]:
-    """Volumes `(N, N, N)` of all sources on the grid of the first (or the one asked for), and their
-    pixel size, A."""
-    matrices = symmetry_matrices(symmetry or "C1")
-    volumes: list[Tensor] = []
-    for source in sources:
-        atoms = _atoms(source, symmetry)
-        if atoms is None:
-            volume, own_pixel = _map(Path(source), pixel_size_angstrom)
-            pixel_size_angstrom = pixel_size_angstrom or own_pixel
-            box = box or _same_extent(len(volume), own_pixel, pixel_size_angstrom)
-            volume = resample_volume(
-                volume, own_pixel, box=box, new_pixel_size_angstrom=pixel_size_angstrom
-            )
-        else:
-            pixel_size_angstrom = pixel_size_angstrom or DEFAULT_PIXEL_ANGSTROM
-            box = box or 8 * math.ceil(2.5 * atoms.radius_angstrom() / pixel_size_angstrom / 8)
-            volume = density_from_atoms(atoms, box=box, pixel_size_angstrom=pixel_size_angstrom)
-        volumes.append(
-            symmetrise_volume(volume, matrices)
-            if len(matrices) > 1 and not _is_phantom(source)
-            else volume
-        )
-    assert pixel_size_angstrom is not None  # there is at least one source
-    return volumes, pixel_size_angstrom
-
-
-def _same_extent(box: int, pixel: float, new_pixel: float) -> int:
-    return box if new_pixel == pixel else 2 * round(box * pixel / new_pixel / 2)
-
-
-def _is_phantom(source: str | Path) -> bool:
-    return str(source).partition(":")[0] == PHANTOM
-
-
-def _atoms(source: str | Path, symmetry: str | None) -> Atoms | None:
-    """Atoms about the origin of a model or of the phantom; None where the source is a map."""
-    if _is_phantom(source):
-        state = str(source).partition(":")[2] or "0"
-        if state not in ("0", "1"):
-            raise InputError(
-                f"source: the phantom's states are phantom:0 and phantom:1, got {source}"
-            )
-        group = (symmetry or "C4").upper()
-        if group not in ("C4", "C1"):
-            raise InputError(f"--symmetry: the phantom exists as C4 and C1, got {symmetry}")
-        return phantom_atoms(symmetry=group, state=int(state))
-    return read_atoms(source).centred() if str(source).lower().endswith(_MODEL_SUFFIXES) else None
-
-
-def _map(path: Path, pixel_size_angstrom: float | None) -> tuple[Tensor, float]:
-    volume, pixel = read_density(path)
-    if pixel <= 0 and pixel_size_angstrom is None:
-        raise InputError(f"{path}: the header has no voxel size; say it with --pixel-size")
-    return torch.from_numpy(volume), pixel if pixel > 0 else float(pixel_size_angstrom or 0)
-
-
-def _write_images(
-    job: Job,
-    progress: Progress,
-    scene: Scene,
-    rows: Int[Tensor, " M"],
-    name: str,
-    *,
-    snr: float,
-    noise_colour: float,
-) -> tuple[np.ndarray, float]:
-    """Write the stack of some particles batch by batch; returns the first images and the signal's
-    variance."""
-    volumes, pixel, truth = scene.volumes, scene.pixel_size_angstrom, scene.truth
-    box = volumes[0].shape[0]
-    batch = max(1, min(1000, int(_BATCH_SAMPLES / (math.pi / 8 * box**2))))
-    good = rows[truth.junk[rows] == GOOD]
-    pilot = good[torch.linspace(0, len(good) - 1, min(_PILOT, len(good))).round().long()]
-    variances = [
-        clean_images(volumes, truth, part, pixel).var(dim=(1, 2), correction=0)
-        for part in pilot.split(batch)
-    ]
-    variance = float(torch.cat(variances).mean())
-    amplitude = noise_amplitude(box, pixel, noise_colour) * math.sqrt(variance / snr)
-    shown: list[Tensor] = []
-    with StackWriter(job.path(name), pixel) as stack:
-        for indices in rows.split(batch):
-            images = _images(scene, indices, amplitude, math.sqrt(variance / snr))
-            stack.append(images.numpy())
-            shown.extend(images[: max(0, _SHOWN - len(shown))].clone())
-            progress.advance(len(indices))
-    return torch.stack(shown).numpy(), variance
-
-
-def _images(
-    scene: Scene, indices: Int[Tensor, " B"], amplitude: Float[Tensor, "N H"], noise_sd: float
-) -> Float[Tensor, "B N N"]:
-    """Images as a program that extracts particles writes them; those without noise on the volume's
-    grey scale."""
-    truth, dirt, pixel = scene.truth, scene.dirt, scene.pixel_size_angstrom
-    images = clean_images(scene.volumes, truth, indices, pixel)
-    images = images * dirt.signal[indices][:, None, None]
-    images = add_neighbours(images, scene.volumes, truth, dirt, indices, pixel)
-    if noise_sd == 0:
-        return images
-    images = images + mixed_noise(indices, truth, amplitude, pixel, scene.ice_noise_fraction)
-    images = images + noise_sd * ramps(dirt, indices, images.shape[-1])
-    return normalise(add_hot_pixels(images, truth, dirt, indices, noise_sd))
-
-
 def _or_usual(asked: float | None, usual: float, *, dirty: bool) -> float:
     """What was asked for; else what a dirty set has, or 0 in a clean one."""
     return asked if asked is not None else usual if dirty else 0.0
-
-
-def _of_group(
-    scene: Scene, group: int, volumes: list[Tensor], pixel_size_angstrom: float
-) -> tuple[Scene, Int[Tensor, " M"]]:
-    """The scene on the grid of an optics group, and its particles: their shifts in Angstrom are
-    those of the set."""
-    shift_px = scene.truth.shift_px * (scene.pixel_size_angstrom / pixel_size_angstrom)
-    own = replace(
-        scene,
-        volumes=volumes,
-        pixel_size_angstrom=pixel_size_angstrom,
-        truth=replace(scene.truth, shift_px=shift_px),
-    )
-    return own, torch.nonzero(scene.truth.optics_group == group).flatten()
-
-
-def _image_names(rows: Sequence[Tensor], stacks: Sequence[str]) -> list[str]:
-    """The image name of each particle, of those that lie in each stack in their order."""
-    names = [""] * sum(map(len, rows))
-    for own, stack in zip(rows, stacks, strict=True):
-        for place, row in enumerate(own.tolist(), start=1):
-            names[row] = f"{place:06d}@{stack}"
-    return names
-
-
-def _tables(
-    truth: Truth,
-    stated: CTFParameters,
-    names: Sequence[str],
-    grids: Sequence[tuple[int, float]],
-    pixel: float,
-) -> tuple[Table, dict[str, np.ndarray], Table]:
-    """The particles without their poses, with the CTF `stated`; the columns of the truth, and the
-    optics table."""
-    groups = int(truth.optics_group.max()) + 1
-    boxes, sizes = (np.array(column[:groups]) for column in zip(*grids, strict=True))
-    first = torch.tensor([int(torch.nonzero(truth.optics_group == g)[0]) for g in range(groups)])
-    optics: dict[str, Iterable[object]] = {
-        "rlnOpticsGroup": np.arange(1, groups + 1),
-        "rlnOpticsGroupName": [f"opticsGroup{g}" for g in range(1, groups + 1)],
-        "rlnImagePixelSize": sizes,
-        "rlnMicrographOriginalPixelSize": sizes,
-        "rlnImageSize": boxes,
-        "rlnImageDimensionality": np.full(groups, 2),
-        **ctf_columns(stated.take(first), per_group=True),
-    }
-    particles: dict[str, Iterable[object]] = {
-        "rlnImageName": names,
-        "rlnMicrographName": [f"mic{m + 1:05d}.mrc" for m in truth.micrograph.tolist()],
-        "rlnOpticsGroup": truth.optics_group.numpy() + 1,
-        **ctf_columns(stated, per_group=False),
-    }
-    known = {
-        "rlnAngleRot": truth.angles_deg[:, 0].numpy(),
-        "rlnAngleTilt": truth.angles_deg[:, 1].numpy(),
-        "rlnAnglePsi": truth.angles_deg[:, 2].numpy(),
-        "rlnOriginXAngst": truth.shift_px[:, 0].numpy() * pixel,
-        "rlnOriginYAngst": truth.shift_px[:, 1].numpy() * pixel,
-        "rlnClassNumber": truth.state.numpy() + 1,
-        "halfmapTruthJunk": truth.junk.numpy(),
-    }
-    return Table.from_columns(particles), known, Table.from_columns(optics)
 
 
 @contextmanager
