@@ -25,7 +25,8 @@ from halfmap.likelihood import (
 )
 from halfmap.pose_search.adaptive import best_cells, prepare_search, search_globally
 from halfmap.pose_search.bounds import FAILURE
-from halfmap.pose_search.branch_and_bound import bound_cells, prepare_bounded, search_bounded
+from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
+from halfmap.pose_search.pruning import bound_cells
 from halfmap.pose_search.refinement import SearchSettings, distinct_poses, refine_candidates
 from halfmap.pose_search.sampling import fine_order, search_grid, shift_grid
 from halfmap.projection import FourierReferences, extract_slices, prepare_references

@@ -19,7 +19,8 @@ from halfmap.likelihood import (
 )
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.bounds import FAILURE
-from halfmap.pose_search.branch_and_bound import bound_cells, prepare_bounded, search_bounded
+from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
+from halfmap.pose_search.pruning import bound_cells
 from halfmap.pose_search.refinement import (
     PassSizes,
     SearchSettings,

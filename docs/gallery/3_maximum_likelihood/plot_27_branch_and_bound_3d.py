@@ -20,7 +20,8 @@ import torch
 from halfmap.fourier import half_plane
 from halfmap.likelihood import LOG_LIKELIHOOD
 from halfmap.plots.panels import draw_directions
-from halfmap.pose_search.branch_and_bound import bound_cells, prepare_bounded
+from halfmap.pose_search.branch_and_bound import prepare_bounded
+from halfmap.pose_search.pruning import bound_cells
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import prepare_references
 from halfmap.simulation.forward_model import Recipe, draw_truth
