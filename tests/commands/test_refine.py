@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import halfmap
-from halfmap.commands import _halves, _inputs, _results, _setup
+from halfmap.commands import _final_maps, _halves, _inputs, _setup
 from halfmap.errors import InputError
 from halfmap.io.mrc import StackWriter, read_map, write_map
 from halfmap.io.star import read_star, write_star
@@ -231,7 +231,7 @@ def _stop_in(monkeypatch, owner: object, name: str, call: int) -> None:
             2,
         ),  # after the second iteration's event, before its checkpoint
         pytest.param(
-            _results, "sum_at_significant_poses", 1, marks=pytest.mark.slow
+            _final_maps, "sum_at_significant_poses", 1, marks=pytest.mark.slow
         ),  # in the final maps
     ],
     ids=["after-a-checkpoint", "before-a-checkpoint", "in-the-final-maps"],

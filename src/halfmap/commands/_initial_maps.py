@@ -11,7 +11,8 @@ import torch
 
 from halfmap.alignment import mirror, mirror_poses
 from halfmap.commands._frames import align_classes_to_first
-from halfmap.commands._results import made_of, write_particles, write_pictures
+from halfmap.commands._iterations import made_of
+from halfmap.commands._results import write_particles, write_pictures
 from halfmap.commands._summaries import angstrom, class_sizes_in_words, counted, map_name, where
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import State

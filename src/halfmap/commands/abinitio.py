@@ -14,6 +14,7 @@ from halfmap.commands._initial_maps import (
     finish_initial_maps,
     order_and_align_classes,
 )
+from halfmap.commands._iterations import run_iterations, show_volumes
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -38,7 +39,6 @@ from halfmap.commands._options import (
     Symmetry,
     Threads,
 )
-from halfmap.commands._results import run_iterations, show_volumes
 from halfmap.commands._several_runs import best_of
 from halfmap.commands._summaries import map_name
 from halfmap.commands._volumes import ANGULAR_STEP_DEG, THRESHOLD, first_state

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._contrast import tell_contrast
+from halfmap.commands._iterations import run_iterations
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -50,7 +51,7 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import run_iterations, write_particles, write_pictures
+from halfmap.commands._results import write_particles, write_pictures
 from halfmap.commands._snapshots import plot_class_history, save_class_snapshot
 from halfmap.commands._summaries import (
     UNRESOLVED,

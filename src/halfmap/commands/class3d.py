@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halfmap.commands import _inputs
+from halfmap.commands._final_maps import last_maps, write_map_files
+from halfmap.commands._iterations import made_of, run_iterations, show_volumes
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     AngularStep,
@@ -48,29 +50,9 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import (
-    last_maps,
-    made_of,
-    run_iterations,
-    show_volumes,
-    write_map_files,
-    write_particles,
-    write_pictures,
-)
-from halfmap.commands._summaries import (
-    OPTIMISTIC,
-    angstrom,
-    counted,
-    ending,
-    mask_in_words,
-    where,
-)
-from halfmap.commands._volumes import (
-    OpenedVolumes,
-    first_state,
-    open_volumes,
-    volume_options,
-)
+from halfmap.commands._results import write_particles, write_pictures
+from halfmap.commands._summaries import OPTIMISTIC, angstrom, counted, ending, mask_in_words, where
+from halfmap.commands._volumes import OpenedVolumes, first_state, open_volumes, volume_options
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.methods.reference_update import class_sizes

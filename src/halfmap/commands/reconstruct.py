@@ -8,6 +8,8 @@ from torch import Tensor
 
 from halfmap.commands import _halves, _inputs, _setup
 from halfmap.commands._contrast import tell_contrast
+from halfmap.commands._final_maps import FinalMaps, final_maps, write_map_files
+from halfmap.commands._iterations import made_of
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -31,14 +33,7 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
-from halfmap.commands._results import (
-    FinalMaps,
-    RefinementResult,
-    final_maps,
-    made_of,
-    refinement_result,
-    write_map_files,
-)
+from halfmap.commands._results import RefinementResult, refinement_result
 from halfmap.distributed import broadcast_object, only_first
 from halfmap.engine.loop import sum_at_poses
 from halfmap.engine.problem import Problem

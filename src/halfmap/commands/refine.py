@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfmap.commands._doubts import doubts
+from halfmap.commands._final_maps import in_moved_mask, in_own_mask, last_maps, write_map_files
+from halfmap.commands._iterations import made_of, run_iterations, show_volumes
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     AngularStep,
@@ -46,14 +48,7 @@ from halfmap.commands._options import (
 from halfmap.commands._results import (
     RefinementResult,
     finish_refinement,
-    in_moved_mask,
-    in_own_mask,
-    last_maps,
-    made_of,
     refinement_result,
-    run_iterations,
-    show_volumes,
-    write_map_files,
     write_particles,
     write_pictures,
 )

@@ -1,0 +1,147 @@
+"""The maps of the last iteration, as they are written."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfmap.commands._finishing import MASK, FscMask, curves_in, own_mask, save_half_map_plot
+from halfmap.commands._summaries import OPTIMISTIC, mask_in_words, resolved
+from halfmap.distributed import is_first
+from halfmap.engine.image_model import noise_variance
+from halfmap.engine.loop import sum_at_significant_poses
+from halfmap.engine.method import Method
+from halfmap.engine.problem import Problem
+from halfmap.engine.state import State
+from halfmap.io.mrc import write_map
+from halfmap.methods.reference_update import regularised, trusted_ssnr
+from halfmap.methods.settings import Settings
+from halfmap.plots.tiles import save_map_picture
+from halfmap.projection import Sums
+from halfmap.reconstruction import unregularised
+from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
+from halfmap.workspace.progress import Progress, drawing
+
+
+@dataclass(frozen=True)
+class FinalMaps:
+    """Maps (K, N, N, N), their half maps (neither filtered nor masked), and the half maps'
+    curves in a mask."""
+
+    maps: Float[Tensor, "K N N N"]
+    halves: Float[Tensor, "2 K N N N"]
+    curves: list[HalfMapCurves]
+    mask: FscMask
+
+    @property
+    def resolutions_angstrom(self) -> tuple[float, ...]:
+        return tuple(resolution_at(curve.final, 0.143) for curve in self.curves)
+
+
+def last_maps(
+    problem: Problem,
+    settings: Settings,
+    method: Method,
+    state: State,
+    progress: Progress,
+    mask: str | Path | None,
+) -> FinalMaps:
+    """The final maps of the last state: both halves summed to the last shell, at the poses and
+    weights it holds, class by class. `mask` is the file that the settings' masks are of, if there
+    is one."""
+    progress.start_stage("final maps", problem.n_classes * int((problem.half >= 0).sum()))
+    of_classes = []
+    for k in range(problem.n_classes):  # one at a time: their sums are the largest of a job
+        sums = sum_at_significant_poses(
+            problem, method.assign, state, advance=progress.advance, only_class=k
+        )
+        of_classes.append(final_maps(problem, settings, sums, noise_variance(state), mask))
+    return FinalMaps(
+        maps=torch.cat([one.maps for one in of_classes]),
+        halves=torch.cat([one.halves for one in of_classes], 1),
+        curves=[one.curves[0] for one in of_classes],
+        mask=of_classes[0].mask,
+    )
+
+
+def final_maps(
+    problem: Problem,
+    settings: Settings,
+    sums: list[Sums],
+    variance: Float[Tensor, "G S"],
+    mask: str | Path | None,
+) -> FinalMaps:
+    """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
+    the mask, or the constant asked for. The sums of the first half become those of both."""
+    halves = torch.stack([unregularised(s).cpu() for s in sums])
+    total, other = sums
+    total.num.add_(other.num)
+    total.den.add_(other.den)
+    sums.clear()
+    del other  # nobody needs it any more: there may be no room for both and for what follows
+    inside = FscMask(
+        settings.fsc_mask.cpu(), MASK if mask is None else str(mask), mask_in_words(problem, mask)
+    )
+    pixel = problem.particles.pixel_size_angstrom
+    curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
+    fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
+    maps = regularised(
+        total, settings, variance.to(total.den.device), trusted_ssnr(fsc, of_sum=True)
+    )
+    return FinalMaps(maps.cpu(), halves, curves, inside)
+
+
+def in_own_mask(final: FinalMaps, pixel_size_angstrom: float) -> FinalMaps:
+    """The same maps of one class, their FSC in a mask made of the half maps, inside the sphere that
+    they were refined in; the maps' regularisation stays what the sphere gave."""
+    half1, half2 = final.halves[:, 0]
+    mask = own_mask(half1, half2, pixel_size_angstrom, final.mask.values, final.mask.words)
+    return replace(final, curves=[curves_in(half1, half2, pixel_size_angstrom, mask)], mask=mask)
+
+
+def in_moved_mask(final: FinalMaps) -> FinalMaps:
+    """The same maps, whose mask is no longer that of the user's file: the job writes it."""
+    mask = replace(final.mask, name=MASK, words=f"mask {MASK}")
+    return replace(final, curves=[replace(c, mask_name=MASK) for c in final.curves], mask=mask)
+
+
+def write_map_files(
+    final: FinalMaps,
+    k: int,
+    pixel_size_angstrom: float,
+    *,
+    map_path: Path,
+    prefix: str,
+    pictures: str,
+    words: str,
+    mask_path: Path | None = None,
+    with_halves: bool = True,
+    optimistic: bool = False,
+) -> None:
+    """Map k and its picture; with halves `{prefix}half1.mrc`, `{prefix}half2.mrc`,
+    `{prefix}fsc.star`, the mask of the FSC unless it is the user's own file (`{prefix}mask.mrc`,
+    or `mask_path`) and the curve's picture too. `words`: what it is made of (`made_of`).
+    `optimistic`: the halves share references, and title and table say so."""
+    if not is_first():
+        return
+    curves, resolution = final.curves[k], final.resolutions_angstrom[k]
+    remark = f", {OPTIMISTIC}" if optimistic else ""
+    write_map(map_path, final.maps[k].numpy(), pixel_size_angstrom)
+    picture = f"{pictures}{map_path.stem}.png"
+    with drawing(picture):
+        title = f"{map_path.stem}, {resolved(resolution)} at FSC 0.143{remark}, {words}"
+        save_map_picture(picture, final.maps[k].numpy(), pixel_size_angstrom, title=title)
+    if not with_halves:
+        return
+    for h in range(2):
+        write_map(Path(f"{prefix}half{h + 1}.mrc"), final.halves[h, k].numpy(), pixel_size_angstrom)
+    if final.mask.name == MASK:
+        place = mask_path or Path(f"{prefix}{MASK}")
+        curves = replace(curves, mask_name=place.name)
+        if k == 0:
+            write_map(place, final.mask.values.numpy(), pixel_size_angstrom)
+    write_fsc_star(f"{prefix}fsc.star", curves, optimistic=optimistic)
+    plot = Path(f"{pictures}{Path(prefix + 'fsc').name}.png")
+    save_half_map_plot(plot, curves, title=f"{map_path.stem}{remark}, {words}")
