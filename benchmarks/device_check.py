@@ -109,7 +109,8 @@ def simulate(data: Set, folder: Path, device: torch.device) -> None:
     """Images of a set with `particles.star` and the forms as `truth_1.mrc`, ...: slices at random
     rotations in turn of each form, random origins and defoci, white noise."""
     from halfmap.fourier import half_plane, inverse_fourier_transform, largest_radius, shift_phases
-    from halfmap.io.mrc import StackWriter, write_map
+    from halfmap.io.mrc import write_map
+    from halfmap.io.stack_writer import StackWriter
     from halfmap.projection import extract_slices, prepare_references
     from halfmap.simulation.phantom import phantom
     from halfmap.so3 import random_rotations

@@ -14,7 +14,7 @@ import truth
 from common import DATA, HALFMAP, Report, job_folder, run
 from halfmap.commands._simulated_tables import particle_tables
 from halfmap.fourier import lowpass
-from halfmap.io.mrc import StackWriter
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import write_star
 from halfmap.simulation.forward_model import (
     Recipe,

@@ -20,7 +20,8 @@ from playwright.sync_api import sync_playwright
 from scipy.ndimage import gaussian_filter
 
 import halfmap
-from halfmap.io.mrc import write_map, write_stack
+from halfmap.io.mrc import write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.particles import load_particles
 from halfmap.simulation.phantom import phantom

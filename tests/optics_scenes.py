@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from halfmap.io.mrc import write_stack
 from halfmap.io.relion import ctf_columns
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.simulation.forward_model import (

@@ -9,7 +9,8 @@ import halfmap
 from halfmap.errors import InputError
 from halfmap.fourier import fourier_transform, half_plane
 from halfmap.io.convert import convert
-from halfmap.io.mrc import open_stack, write_stack
+from halfmap.io.mrc import open_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.particles import load_particles
 from optics_scenes import CLEAN, COARSE, DISTORTED, Group, two_groups, without

@@ -13,7 +13,7 @@ import torch
 
 from halfmap.ctf_parameters import CTFParameters, quantities
 from halfmap.errors import InputError
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import Particles, load_particles

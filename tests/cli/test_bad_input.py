@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from halfmap.cli.main import run
-from halfmap.io.mrc import write_map, write_stack
+from halfmap.io.mrc import write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star
 from halfmap.workspace.job import Job
 

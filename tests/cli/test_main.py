@@ -16,7 +16,8 @@ from halfmap.cli.application import PANELS, command_of
 from halfmap.cli.main import run
 from halfmap.commands._options import parse_classes, parse_memory
 from halfmap.commands._signatures import command_signature
-from halfmap.io.mrc import read_map, write_map, write_stack
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.particles import load_particles
 from halfmap.workspace.job import Job
 

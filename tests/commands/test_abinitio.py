@@ -12,7 +12,8 @@ from halfmap.alignment import mirror, mirror_poses, symmetrised
 from halfmap.commands._initial_maps import doubtful_classes
 from halfmap.commands.abinitio import SHARE_WITHOUT_SYMMETRY
 from halfmap.errors import InputError
-from halfmap.io.mrc import read_map, write_stack
+from halfmap.io.mrc import read_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation, resolution_at

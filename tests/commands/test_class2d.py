@@ -10,7 +10,8 @@ import torch
 import halfmap
 from halfmap.errors import InputError
 from halfmap.fourier import half_plane, inverse_fourier_transform, lowpass, shift_phases
-from halfmap.io.mrc import StackWriter, open_stack
+from halfmap.io.mrc import open_stack
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import read_star
 from halfmap.masks import soft_sphere
 from halfmap.methods.reference_update import reseed_empty

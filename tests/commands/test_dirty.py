@@ -9,7 +9,8 @@ from halfmap.commands.class2d import class2d
 from halfmap.commands.reconstruct import reconstruct
 from halfmap.commands.refine import refine
 from halfmap.commands.simulate import simulate
-from halfmap.io.mrc import read_map, write_stack
+from halfmap.io.mrc import read_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.particles import load_particles
 
 

@@ -9,7 +9,8 @@ import halfmap
 from halfmap.commands._copies import find_copies
 from halfmap.commands._halves import divide_into_folds, divide_into_halves, halves_at_known_poses
 from halfmap.errors import InputError
-from halfmap.io.mrc import read_map, write_map, write_stack
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles

@@ -19,7 +19,8 @@ from halfmap.fourier import (
     shift_phases,
 )
 from halfmap.gridding import gridding_correction
-from halfmap.io.mrc import StackWriter, read_map
+from halfmap.io.mrc import read_map
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import read_star, write_star
 from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles

@@ -11,7 +11,8 @@ import torch
 import halfmap
 from halfmap.commands import _final_maps, _halves, _inputs, _setup
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter, read_map, write_map
+from halfmap.io.mrc import read_map, write_map
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.masks import soft_sphere

@@ -9,7 +9,8 @@ from halfmap.commands.restore import restore
 from halfmap.commands.resume import resume
 from halfmap.errors import InputError
 from halfmap.fourier import fourier_transform, half_plane, inverse_fourier_transform
-from halfmap.io.mrc import open_stack, write_stack
+from halfmap.io.mrc import open_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles

@@ -6,7 +6,7 @@ import torch
 
 import halfmap
 from halfmap.errors import InputError
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 

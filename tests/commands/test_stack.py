@@ -10,7 +10,8 @@ import torch
 
 import halfmap
 from halfmap.errors import InputError
-from halfmap.io.mrc import read_map, write_stack
+from halfmap.io.mrc import read_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles

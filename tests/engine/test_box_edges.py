@@ -10,7 +10,7 @@ from halfmap.engine.preprocessing import ImageSettings, load_batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import State, identity_poses
 from halfmap.fourier import half_plane, inverse_fourier_transform, shift_phases
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.methods.class_centring import moved_images
 from halfmap.particles import Particles
 from halfmap.symmetries import Specimen, point_group

@@ -7,7 +7,8 @@ import torch
 from halfmap.commands.simulate import simulate
 from halfmap.engine.contrast import map_looks_dark, measure_contrast
 from halfmap.engine.preprocessing import ImageSettings
-from halfmap.io.mrc import write_map, write_stack
+from halfmap.io.mrc import write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.particles import Particles, load_particles
 from halfmap.simulation.forward_model import noise_amplitude, noise_images
 

@@ -33,7 +33,8 @@ from halfmap.engine.state import (
     known_poses,
 )
 from halfmap.fourier import half_plane
-from halfmap.io.mrc import StackWriter, open_stack
+from halfmap.io.mrc import open_stack
+from halfmap.io.stack_writer import StackWriter
 from halfmap.likelihood import image_terms
 from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles

@@ -18,7 +18,7 @@ from halfmap.engine.preprocessing import (
 from halfmap.engine.residuals import initial_noise, noise_from_sums, residuals
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
-from halfmap.io.mrc import StackWriter
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.likelihood import ImageTerms, image_terms, squared_modulus

@@ -9,8 +9,8 @@ from halfmap.errors import InputError
 from halfmap.io.convert import convert
 from halfmap.io.cs_aberrations import aberrations_from_cs, aberrations_to_cs
 from halfmap.io.cs_files import read_cs, write_cs
-from halfmap.io.mrc import write_stack
 from halfmap.io.relion import particle_tables
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles

@@ -9,8 +9,8 @@ from halfmap.io.convert import convert
 from halfmap.io.cryosparc import cs_to_star, star_to_cs
 from halfmap.io.cs_files import read_cs, write_cs
 from halfmap.io.cs_poses import euler_deg_to_rotation_vector, rotation_vector_to_euler_deg
-from halfmap.io.mrc import write_stack
 from halfmap.io.relion import ctf_parameters, particle_tables, pixel_sizes, poses
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from halfmap.io.image_faults import examine, mend
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.particles import Particles
 from halfmap.simulation.forward_model import noise_amplitude, noise_images
 

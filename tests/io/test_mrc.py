@@ -12,7 +12,8 @@ import pytest
 
 from halfmap.commands.info import describe
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter, open_stack, read_map, write_map, write_stack
+from halfmap.io.mrc import open_stack, read_map, write_map
+from halfmap.io.stack_writer import StackWriter, write_stack
 
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 

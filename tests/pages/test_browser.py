@@ -16,7 +16,8 @@ import pytest
 
 import halfmap
 from halfmap.commands._signatures import command_signature
-from halfmap.io.mrc import write_map, write_stack
+from halfmap.io.mrc import write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.reports.report import write_report

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.pages.micrograph import averaged, particle_micrograph
 

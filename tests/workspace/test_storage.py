@@ -17,7 +17,8 @@ import torch
 import halfmap
 from halfmap.errors import InputError, StorageError, storage_error
 from halfmap.io.convert import convert
-from halfmap.io.mrc import StackWriter, write_map, write_stack
+from halfmap.io.mrc import write_map
+from halfmap.io.stack_writer import StackWriter, write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.so3 import matrix_to_euler, random_rotations

@@ -18,7 +18,8 @@ from halfmap.fourier import (
     largest_radius,
     lowpass,
 )
-from halfmap.io.mrc import StackWriter, open_stack, write_stack
+from halfmap.io.mrc import open_stack
+from halfmap.io.stack_writer import StackWriter, write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.particles import Particles

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.io.mrc import StackWriter
+from halfmap.io.stack_writer import StackWriter
 from halfmap.simulation.dirt import Dirt, add_hot_pixels, add_neighbours, mixed_noise, ramps
 from halfmap.simulation.forward_model import GOOD, Truth, clean_images, noise_amplitude, normalise
 from halfmap.workspace.job import Job

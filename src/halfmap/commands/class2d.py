@@ -66,7 +66,7 @@ from halfmap.engine.image_model import NoiseSpectra
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State, identity_poses
-from halfmap.io.mrc import write_stack
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.methods.reference_update import class_sizes

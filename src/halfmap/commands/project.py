@@ -24,7 +24,8 @@ from halfmap.commands._options import (
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane, half_plane, inverse_fourier_transform, shift_phases
 from halfmap.image_grids import ImageGrid
-from halfmap.io.mrc import StackWriter, read_density, same_pixel_size
+from halfmap.io.mrc import read_density, same_pixel_size
+from halfmap.io.stack_writer import StackWriter
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles
 from halfmap.projection import extract_slices, prepare_references

@@ -26,9 +26,9 @@ from halfmap.commands._options import (
 from halfmap.commands._summaries import counted, where
 from halfmap.engine.preprocessing import normalise as normalise_images
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter
 from halfmap.io.new_images import blocks_of_new_images
 from halfmap.io.relion import ParticleTables
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import write_star
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles

@@ -33,10 +33,11 @@ from halfmap.commands._options import (
 from halfmap.commands._summaries import counted, where
 from halfmap.engine.preprocessing import background
 from halfmap.errors import InputError
-from halfmap.io.mrc import StackWriter, same_pixel_size, write_map
+from halfmap.io.mrc import same_pixel_size, write_map
 from halfmap.io.new_images import blocks_of_new_images
 from halfmap.io.paths import ImageNames, rename_images, resolve_all, split_image_names
 from halfmap.io.relion import ParticleTables
+from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import write_star
 from halfmap.io.subtracted import (
     ORIGINAL_NAME,

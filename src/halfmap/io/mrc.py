@@ -5,23 +5,21 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
 
 import numpy as np
-from mrcfile.dtypes import HEADER_DTYPE
 
 from halfmap.errors import InputError
-from halfmap.io.files import replacing, writing
+from halfmap.io.files import replacing
 from halfmap.io.mrc_layout import (
     HEADER_BYTES,
     Layout,
     compression,
     layout_of,
     layout_of_file,
+    new_header,
     open_decompressed,
 )
 
@@ -30,8 +28,6 @@ LARGEST_DENSITY = 1e12
 PIXEL_SIZE_TOLERANCE = (
     0.01  # maps, masks and images whose pixel sizes differ by more are not on one grid
 )
-
-_FLOAT32, _FLOAT16 = 2, 12  # modes that are written
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,7 @@ def open_stack(path: str | os.PathLike[str]) -> MrcStack:
     one.
 
     >>> import tempfile
+    >>> from halfmap.io.stack_writer import write_stack
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_stack(f"{folder}/two.mrcs", np.ones((2, 8, 8), np.float32), 5.0)
     ...     open_stack(f"{folder}/two.mrcs").read(np.array([1])).shape
@@ -265,169 +262,6 @@ def same_pixel_size(one_angstrom: float, other_angstrom: float) -> bool:
     )
 
 
-def _header(
-    shape: tuple[int, int, int],
-    pixel_size_angstrom: float,
-    statistics: tuple[float, float, float, float],
-    stack: bool,
-    mode: int = 2,
-) -> bytes:
-    """MRC2014 header, of float32 data unless another mode is given. It holds no time, so that the
-    same data gives the same bytes."""
-    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
-    header["nz"], header["ny"], header["nx"] = shape
-    header["mode"] = mode
-    grid = (shape[2], shape[1], 1 if stack else shape[0])
-    for axis, n in zip("xyz", grid, strict=True):
-        header["m" + axis] = n
-        header["cella"][axis] = n * pixel_size_angstrom
-    header["cellb"]["alpha"] = header["cellb"]["beta"] = header["cellb"]["gamma"] = 90.0
-    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
-    header["dmin"], header["dmax"], header["dmean"], header["rms"] = statistics
-    header["ispg"] = 0 if stack else 1
-    header["nversion"] = 20141
-    header["map"] = b"MAP "
-    header["machst"] = (0x44, 0x44, 0, 0)
-    header["nlabl"] = 1
-    header["label"][0] = b"halfmap"
-    return header.tobytes()
-
-
-@contextmanager
-def _kept_on_failure(partial: Path, path: Path) -> Iterator[Path]:
-    """As `replacing`, under a name that stays where the block fails."""
-    with writing(path):
-        yield partial
-        with open(partial, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, path)
-
-
-class StackWriter:
-    """Write a stack batch by batch, without holding it in memory; the file appears whole when the
-    block ends without an error.
-
-    with StackWriter("particles.mrcs", 1.3) as out:
-        out.append(images)
-
-    A job that can be killed gives a `partial` file, which stays, to write in, and goes on with what
-    `save` told. `half_precision`: float16, MRC mode 12, which RELION reads from version 4 on.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        pixel_size_angstrom: float,
-        *,
-        partial: str | os.PathLike[str] | None = None,
-        saved: np.ndarray | None = None,
-        half_precision: bool = False,
-    ) -> None:
-        self._path, self._pixel_size = Path(path), pixel_size_angstrom
-        self._mode = _FLOAT16 if half_precision else _FLOAT32
-        self._dtype = np.dtype("<f2" if half_precision else "<f4")
-        self._partial, self._saved = None if partial is None else Path(partial), saved
-        self._shape: tuple[int, int] | None = None
-        self._count, self._sum, self._sum2, self._min, self._max = 0, 0.0, 0.0, np.inf, -np.inf
-
-    def __enter__(self) -> "StackWriter":
-        self._open = ExitStack()
-        if self._partial is None:
-            temporary = self._open.enter_context(replacing(self._path))
-        else:
-            temporary = self._open.enter_context(_kept_on_failure(self._partial, self._path))
-        going_on = self._saved is not None
-        self._file = self._open.enter_context(open(temporary, "r+b" if going_on else "wb"))
-        if self._saved is None:
-            self._file.write(bytes(HEADER_BYTES))
-        else:
-            count, ny, nx, self._sum, self._sum2, self._min, self._max = self._saved.tolist()
-            self._count, self._shape = int(count), (int(ny), int(nx))
-            pixels = self._count * self._shape[0] * self._shape[1]
-            self._file.truncate(HEADER_BYTES + self._dtype.itemsize * pixels)
-            self._file.seek(0, os.SEEK_END)
-        return self
-
-    def __exit__(self, kind, error, trace) -> bool | None:
-        if error is None:
-            with self._open:  # an error while finishing leaves no file
-                self._finish()
-            return None
-        return self._open.__exit__(kind, error, trace)
-
-    def save(self) -> np.ndarray:
-        """Bring what was appended to the disk; the numbers with which another writer goes on
-        (`saved`) from here, in the `partial` file."""
-        with writing(self._path):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        ny, nx = self._shape or (0, 0)
-        return np.array([self._count, ny, nx, self._sum, self._sum2, self._min, self._max])
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, images: np.ndarray) -> None:
-        """Append images `(b, ny, nx)` or `(ny, nx)`.
-
-        Raises:
-            InputError: their size differs from the images before, or values do not fit float16.
-        """
-        images = np.ascontiguousarray(images, "<f4")
-        images = images[None] if images.ndim == 2 else images
-        if images.ndim != 3 or (self._shape is not None and images.shape[1:] != self._shape):
-            raise InputError(
-                f"{self._path}: expected images of {self._shape or '(b, ny, nx)'}, an array of "
-                f"shape {images.shape} arrived"
-            )
-        if not len(images):
-            return
-        stored = images
-        if self._mode == _FLOAT16:
-            largest = float(np.abs(images).max())
-            if largest > float(np.finfo(np.float16).max):
-                raise InputError(
-                    f"{self._path}: values up to {largest:.4g} do not fit float16, expected at "
-                    f"most {float(np.finfo(np.float16).max):g}; normalise the images"
-                )
-            stored = images.astype(self._dtype)
-            images = stored.astype(np.float32)
-        self._shape = images.shape[1:]
-        self._file.write(stored.data.cast("B"))
-        self._count += len(images)
-        self._sum += float(images.sum(dtype=np.float64))
-        self._sum2 += float(np.square(images, dtype=np.float64).sum())
-        self._min, self._max = (
-            min(self._min, float(images.min())),
-            max(self._max, float(images.max())),
-        )
-
-    def _finish(self) -> None:
-        if self._shape is None:
-            raise InputError(f"{self._path}: no images to write; a stack needs at least one")
-        n = self._count * self._shape[0] * self._shape[1]
-        mean = self._sum / n
-        rms = float(np.sqrt(max(0.0, self._sum2 / n - mean**2)))
-        self._file.seek(0)
-        self._file.write(
-            _header(
-                (self._count, *self._shape),
-                self._pixel_size,
-                (self._min, self._max, mean, rms),
-                stack=True,
-                mode=self._mode,
-            )
-        )
-
-
-def write_stack(
-    path: str | os.PathLike[str], images: np.ndarray, pixel_size_angstrom: float
-) -> None:
-    """Write images `(n, ny, nx)` as a float32 stack, atomically."""
-    with StackWriter(path, pixel_size_angstrom) as out:
-        out.append(images)
-
-
 def write_map(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_angstrom: float) -> None:
     """Write a volume `[z, y, x]` as a float32 map, atomically.
 
@@ -453,5 +287,5 @@ def write_map(path: str | os.PathLike[str], volume: np.ndarray, pixel_size_angst
         float(volume.std(dtype=np.float64)),
     )
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(_header(volume.shape, pixel_size_angstrom, statistics, stack=False))
+        file.write(new_header(volume.shape, pixel_size_angstrom, statistics, stack=False))
         file.write(volume.data.cast("B"))

@@ -1,5 +1,5 @@
 """What the header of an MRC file says: sizes, type, byte order and where the voxels lie, as the
-programs of the field write it."""
+programs of the field write it; and the header of files written here."""
 
 import bz2
 import gzip
@@ -170,3 +170,31 @@ def _bytes(header: np.void, raw: bytes, order: Literal["<", ">"]) -> tuple[type,
         return (np.int8, 128.0) if flags & _IMOD_SIGNED_BYTES else (np.uint8, 0.0)
     signed = not (header["dmin"] >= 0 and 127 < header["dmax"] <= 255)
     return (np.int8 if signed else np.uint8), 0.0
+
+
+def new_header(
+    shape: tuple[int, int, int],
+    pixel_size_angstrom: float,
+    statistics: tuple[float, float, float, float],
+    stack: bool,
+    mode: int = 2,
+) -> bytes:
+    """MRC2014 header, of float32 data unless another mode is given. It holds no time, so that the
+    same data gives the same bytes."""
+    header = np.zeros((), HEADER_DTYPE.newbyteorder("<"))
+    header["nz"], header["ny"], header["nx"] = shape
+    header["mode"] = mode
+    grid = (shape[2], shape[1], 1 if stack else shape[0])
+    for axis, n in zip("xyz", grid, strict=True):
+        header["m" + axis] = n
+        header["cella"][axis] = n * pixel_size_angstrom
+    header["cellb"]["alpha"] = header["cellb"]["beta"] = header["cellb"]["gamma"] = 90.0
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["dmin"], header["dmax"], header["dmean"], header["rms"] = statistics
+    header["ispg"] = 0 if stack else 1
+    header["nversion"] = 20141
+    header["map"] = b"MAP "
+    header["machst"] = (0x44, 0x44, 0, 0)
+    header["nlabl"] = 1
+    header["label"][0] = b"halfmap"
+    return header.tobytes()
