@@ -21,7 +21,7 @@ likelihood | reconstruction
 resolution mask_making
 symmetrisation
 projection kernels gridding
-particles
+particles particle_fields
 transfer_function masks so3 symmetries fourier resizing resampling image_grids stored_grids
 distributed
 io | options

@@ -7,33 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
 from halfmap.ctf_parameters import DEFOCUS, QUANTITY, CTFParameters, quantities
 from halfmap.errors import InputError
-from halfmap.image_grids import ImageGrid, asked_grid, distinct_grids, finest_grid
+from halfmap.image_grids import ImageGrid, asked_grid, distinct_grids
 from halfmap.io.cryosparc import cs_to_star
 from halfmap.io.cs_files import Passthrough, read_cs
 from halfmap.io.dialects import relion31_blocks
 from halfmap.io.image_faults import Examined, examine, mend
 from halfmap.io.mrc import open_stack
-from halfmap.io.paths import ImageNames, not_found, rename_images, resolve_all, split_image_names
+from halfmap.io.paths import ImageNames, not_found, rename_images
 from halfmap.io.relion import (
     ANGLES,
     OLD_ORIGINS,
     ORIGINS,
     ParticleTables,
     ctf_columns,
-    ctf_parameters,
-    particle_tables,
-    pixel_sizes,
-    poses,
     write_transfer,
 )
-from halfmap.io.stacks import OpenStacks, check_stacks
+from halfmap.io.stacks import OpenStacks
 from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
+from halfmap.particle_fields import CONTRAST, fields_of_star, grid_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +40,6 @@ _CHECK_BATCH = 256
 
 
 Contrast = Literal["dark", "white"]
-CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
 # what else than a CTF may be left in images, and is not where the CTF is not
 ABERRATIONS = ("beam_tilt_x_mrad", "beam_tilt_y_mrad", "odd_zernike", "even_zernike")
 # columns that tell on which grid images are stored
@@ -146,7 +141,7 @@ class Particles:
         if pixel_size_angstrom is not None:
             columns["rlnImagePixelSize"] = [float(pixel_size_angstrom)] * len(names)
         table = Table.from_columns(columns, path=str(path))
-        return _from_star(StarFile(str(path), {"particles": table}), None, True, True)
+        return cls(**fields_of_star(StarFile(str(path), {"particles": table})))
 
     @property
     def grid(self) -> ImageGrid:
@@ -163,10 +158,10 @@ class Particles:
             InputError: no such grid can be.
         """
         grid = asked_grid(self.grid, box=box, pixel_size_angstrom=pixel_size_angstrom)
-        told = _grid_notes(self.path, self.grids, self.grid)
+        told = grid_notes(self.path, self.grids, self.grid)
         notes = (
             *(note for note in self.notes if note not in told),
-            *_grid_notes(self.path, self.grids, grid),
+            *grid_notes(self.path, self.grids, grid),
         )
         return replace(
             self, box=grid.box, pixel_size_angstrom=grid.pixel_size_angstrom, notes=notes
@@ -588,151 +583,12 @@ def load_particles(
         return Particles.from_stack(path).with_contrast(contrast)
     if path.suffix.lower() == ".cs":
         data, notes = read_cs(path, passthrough=passthrough)
-        particles = _from_star(cs_to_star(data, str(path))[0], data_dir, check_images, use_ctf)
+        star, asked = cs_to_star(data, str(path))[0], (data_dir, check_images, use_ctf)
+        particles = Particles(**fields_of_star(star, *asked))
         return replace(particles, notes=particles.notes + notes).with_contrast(contrast)
     if passthrough is not None:
         raise InputError(
             f"--passthrough {passthrough}: only a .cs file has passthrough files; {path} is none"
         )
-    return _from_star(read_star(path), data_dir, check_images, use_ctf).with_contrast(contrast)
-
-
-def _from_star(
-    star: StarFile, data_dir: str | os.PathLike[str] | None, check_images: bool, use_ctf: bool
-) -> Particles:
-    tables = particle_tables(star)
-    particles = tables.particles
-    names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
-    found = resolve_all(names.files, star.path, data_dir)
-    sizes, notes = pixel_sizes(tables), []
-    need_header = (sizes is None or not tables.has("rlnImageSize")) and found[0] is not None
-    boxes, header_size = np.zeros(len(found), np.int64), 0.0
-    stacks = OpenStacks()
-    if check_images or need_header:
-        boxes, header_size = check_stacks(
-            star.path, names, found, data_dir, stacks, first_only=not check_images
-        )
-    box = _boxes(tables, names, boxes)
-    if sizes is None:
-        if header_size <= 0:
-            raise InputError(
-                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or "
-                "_rlnDetectorPixelSize with _rlnMagnification), and the MRC "
-                "header has none; add the column"
-            )
-        sizes = np.full(len(particles), header_size)
-        notes.append(
-            f"{star.path} has no pixel size column; {header_size:.4f} A was taken from the MRC "
-            "header"
-        )
-    rotations, shifts, has_poses = poses(tables, sizes)
-    transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
-    grids, stored = distinct_grids(box, sizes, transfer.magnification)
-    grid = finest_grid(grids)
-    for number, one in enumerate(grids):
-        shifts[stored == number] = one.true_shift(shifts[stored == number])
-    notes += _grid_notes(star.path, grids, grid)
-    optics_group = _groups_of_one_grid(tables, stored, grids)
-    n = len(particles)
-    half_set = (
-        particles.ints("rlnRandomSubset")
-        if "rlnRandomSubset" in particles
-        else np.zeros(n, np.int64)
-    )
-    wrong = np.flatnonzero((half_set < 0) | (half_set > 2))
-    if len(wrong):
-        raise InputError(
-            f"{particles.where(int(wrong[0]), 'rlnRandomSubset')}: expected half set 1 or 2, "
-            f"found {half_set[wrong[0]]}"
-        )
-    micrograph = (
-        pd.factorize(particles.strings("rlnMicrographName"))[0]
-        if "rlnMicrographName" in particles
-        else np.zeros(n, np.int64)
-    )
-    return Particles(
-        path=star.path,
-        table=particles,
-        optics=tables.optics,
-        box=grid.box,
-        pixel_size_angstrom=grid.pixel_size_angstrom,
-        has_poses=has_poses,
-        has_ctf=has_ctf,
-        notes=tuple(notes),
-        rotations_deg=rotations,
-        shift_angstrom=shifts,
-        class_number=particles.ints("rlnClassNumber")
-        if "rlnClassNumber" in particles
-        else np.ones(n, np.int64),
-        half_set=half_set,
-        optics_group=optics_group,
-        micrograph=micrograph.astype(np.int64),
-        transfer=transfer,
-        image_sign=np.where(tables.floats(CONTRAST, 1.0) < 0, -1, 1),
-        image_file=names.file,
-        image_index=names.index,
-        files=names.files,
-        stack_paths=found,
-        stored=stored,
-        grids=grids,
-        _stacks=stacks,
-    )
-
-
-def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:
-    """The box of each image, by its stack where that was opened, and by rlnImageSize, which must
-    not say otherwise."""
-    box = boxes[names.file]
-    if tables.has("rlnImageSize"):
-        sizes = tables.floats("rlnImageSize")
-        differs = np.flatnonzero((sizes != box) & (box > 0))
-        if len(differs):
-            row = int(differs[0])
-            raise InputError(
-                f"{tables.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
-                f"_rlnImageSize {sizes[row]:g}, the stack has {box[row]} pixels; correct the "
-                "column, or the image's name"
-            )
-        return np.where(box > 0, box, sizes).astype(np.int64)
-    return np.where(box > 0, box, boxes.max())
-
-
-def _groups_of_one_grid(
-    tables: ParticleTables, stored: np.ndarray, grids: tuple[ImageGrid, ...]
-) -> np.ndarray:
-    """Optics group of each particle, from 0; in a file without optics table, images of different
-    grids are in groups of their own.
-
-    Raises:
-        InputError: an optics group has images of several grids.
-    """
-    group = tables.optics_group
-    pairs, new = np.unique(np.stack([group, stored], axis=1), axis=0, return_inverse=True)
-    if tables.optics is None:
-        return new.ravel() if len(pairs) > len(np.unique(group)) else group
-    several = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
-    if len(several):
-        number, other = pairs[several[0]], pairs[several[0] + 1]
-        row = int(np.flatnonzero((group == other[0]) & (stored == other[1]))[0])
-        raise InputError(
-            f"{tables.path}: row {row + 1}: optics group {number[0] + 1} has images of "
-            f"{grids[number[1]]} and of {grids[other[1]]}; give each an optics group of its own"
-        )
-    return group
-
-
-def _grid_notes(path: str, grids: tuple[ImageGrid, ...], grid: ImageGrid) -> list[str]:
-    """What a user should know of images that are not read as they are stored."""
-    notes = []
-    plain = sorted({(one.box, one.pixel_size_angstrom) for one in grids})
-    if plain != [(grid.box, grid.pixel_size_angstrom)]:
-        notes.append(
-            f"{path}: images of {', '.join(str(ImageGrid(*one)) for one in plain)} are brought to "
-            f"{grid}"
-        )
-    if any(one.magnification for one in grids):
-        notes.append(
-            f"{path}: anisotropic magnification (rlnMagMat00, 01, 10, 11) is taken out of the "
-            "images"
-        )
-    return notes
+    columns = fields_of_star(read_star(path), data_dir, check_images, use_ctf)
+    return Particles(**columns).with_contrast(contrast)

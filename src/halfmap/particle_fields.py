@@ -1,0 +1,161 @@
+"""What a data set's table says, as arrays: one row per image, each checked where it is read."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from halfmap.errors import InputError
+from halfmap.image_grids import ImageGrid, distinct_grids, finest_grid
+from halfmap.io.paths import ImageNames, resolve_all, split_image_names
+from halfmap.io.relion import ParticleTables, ctf_parameters, particle_tables, pixel_sizes, poses
+from halfmap.io.stacks import OpenStacks, check_stacks
+from halfmap.io.star import StarFile
+
+CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
+
+
+def fields_of_star(
+    star: StarFile,
+    data_dir: str | os.PathLike[str] | None = None,
+    check_images: bool = True,
+    use_ctf: bool = True,
+) -> dict[str, Any]:
+    """The fields of `Particles`, as `load_particles` is asked for them."""
+    tables = particle_tables(star)
+    particles = tables.particles
+    names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
+    found = resolve_all(names.files, star.path, data_dir)
+    sizes, notes = pixel_sizes(tables), []
+    need_header = (sizes is None or not tables.has("rlnImageSize")) and found[0] is not None
+    boxes, header_size = np.zeros(len(found), np.int64), 0.0
+    stacks = OpenStacks()
+    if check_images or need_header:
+        boxes, header_size = check_stacks(
+            star.path, names, found, data_dir, stacks, first_only=not check_images
+        )
+    box = _boxes(tables, names, boxes)
+    if sizes is None:
+        if header_size <= 0:
+            raise InputError(
+                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or "
+                "_rlnDetectorPixelSize with _rlnMagnification), and the MRC "
+                "header has none; add the column"
+            )
+        sizes = np.full(len(particles), header_size)
+        notes.append(
+            f"{star.path} has no pixel size column; {header_size:.4f} A was taken from the MRC "
+            "header"
+        )
+    rotations, shifts, has_poses = poses(tables, sizes)
+    transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
+    grids, stored = distinct_grids(box, sizes, transfer.magnification)
+    grid = finest_grid(grids)
+    for number, one in enumerate(grids):
+        shifts[stored == number] = one.true_shift(shifts[stored == number])
+    notes += grid_notes(star.path, grids, grid)
+    optics_group = _groups_of_one_grid(tables, stored, grids)
+    n = len(particles)
+    half_set = (
+        particles.ints("rlnRandomSubset")
+        if "rlnRandomSubset" in particles
+        else np.zeros(n, np.int64)
+    )
+    wrong = np.flatnonzero((half_set < 0) | (half_set > 2))
+    if len(wrong):
+        raise InputError(
+            f"{particles.where(int(wrong[0]), 'rlnRandomSubset')}: expected half set 1 or 2, "
+            f"found {half_set[wrong[0]]}"
+        )
+    micrograph = (
+        pd.factorize(particles.strings("rlnMicrographName"))[0]
+        if "rlnMicrographName" in particles
+        else np.zeros(n, np.int64)
+    )
+    return dict(
+        path=star.path,
+        table=particles,
+        optics=tables.optics,
+        box=grid.box,
+        pixel_size_angstrom=grid.pixel_size_angstrom,
+        has_poses=has_poses,
+        has_ctf=has_ctf,
+        notes=tuple(notes),
+        rotations_deg=rotations,
+        shift_angstrom=shifts,
+        class_number=particles.ints("rlnClassNumber")
+        if "rlnClassNumber" in particles
+        else np.ones(n, np.int64),
+        half_set=half_set,
+        optics_group=optics_group,
+        micrograph=micrograph.astype(np.int64),
+        transfer=transfer,
+        image_sign=np.where(tables.floats(CONTRAST, 1.0) < 0, -1, 1),
+        image_file=names.file,
+        image_index=names.index,
+        files=names.files,
+        stack_paths=found,
+        stored=stored,
+        grids=grids,
+        _stacks=stacks,
+    )
+
+
+def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:
+    """The box of each image, by its stack where that was opened, and by rlnImageSize, which must
+    not say otherwise."""
+    box = boxes[names.file]
+    if tables.has("rlnImageSize"):
+        sizes = tables.floats("rlnImageSize")
+        differs = np.flatnonzero((sizes != box) & (box > 0))
+        if len(differs):
+            row = int(differs[0])
+            raise InputError(
+                f"{tables.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
+                f"_rlnImageSize {sizes[row]:g}, the stack has {box[row]} pixels; correct the "
+                "column, or the image's name"
+            )
+        return np.where(box > 0, box, sizes).astype(np.int64)
+    return np.where(box > 0, box, boxes.max())
+
+
+def _groups_of_one_grid(
+    tables: ParticleTables, stored: np.ndarray, grids: tuple[ImageGrid, ...]
+) -> np.ndarray:
+    """Optics group of each particle, from 0; in a file without optics table, images of different
+    grids are in groups of their own.
+
+    Raises:
+        InputError: an optics group has images of several grids.
+    """
+    group = tables.optics_group
+    pairs, new = np.unique(np.stack([group, stored], axis=1), axis=0, return_inverse=True)
+    if tables.optics is None:
+        return new.ravel() if len(pairs) > len(np.unique(group)) else group
+    several = np.flatnonzero(pairs[1:, 0] == pairs[:-1, 0])
+    if len(several):
+        number, other = pairs[several[0]], pairs[several[0] + 1]
+        row = int(np.flatnonzero((group == other[0]) & (stored == other[1]))[0])
+        raise InputError(
+            f"{tables.path}: row {row + 1}: optics group {number[0] + 1} has images of "
+            f"{grids[number[1]]} and of {grids[other[1]]}; give each an optics group of its own"
+        )
+    return group
+
+
+def grid_notes(path: str, grids: tuple[ImageGrid, ...], grid: ImageGrid) -> list[str]:
+    """What a user should know of images that are not read as they are stored."""
+    notes = []
+    plain = sorted({(one.box, one.pixel_size_angstrom) for one in grids})
+    if plain != [(grid.box, grid.pixel_size_angstrom)]:
+        notes.append(
+            f"{path}: images of {', '.join(str(ImageGrid(*one)) for one in plain)} are brought to "
+            f"{grid}"
+        )
+    if any(one.magnification for one in grids):
+        notes.append(
+            f"{path}: anisotropic magnification (rlnMagMat00, 01, 10, 11) is taken out of the "
+            "images"
+        )
+    return notes
