@@ -1,7 +1,9 @@
 """Real sizes: cost and memory as the box grows, symmetry, and the two large sets in full."""
 
+import json
 import re
 import subprocess
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,6 +46,89 @@ def sizes() -> Report:
         report.add(f"{box}^2: CPU ms an image and iteration", f"{ours:.0f} ms", peer)
         report.add(f"{box}^2: peak", f"{cost.peak_bytes / 1e9:.1f} GB", f"said before: {said} GB")
         report.numbers[f"{box}"] = {"ms": ours, "peak_bytes": cost.peak_bytes, "said_gb": said}
+    return report
+
+
+@dataclass(frozen=True)
+class MemoryJob:
+    """A job whose peak is set beside what it said: command, box, images and options; `shell` is the
+    last that its first iteration scores (None: the command's own start)."""
+
+    command: str
+    box: int
+    images: int
+    options: str = ""
+    shell: int | None = None
+
+    @property
+    def name(self) -> str:
+        return " ".join(word for word in (self.command, f"{self.box}^2", self.options) if word)
+
+
+ONE = "--iterations 1"
+REFINEMENTS = (
+    MemoryJob("refine", 64, 100, ONE, 26),
+    MemoryJob("refine", 128, 60, f"--symmetry C4 {ONE}", 51),
+    MemoryJob("refine", 128, 60, ONE, 51),
+    MemoryJob("refine", 64, 100, f"--symmetry C4 {ONE}", 26),
+    MemoryJob("refine", 192, 40, f"--folds 1 {ONE}", 77),
+)
+OTHER_JOBS = (
+    MemoryJob("class3d", 128, 60, f"--classes 2 {ONE}", 40),
+    MemoryJob("class2d", 64, 200, "--classes 10 --iterations 2"),
+    MemoryJob("reconstruct", 128, 100),
+    MemoryJob("abinitio", 64, 200, "--classes 1 --iterations 5"),
+    MemoryJob("reconstruct", 256, 60),
+    MemoryJob("class2d", 128, 200, "--classes 50 --iterations 2"),
+    MemoryJob("abinitio", 128, 100, "--classes 2 --iterations 5"),
+)
+LARGE_JOBS = (
+    MemoryJob("refine", 360, 40, f"--local --memory 8GB {ONE}", 121),
+    MemoryJob("class3d", 360, 40, f"--classes 6 {ONE}", 37),
+    MemoryJob("refine", 256, 60, f"--local {ONE}", 102),
+    MemoryJob("refine", 256, 60, f"--local --symmetry C4 {ONE}", 102),
+    MemoryJob("reconstruct", 360, 40),
+    MemoryJob("refine", 400, 30, f"--local --memory 12GB {ONE}", 100),
+)
+
+
+def memory() -> Report:
+    """Peak of memory (resident, of the job's process) beside the largest figure that the job gave
+    before the iteration or stage that it was for. Images of the embedded phantom (C1, 224 A),
+    few of them, one thread; jobs that start from a map score to far shells from their first
+    iteration on. None takes more than 4 GB; those that do are in `memory_large`."""
+    return _peaks(REFINEMENTS)
+
+
+def memory_of_other_jobs() -> Report:
+    """As `memory`, for classification, initial models and reconstruction."""
+    return _peaks(OTHER_JOBS)
+
+
+def memory_large() -> Report:
+    """As `memory`, at boxes of 256 to 400: up to 13 GB."""
+    return _peaks(LARGE_JOBS)
+
+
+def _peaks(jobs: tuple[MemoryJob, ...]) -> Report:
+    report = Report()
+    for n, job in enumerate(jobs):
+        folder = phantom_particles(
+            f"size_{job.box}", n=IMAGES, box=job.box, snr=SNR_OF_64 * (64 / job.box) ** 2, seed=71
+        )
+        posed = job.command == "reconstruct" or "--local" in job.options
+        star = first_images(folder / ("truth.star" if posed else "particles.star"), job.images)
+        out = job_folder(f"memory_{job.command}_{job.box}_{n}")
+        command = [HALFMAP, job.command, "--particles", star, *job.options.split()]
+        if job.command in ("refine", "class3d"):
+            command += ["--reference", phantom_map(job.box)]
+            command += ["--initial-lowpass", f"{224 / (job.shell or 6):.3f}"]
+        cost = run(report, [*command, "--threads", "1", "--out", out, "--overwrite"], log=out.name)
+        said = json.loads((out / "job.json").read_text())["results"]["estimated_memory_bytes"]
+        of_peak = said / cost.peak_bytes
+        told = f"estimated {said / 1e9:.2f} GB, {100 * (of_peak - 1):+.0f} %"
+        report.add(f"{job.name}: peak", f"{cost.peak_bytes / 1e9:.2f} GB", told)
+        report.numbers[job.name] = {"peak_bytes": cost.peak_bytes, "estimated_bytes": said}
     return report
 
 

@@ -416,5 +416,6 @@ MISSED = """## What is missed
   Of a magnification 2 % off, 0.02 to 0.08 % is left after two rounds (asked: 0.1 %); the benchmark beside RELION has not run to its end, as RELION breaks off on one of its sets.
 - [`symmetry`]({symmetry_found}): a C1 map that is C4 but for 6 % of its mass is still called C4, with a line that says where it departs from it.
 - [Mates of relaxed symmetry]({relaxed}): of a ligand of 5 to 6 % of the mass on O and I carriers few mates are found from the carrier alone; whether the images know more was not measured.
-- Memory: a refinement of 360^2 images is estimated at 9 GB where 8 were asked; neither it nor K = 6 was run at that size.
+- Memory: a refinement of 360^2 images is estimated at 7.6 GB (8 were asked), K = 6 classes of them at 11.4 GB (20 were asked at 6 A), a refinement of 400^2 at 10.2 GB; none of the three was run.
+  `memory` and `memory_of_other_jobs` of `python benchmarks/run.py` print the peaks of smaller jobs beside what these said before.
 """

@@ -46,7 +46,18 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "search": ("Search and accuracy", ("branch_and_bound", "accuracy", "gallery")),
     "cost": ("Cost, stage by stage", ("yardstick", "cost_growth", "stages", "estep")),
     "optics": ("Optics groups that differ", ("optics_groups",)),
-    "sizes": ("Real sizes", ("sizes", "symmetry", "yardstick_in_full", "trpv1_in_full")),
+    "sizes": (
+        "Real sizes",
+        (
+            "sizes",
+            "memory",
+            "memory_of_other_jobs",
+            "memory_large",
+            "symmetry",
+            "yardstick_in_full",
+            "trpv1_in_full",
+        ),
+    ),
     "processes": ("Many processes", ("many_processes",)),
     "local_regularisation": ("References filtered by place", ("local_regularisation",)),
     "known_poses": (

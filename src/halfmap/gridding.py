@@ -15,8 +15,8 @@ from torch import Tensor
 from halfmap.arrays import takes_arrays
 
 PADDING = 2
-# complex, 128 MB: what a transform along one axis takes, and again its copy
-CELLS_AT_ONCE = 1 << 24
+# complex, 32 MB: what a transform along one axis takes, and again each of its few copies
+CELLS_AT_ONCE = 1 << 22
 
 
 def _kernel_transform(box: int, device: torch.device | str) -> Float[Tensor, " N"]:
@@ -114,9 +114,9 @@ def _correction(once: Tensor, interpolated: float) -> Tensor:
     return once * (1 - interpolated + interpolated * once) if interpolated else once
 
 
-def pieces(n: int, cells_each: int) -> Iterator[slice]:
-    """Consecutive parts of n planes that hold no more than `CELLS_AT_ONCE`."""
-    step = max(1, CELLS_AT_ONCE // max(1, cells_each))
+def pieces(n: int, cells_each: int, at_once: int = CELLS_AT_ONCE) -> Iterator[slice]:
+    """Consecutive parts of n planes that hold no more cells than may be held `at_once`."""
+    step = max(1, at_once // max(1, cells_each))
     return (slice(start, min(start + step, n)) for start in range(0, n, step))
 
 

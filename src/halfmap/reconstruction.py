@@ -15,6 +15,9 @@ from halfmap.arrays import takes_arrays
 from halfmap.gridding import PADDING, density_of_rows, pieces
 from halfmap.projection import Sums
 
+# of a shell's mean: the last bits of a sum depend on where it is cut
+CELLS_COUNTED_AT_ONCE = 1 << 24
+
 
 def grid_shells(sums: Sums, rows: slice = slice(None)) -> Int[Tensor, "Z y X"]:
     """round(|k|) in unpadded Fourier pixels for each cell of the grids, at most radius + 1; of all
@@ -47,7 +50,7 @@ def shell_weight(sums: Sums) -> Float[Tensor, "K S"]:
     n, (nz, ny, nx) = sums.radius + 2, sums.den.shape[1:]  # the last collects what lies outside
     count = torch.zeros(n, dtype=torch.long, device=sums.den.device)
     totals = torch.zeros(len(sums.den), n, dtype=torch.float64, device=sums.den.device)
-    for rows in pieces(ny, nz * nx):
+    for rows in pieces(ny, nz * nx, CELLS_COUNTED_AT_ONCE):
         index = grid_shells(sums, rows)[planes].reshape(-1)
         count += torch.bincount(index, minlength=n)
         for total, den in zip(totals, sums.den, strict=True):

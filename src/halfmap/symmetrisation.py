@@ -38,12 +38,15 @@ def symmetrised(sums: Sums, symmetry: SymmetryOperators) -> Sums:
     moved_px = symmetry.translations_px.to(sums.den)
     exact = only_moves_cells(rotations)
     rotations = torch.where(exact[:, None, None], rotations.round(), rotations)
-    num, den = sums.num, sums.den
+    num, den, share = sums.num, sums.den, float((~exact).float().mean())
+    none = (0, 0, 0, 0)
+    result = replace(sums, num=num.new_empty(none), den=den.new_empty(none), interpolated=share)
+    del sums  # each grid is given back when that of its mates is there
     fill = rotations[:1] if bool(moved_px.any()) else rotations[exact]
     for own, shifts in _factors(rotations, moved_px, exact):
-        num, den = (_of_all_mates(grid, own, shifts, sums, fill) for grid in (num, den))
-    share = float((~exact).float().mean())
-    return replace(sums, num=num, den=den, interpolated=share)
+        num = _of_all_mates(num, own, shifts, result, fill)
+        den = _of_all_mates(den, own, shifts, result, fill)
+    return replace(result, num=num, den=den)
 
 
 def only_moves_cells(rotations: Float[Tensor, "G 3 3"]) -> Bool[Tensor, " G"]:

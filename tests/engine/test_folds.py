@@ -145,17 +145,17 @@ def test_memory_that_is_too_small_for_folds_gives_fewer_and_says_so(monkeypatch)
     def affordable(memory: int) -> int:
         with Told("test", quiet=True) as progress:
             return _setup.affordable_folds(
-                4, 128, 3, 1, memory=memory, device=torch.device("cpu"), progress=progress
+                JobSize(128, 3, 1, 4), memory=memory, device=torch.device("cpu"), progress=progress
             )
 
-    monkeypatch.setattr(JobSize, "final_bytes", lambda size, reached=None: 0)
+    monkeypatch.setattr(JobSize, "final_bytes", lambda size, batch: 0)
     assert affordable(needed(4)) == 4
     assert not notes
     assert affordable(needed(4) - 1) == 2
     assert "2 of 4 folds" in notes[-1]
     assert affordable(needed(2) - 1) == 1
     assert "meet themselves" in notes[-1]
-    with pytest.raises(InputError, match="--memory: a box of 128"):
+    with pytest.raises(InputError, match="--memory: images of 128 pixels"):
         affordable(needed(1) - 1)
 
 
@@ -164,10 +164,7 @@ def test_folds_are_given_up_when_resolution_grows_beyond_the_memory(noise):
     the four, and the next iteration goes on with it."""
     problem = _problem(noise, 4)
     size = problem.job_size
-    limits = [
-        size.iteration_bytes(r) + 64 * size.image_bytes(size.summed_radius(r))
-        for r in (3, problem.plane.radius)
-    ]
+    limits = [size.iteration_bytes(r, 64) for r in (3, problem.plane.radius)]
     limit = sum(limits) // 2
     tight = replace(problem, memory_bytes=limit)
     assert problem.folds_at(problem.plane.radius) == 4

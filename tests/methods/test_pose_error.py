@@ -1,7 +1,10 @@
 """Poses that the half maps disagree about: none at first, where both are the same map; the fewer
 images, the more."""
 
+import pytest
+
 import halfmap
+from halfmap.engine import memory
 from halfmap.engine.checkpoint import state_from_arrays
 from halfmap.engine.image_model import PoseError
 from halfmap.workspace.job import load_checkpoint
@@ -30,3 +33,27 @@ def test_few_images_make_maps_that_disagree_about_poses(tmp_path):
     assert _ratio(tmp_path, 80, 1) == 0  # one map, twice
     few, many = _ratio(tmp_path, 80, 3), _ratio(tmp_path, 800, 3)
     assert 0 < many < few
+
+
+def test_coarser_references_tell_the_same(tmp_path, monkeypatch):
+    """What references know is not a matter of how finely they are sampled."""
+    folder, found = tmp_path / "images", []
+    halfmap.simulate("phantom", folder, n=60, snr=0.1, box=64, pixel_size_angstrom=3.5, quiet=True)
+    for above in (memory.COARSENED_ABOVE_BOX, 40):
+        monkeypatch.setattr(memory, "COARSENED_ABOVE_BOX", above)
+        out = tmp_path / f"refined_{above}"
+        halfmap.refine(
+            folder / "particles.star",
+            folder / "truth_1.mrc",
+            out,
+            iterations=2,
+            initial_lowpass_angstrom=40,
+            folds=1,
+            threads=1,
+            quiet=True,
+        )
+        state = state_from_arrays(*load_checkpoint(out))
+        found.append((state.references.shape[-1], float(state.find(PoseError).ratio)))
+    (fine, ratio), (coarse, other) = found
+    assert coarse < fine
+    assert other == pytest.approx(ratio, rel=0.2)

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from halfmap.engine.particle_values import recentred_poses
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import identity_poses
 from halfmap.methods.class_centring import FARTHEST_CENTRE, bounded_centring_px
-from halfmap.methods.reference_update import chance_correlation, evident_shell
+from halfmap.methods.reference_update import (
+    chance_correlation,
+    compared_sums,
+    evident_shell,
+)
+from halfmap.projection import empty_sums
+from halfmap.reconstruction import grid_shells
 from halfmap.resolution import Curve, shell_correlations
 from halfmap.so3 import rotation_2d
 from halfmap.symmetries import SymmetryOperators, point_group
@@ -88,3 +95,28 @@ def test_a_class_is_not_moved_out_of_its_images():
     far = recentred_poses(poses, torch.tensor([[20.0, 0.0], [0.0, 0.0]]))
     assert torch.equal(bounded_centring_px(-wanted, far, box)[0], -wanted[0])
     assert not bounded_centring_px(wanted, far, box)[0].any()
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_halves_are_joined_near_the_middle_and_left_as_they_were(folds):
+    """Up to shell 3 each set is the mean with the other half's sums; elsewhere its own; and the
+    parts are the same afterwards."""
+    generator, parts = torch.Generator().manual_seed(5), []
+    for _ in range(2 * folds):
+        sums = empty_sums(1, 16, 6, 3)
+        sums.num.copy_(torch.randn(sums.num.shape, generator=generator, dtype=torch.complex64))
+        sums.den.copy_(torch.rand(sums.den.shape, generator=generator))
+        parts.append(sums)
+    before = [part.num.clone() for part in parts]
+    near = grid_shells(parts[0]) <= 3
+    halves = [sum(before[half * folds : (half + 1) * folds]) for half in range(2)]
+    problem = object.__new__(Problem)  # of which two fields are asked for
+    for name, value in {"matched_to": "own", "n_folds": folds}.items():
+        object.__setattr__(problem, name, value)
+    for p, sums in enumerate(compared_sums(problem, parts, 3.0, folds)):
+        half, fold = p // folds, p % folds
+        own = halves[half] - (before[p] if folds > 1 else 0)
+        assert fold < folds
+        torch.testing.assert_close(sums.num[:, ~near], own[:, ~near])
+        torch.testing.assert_close(sums.num[:, near], (own + halves[1 - half])[:, near] / 2)
+    assert all(torch.equal(part.num, was) for part, was in zip(parts, before, strict=True))

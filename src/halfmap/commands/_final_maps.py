@@ -52,18 +52,16 @@ def last_maps(
     weights it holds, class by class. `mask` is the file that the settings' masks are of, if there
     is one."""
     progress.start_stage("final maps", problem.n_classes * int((problem.half >= 0).sum()))
-    of_classes = []
+    shape = problem.n_classes, *([problem.particles.box] * 3)
+    maps, halves, curves = torch.empty(shape), torch.empty(2, *shape), []
     for k in range(problem.n_classes):  # one at a time: their sums are the largest of a job
         sums = sum_at_significant_poses(
             problem, method.assign, state, advance=progress.advance, only_class=k
         )
-        of_classes.append(final_maps(problem, settings, sums, noise_variance(state), mask))
-    return FinalMaps(
-        maps=torch.cat([one.maps for one in of_classes]),
-        halves=torch.cat([one.halves for one in of_classes], 1),
-        curves=[one.curves[0] for one in of_classes],
-        mask=of_classes[0].mask,
-    )
+        one = final_maps(problem, settings, sums, noise_variance(state), mask)
+        maps[k], halves[:, k] = one.maps[0], one.halves[:, 0]
+        curves += one.curves
+    return FinalMaps(maps, halves, curves, one.mask)
 
 
 def final_maps(
@@ -75,12 +73,13 @@ def final_maps(
 ) -> FinalMaps:
     """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
     the mask, or the constant asked for. The sums of the first half become those of both."""
-    halves = torch.stack([unregularised(s).cpu() for s in sums])
-    total, other = sums
-    total.num.add_(other.num)
-    total.den.add_(other.den)
-    sums.clear()
-    del other  # nobody needs it any more: there may be no room for both and for what follows
+    box, total = problem.particles.box, sums[0]
+    halves = torch.empty(2, len(total.den), *([box] * total.dimensions))
+    for n in range(2):
+        halves[n] = unregularised(sums[n])
+    total.num.add_(sums[1].num)
+    total.den.add_(sums[1].den)
+    sums.clear()  # nobody needs them any more: there may be no room for both and for what follows
     inside = FscMask(
         settings.fsc_mask.cpu(), MASK if mask is None else str(mask), mask_in_words(problem, mask)
     )

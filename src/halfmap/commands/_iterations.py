@@ -66,6 +66,7 @@ def run_iterations(
 
     draw(state)
     images, reduced, told = start(state), reduced_bytes(), _needed(problem, state)
+    most = told
     for new, seconds in run(
         problem, method, state, iterations=iterations, advance=progress.advance
     ):
@@ -93,7 +94,8 @@ def run_iterations(
         )
         last = state.iteration >= iterations or method.converged(state)
         told = _tell_memory(problem, state, told, progress, fewer_folds=fewer_sets, last=last)
-        images = start(state)
+        images, most = start(state), most if last else max(most, _needed(problem, state))
+    job.update(estimated_memory_bytes=most)
     return state
 
 

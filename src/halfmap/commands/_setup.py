@@ -2,6 +2,7 @@
 engine's problem."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,7 @@ NORMALISED_MEAN, NORMALISED_SPREAD, IMAGES_LOOKED_AT = 0.2, (0.8, 1.25), 300
 MOST_FOR_FOLDS, MOST_WITHOUT = 0.75, 0.5
 # of images together: more of them in a batch save next to nothing
 LARGEST_BATCH_BYTES = 1 << 30
+ANGULAR_STEP_DEG = 7.5  # of the finer grid, if none is given
 
 
 def use_device(name: str, threads: int | None) -> torch.device:
@@ -74,6 +76,7 @@ def open_problem(
     seed: int,
     device: torch.device,
     folds: int = 1,
+    angular_step_deg: float = ANGULAR_STEP_DEG,
 ) -> Problem:
     """The engine's problem of a job: what needs no image is checked first, then bad images are set
     aside and halves made.
@@ -84,9 +87,18 @@ def open_problem(
     """
     if n_classes > 1:
         check_classes(n_classes, len(particles))
-    folds = affordable_folds(
-        folds, particles.box, dimensions, n_classes, memory=memory, device=device, progress=progress
+    size = JobSize(
+        particles.box,
+        dimensions,
+        n_classes,
+        folds,
+        operators=len(point_group(symmetry)),
+        makes_final_maps=matched_to != "shared",
+        images=len(particles),
+        radius_px=radius_px,
+        angular_step_deg=angular_step_deg,
     )
+    folds = affordable_folds(size, memory=memory, device=device, progress=progress)
     particles, half = _inputs.set_aside_bad_images(
         particles, _halves.divide_into_halves(particles, seed, progress=progress), job, progress
     )
@@ -107,6 +119,7 @@ def open_problem(
         progress=progress,
         fold=_halves.divide_into_folds(particles, folds, seed) if folds > 1 else None,
         n_folds=folds,
+        angular_step_deg=angular_step_deg,
     )
 
 
@@ -126,6 +139,8 @@ def make_problem(
     progress: Progress,
     fold: Int[Tensor, " N"] | None = None,
     n_folds: int = 1,
+    angular_step_deg: float = ANGULAR_STEP_DEG,
+    iterates: bool = True,
 ) -> Problem:
     """The engine's problem, with the batch size that the memory allows; tells what the job will
     need, and the data set's notes."""
@@ -137,17 +152,14 @@ def make_problem(
         dimensions,
         n_classes,
         n_folds,
-        symmetric=len(specimen.symmetry) > 1,
+        operators=len(specimen.symmetry),
         makes_final_maps=matched_to != "shared",
+        images=int((half >= 0).sum()),
+        radius_px=radius_px,
+        angular_step_deg=angular_step_deg,
+        iterates=iterates,
     )
-    batch = batch_size(
-        particles.box,
-        dimensions=dimensions,
-        n_classes=n_classes,
-        memory=memory,
-        device=device,
-        folds=n_folds,
-    )
+    batch = batch_size(size, memory=memory, device=device)
     least, most = size.least_bytes(batch), size.least_bytes(batch, size.largest_radius)
     finest = particles.box * particles.pixel_size_angstrom / size.largest_radius
     later = f", {gigabytes(most)} when it is scored to {finest:.3g} A" if most > 1.1 * least else ""
@@ -176,6 +188,7 @@ def make_problem(
         fold=fold,
         n_folds=n_folds,
         memory_bytes=_budget(memory, device, n_folds),
+        angular_step_deg=angular_step_deg,
     )
 
 
@@ -232,14 +245,7 @@ def needs_normalising(
 
 
 def affordable_folds(
-    folds: int,
-    box: int,
-    dimensions: int,
-    n_classes: int,
-    *,
-    memory: int | None,
-    device: torch.device,
-    progress: Progress,
+    size: JobSize, *, memory: int | None, device: torch.device, progress: Progress
 ) -> int:
     """As many folds as asked for, or half as many, and so on, until the memory is enough; the user
     is told.
@@ -247,13 +253,12 @@ def affordable_folds(
     Raises:
         InputError: not even one image fits without folds.
     """
-    fewer = folds
+    folds = fewer = size.folds
     while fewer > 1:
-        needed = JobSize(box, dimensions, n_classes, fewer).least_bytes(1)
-        if needed <= _budget(memory, device, fewer):
+        if size.with_folds(fewer).least_bytes(1) <= _budget(memory, device, fewer):
             break
         fewer //= 2
-    batch_size(box, dimensions=dimensions, n_classes=n_classes, memory=memory, device=device)
+    batch_size(size.with_folds(max(fewer, 1)), memory=memory, device=device)
     if fewer < folds:
         progress.note(
             f"the memory is enough for {fewer} of {folds} folds; --memory gives more"
@@ -264,31 +269,39 @@ def affordable_folds(
     return max(fewer, 1)
 
 
-def batch_size(
-    box: int,
-    *,
-    dimensions: int,
-    n_classes: int,
-    memory: int | None,
-    device: torch.device,
-    folds: int = 1,
-) -> int:
+def batch_size(size: JobSize, *, memory: int | None, device: torch.device) -> int:
     """Images per batch that `memory` (bytes; half of the machine's if None) allows. Needs no image:
     ask before they are read.
 
     Raises:
         InputError: not even one image fits.
     """
-    size = JobSize(box, dimensions, n_classes, folds)
-    budget, needed = _budget(memory, device, folds), size.least_bytes(1)
+    budget, needed = _budget(memory, device, size.folds), size.least_bytes(1)
     if needed > budget:
-        raise InputError(
-            f"--memory: a box of {box} with {n_classes} class(es) needs at least "
-            f"{gigabytes(needed)}, got {gigabytes(budget)}"
-        )
-    each = size.image_bytes(size.largest_radius)
-    affordable = 1 + (budget - needed) // each
-    return max(1, int(min(_LARGEST_BATCH, LARGEST_BATCH_BYTES // each, affordable)))
+        raise InputError(_too_little(size, needed, budget, memory, device))
+    largest = min(_LARGEST_BATCH, LARGEST_BATCH_BYTES // size.image_bytes(size.largest_radius))
+    return next(n for n in range(max(1, largest), 0, -1) if size.least_bytes(n) <= budget)
+
+
+def _too_little(
+    size: JobSize, needed: int, budget: int, memory: int | None, device: torch.device
+) -> str:
+    """What is asked, what there is, and what to change."""
+    box = smaller = size.box
+    while smaller > 2 and replace(size, box=smaller).least_bytes(1) > budget:
+        smaller -= 2
+    given = (
+        "--memory allows"
+        if memory is not None
+        else f"half of this machine's {gigabytes(_machine_memory(device))} is"
+    )
+    classes = f" with {size.n_classes} classes" if size.n_classes > 1 else ""
+    return (
+        f"--memory: images of {box} pixels{classes} need at least {gigabytes(needed)}, {given} "
+        f"{gigabytes(budget)}; give --memory {math.ceil(needed / 1e8) / 10:g}GB if the machine has "
+        f"that much free, work on a coarser grid with --box {smaller}"
+        + (", or ask for fewer classes" if size.n_classes > 1 else "")
+    )
 
 
 def _budget(memory: int | None, device: torch.device, folds: int) -> int:

@@ -27,7 +27,7 @@ from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress
 
 INITIAL_LOWPASS_ANGSTROM = 60.0  # RELION's default
-ANGULAR_STEP_DEG = 7.5
+ANGULAR_STEP_DEG = _setup.ANGULAR_STEP_DEG
 JOIN_HALVES_ANGSTROM = 40.0  # RELION's default
 THRESHOLD = 0.143  # correlation of half maps that sets the resolution
 LOCAL_RANGE_DEG = 5.0
@@ -153,6 +153,7 @@ def open_volumes(
         seed=options.seed,
         device=device,
         folds=folds,
+        angular_step_deg=options.angular_step_deg or ANGULAR_STEP_DEG,
     )
     tell_contrast(problem, progress, start[0])
     search = _setup.search_settings(

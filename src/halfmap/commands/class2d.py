@@ -203,6 +203,7 @@ def class2d(
             memory=memory,
             seed=seed,
             device=where,
+            angular_step_deg=angular_step_deg or ANGULAR_STEP_DEG,
         )
         tell_contrast(problem, progress)
         search = SearchSettings(

@@ -211,7 +211,7 @@ def class3d(
         problem = opened.problem
         settings = _focused(opened, particles, focus_mask, progress, alignment=alignment)
         chosen = make_method(method, problem, settings)
-        start = opened.start[None].repeat(problem.n_parts, 1, 1, 1, 1)
+        start = opened.start.expand(problem.n_parts, *opened.start.shape)
 
         def first() -> State:
             if len(maps) == classes:
@@ -242,6 +242,8 @@ def class3d(
             iterations=limit,
             show=lambda new: show_volumes(job, problem, settings, new),
         )
+        write_pictures(job, problem, settings, state)
+        state = state.without_references()
         final = last_maps(problem, settings, chosen, state, progress, mask)
         sizes = class_sizes(problem, state.poses).tolist()
         pictures = f"{job.path('pictures/class001.png').parent}/"
@@ -259,7 +261,6 @@ def class3d(
                 optimistic=folds == 1,
             )
         write_particles(job, problem, state)
-        write_pictures(job, problem, settings, state)
         best = min(final.resolutions_angstrom)
         job.update(
             resolution_angstrom=best,

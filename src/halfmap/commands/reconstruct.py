@@ -36,6 +36,7 @@ from halfmap.commands._options import (
 from halfmap.commands._results import RefinementResult, refinement_result
 from halfmap.distributed import broadcast_object, only_first
 from halfmap.engine.loop import sum_at_poses
+from halfmap.engine.memory import JobSize
 from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import Poses
@@ -44,6 +45,7 @@ from halfmap.methods.settings import Settings
 from halfmap.options import command
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.projection import Sums
+from halfmap.symmetries import point_group
 from halfmap.workspace.earlier_job import CHECKPOINT
 from halfmap.workspace.job import Job, read_job
 from halfmap.workspace.progress import Progress
@@ -113,7 +115,9 @@ def reconstruct(
         )
         _inputs.require_orientations(data, "reconstruct")
         radius_px = _inputs.particle_radius_px(diameter_angstrom, data, None)
-        _setup.batch_size(data.box, dimensions=3, n_classes=1, memory=memory, device=where)
+        operators = len(point_group(symmetry))
+        size = JobSize(data.box, 3, 1, operators=operators, images=len(data), iterates=False)
+        _setup.batch_size(size, memory=memory, device=where)
         solvent = _inputs.solvent_mask(
             mask, data, radius_px, dimensions=3, device=where, progress=progress
         )
@@ -133,7 +137,9 @@ def reconstruct(
             learn_norm_and_scale=False,
             memory=memory,
             progress=progress,
+            iterates=False,
         )
+        job.update(estimated_memory_bytes=size.least_bytes(problem.batch_size))
         tell_contrast(problem, progress)
         settings = Settings(
             SearchSettings(problem.specimen),

@@ -191,6 +191,8 @@ def refine(
             iterations=limit,
             show=lambda new: show_volumes(job, problem, settings, new),
         )
+        write_pictures(job, problem, settings, state)
+        state = state.without_references()
         final = last_maps(problem, settings, chosen, state, progress, mask)
         if mask is not None and centre_angstrom is not None:
             final = in_moved_mask(final)
@@ -209,7 +211,6 @@ def refine(
             words=made_of(job, int((problem.half >= 0).sum())),
         )
         write_particles(job, problem, state)
-        write_pictures(job, problem, settings, state)
         notes = finish_refinement(job, progress, problem, state, final)
         resolution = final.resolutions_angstrom[0]
         doubted = doubts(

@@ -1,6 +1,9 @@
 """Work done batch by batch; when memory runs out the batch is halved, and nothing is lost."""
 
+import contextlib
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,7 +16,12 @@ from halfmap.engine.preprocessing import batches
 Made = TypeVar("Made")
 
 # of torch's messages, which raises a plain RuntimeError on the CPU
-_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
+_NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "memory allocation error",  # of the transforms
+)
 
 
 def in_batches(
@@ -58,7 +66,8 @@ def _do(
         if not is_out_of_memory(error) or len(batch) < 2:
             raise
     made = None  # type: ignore[assignment]  # what was made must go before its halves come
-    _free()
+    gc.collect()
+    give_back_memory()
     halves = batches(batch, (len(batch) + 1) // 2)
     return min(_do(half, make, list(todo)) for half in halves)
 
@@ -67,10 +76,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of the machine or of its accelerator."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(
+        text in str(error).lower() for text in _NO_MEMORY
+    )
 
 
-def _free() -> None:
-    gc.collect()
+def give_back_memory() -> None:
+    """Let the system have what has been freed: glibc keeps arrays of up to 32 MB for later, and so
+    many are made and freed in different orders that a third more is held than is used."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from halfmap.engine.preprocessing import ImageSettings, batches, load_batch
+from halfmap.engine.batching import in_batches
+from halfmap.engine.preprocessing import ImageSettings, load_batch
 from halfmap.fourier import HalfPlane, half_plane, largest_radius, shell_mean
 from halfmap.particles import Particles
 
@@ -79,10 +80,17 @@ def _corrected(
     """`Re C X` of images masked in the middle, 0 at k = 0, and the mean of `|X|^2`."""
     groups = int(particles.optics_group.max()) + 1
     flat = torch.ones(groups, plane.radius + 1, device=settings.device)
-    data, power = [], torch.zeros(len(plane), device=settings.device)
-    for index in batches(chosen, BATCH):
+    data: list[Tensor] = []
+    power = torch.zeros(len(plane), device=settings.device)
+
+    def load(index: Int[Tensor, " B"]) -> tuple[Tensor, Tensor]:
         middle = torch.zeros(len(index), 2, device=settings.device)
         batch = load_batch(particles, index, plane, flat, middle, settings)
-        data.append(batch.scored.data.real)
-        power += (batch.transforms.abs() ** 2).sum(dim=0)
+        return batch.scored.data.real, (batch.transforms.abs() ** 2).sum(dim=0)
+
+    def keep(loaded: tuple[Tensor, Tensor]) -> None:
+        data.append(loaded[0])
+        power.add_(loaded[1])
+
+    in_batches(chosen, BATCH, load, [keep])
     return torch.cat(data), power / len(chosen)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from halfmap.distributed import all_sum, broadcast_object, my_share_of_sets, only_first
 from halfmap.engine.accumulation import accumulate, slice_terms
-from halfmap.engine.batching import in_batches
+from halfmap.engine.batching import give_back_memory, in_batches
 from halfmap.engine.clock import Clock
 from halfmap.engine.image_model import NoiseSpectra, load_images
 from halfmap.engine.method import Iteration, Method, Search, Statistic, Update, WeighedBatch
@@ -44,6 +44,30 @@ def iterate(
     (not part of the state)."""
     clock, iteration = Clock(problem.device), _begin(problem, method, state)
     problem = iteration.problem
+    sums, sampled, found, size = _sum_over_images(clock, method, iteration, advance)
+    give_back_memory()
+    with clock("update"):
+        sampled = [s.reduce(one) for s, one in zip(method.statistics, sampled, strict=True)]
+        poses = gather_over_processes(state.poses, found, iteration.half >= 0)
+        for part in sums:
+            _reduced(part)
+        del part
+        update = only_first(
+            lambda: method.update(iteration, poses, _symmetrised(sums, problem.symmetry))
+        )
+        new = _next_state(iteration, update, poses)
+        for statistic, summed in zip(method.statistics, sampled, strict=True):
+            new = statistic.finish(summed, iteration, update, new)
+    return _remembering(new, problem, size), clock.seconds
+
+
+def _sum_over_images(
+    clock: Clock, method: Method, iteration: Iteration, advance: Advance
+) -> tuple[list[Sums], list[Any], list[tuple[Tensor, Poses]], int]:
+    """The E-step of all batches: the two sums of each part, what the statistics have added up, the
+    poses found, and how large batches were in the end. References and searches end with it: they
+    may take as much as the update does."""
+    problem, state = iteration.problem, iteration.state
     sums = [_empty_sums(problem, iteration.plane) for _ in range(problem.n_parts)]
     sampled = [statistic.empty(iteration) for statistic in method.statistics]
     found: list[tuple[Tensor, Poses]] = []
@@ -61,16 +85,8 @@ def iterate(
         steps = [partial(_keep_poses, found), partial(_add_sums, clock, method, sums[part])]
         steps += [partial(_sample, clock, sampled, n, s) for n, s in enumerate(method.statistics)]
         size = in_batches(share, size, weigh, steps, advance=advance)
-    with clock("update"):
-        poses = gather_over_processes(state.poses, found, iteration.half >= 0)
-        whole = [_reduced(s) for s in sums]
-        update = only_first(
-            lambda: method.update(iteration, poses, _symmetrised(whole, problem.symmetry))
-        )
-        new = _next_state(iteration, update, poses)
-        for statistic, summed in zip(method.statistics, sampled, strict=True):
-            new = statistic.finish(statistic.reduce(summed), iteration, update, new)
-    return _remembering(new, problem, size), clock.seconds
+        del references, search, weigh, steps  # one set of references at a time
+    return sums, sampled, found, size
 
 
 def run(
@@ -86,6 +102,7 @@ def run(
     # one decision for all processes: on unlike processors, the last bit of a mean may differ
     while state.iteration < iterations and not broadcast_object(method.converged(state)):
         state, seconds = iterate(problem, method, state, advance=advance)
+        give_back_memory()
         yield state, seconds
 
 
@@ -245,13 +262,16 @@ def sum_at_significant_poses(
         seen = (candidates.classes == only_class) & torch.isfinite(candidates.log_weight)
         taking_part = torch.where(seen.any(1), problem.half, -1)
         advance(int(((problem.half >= 0) & (taking_part < 0)).sum()))
+    give_back_memory()
     halves = range(2) if only_half is None else [only_half]
     sums = [_empty_sums(problem, plane, n_classes) for _ in halves]
     shares = my_share_of_sets([torch.nonzero(taking_part == half)[:, 0] for half in halves])
-    for own, share in zip(sums, shares, strict=True):
-        steps = [partial(_add_terms, own, plane)]
+    for n, share in enumerate(shares):
+        steps = [partial(_add_terms, sums[n], plane)]
         in_batches(share, problem.batch_size, terms_of, steps, advance=advance)
-    return _symmetrised([_reduced(s) for s in sums], problem.symmetry)
+        del steps
+        _reduced(sums[n])
+    return _symmetrised(sums, problem.symmetry)
 
 
 def _add_terms(sums: Sums, plane: HalfPlane, found: tuple[ImageTerms, PosteriorWeights]) -> None:
@@ -272,7 +292,7 @@ def _reduced(sums: Sums) -> Sums:
 
 def _symmetrised(parts: list[Sums], symmetry: SymmetryOperators) -> list[Sums]:
     """The parts with their symmetry mates, each in the place of what it was: one grid more is held
-    at a time."""
-    for n, part in enumerate(parts):
-        parts[n] = symmetrised(part, symmetry)
+    at a time, for nobody but `symmetrised` has the part that it works on."""
+    for _ in range(len(parts)):
+        parts.append(symmetrised(parts.pop(0), symmetry))
     return parts

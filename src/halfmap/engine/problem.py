@@ -45,6 +45,7 @@ class Problem:
     fold: Int[Tensor, " N"] | None = None
     n_folds: int = 1
     memory_bytes: int | None = None
+    angular_step_deg: float = 7.5  # of a global search, for its memory
 
     @property
     def symmetry(self) -> SymmetryOperators:
@@ -68,8 +69,17 @@ class Problem:
     @property
     def job_size(self) -> JobSize:
         """What its memory depends on."""
-        box, symmetric = self.particles.box, len(self.symmetry) > 1
-        return JobSize(box, self.dimensions, self.n_classes, self.n_folds, symmetric)
+        return JobSize(
+            self.particles.box,
+            self.dimensions,
+            self.n_classes,
+            self.n_folds,
+            operators=len(self.symmetry),
+            makes_final_maps=self.matched_to != "shared",
+            images=len(self.used),
+            radius_px=self.specimen.radius_px,
+            angular_step_deg=self.angular_step_deg,
+        )
 
     def reference_box(self, radius: int) -> int:
         """The box that references with shells up to `radius` are kept in (`JobSize`)."""
@@ -102,8 +112,7 @@ class Problem:
         folds = self.n_folds
         while folds > 1 and self.memory_bytes is not None:
             size = self.job_size.with_folds(folds)
-            batch = self.batch_size * size.image_bytes(size.summed_radius(scored_radius))
-            if size.iteration_bytes(scored_radius) + batch <= self.memory_bytes:
+            if size.iteration_bytes(scored_radius, self.batch_size) <= self.memory_bytes:
                 break
             folds //= 2
         return folds

@@ -236,3 +236,10 @@ class State:
         new = {type(one) for one in kept}
         others = tuple(one for one in self.statistics if type(one) not in new)
         return replace(self, statistics=(*others, *kept))
+
+    def without_references(self) -> "State":
+        """The same, for when no image is compared any more: with many folds or classes references
+        take as much memory as the sums of final maps."""
+        sets = self.references.shape[:2]
+        none = self.references.new_empty(*sets, *([0] * (self.references.ndim - 2)))
+        return replace(self, references=none)

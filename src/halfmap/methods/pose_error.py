@@ -61,7 +61,9 @@ class PoseErrorStatistic:
         if partial.other is None or partial.other[0] != part:
             partial.other = None  # one set at a time
             others = iteration.state.references[problem.reference_set(folds - part)]
-            prepared = prepare_references(others.to(problem.device), iteration.scored.radius)
+            prepared = prepare_references(
+                others.to(problem.device), iteration.scored.radius, box=problem.particles.box
+            )
             partial.other = part, prepared
         best = best.select_images(image)
 

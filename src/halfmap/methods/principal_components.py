@@ -111,13 +111,13 @@ def principal_component(
     volumes = [volume.to(problem.device) for volume in known.volumes]
     box = problem.particles.box
     taken_off = [prepare_references(volume, known.state.radius, box=box) for volume in volumes]
-    remembered: dict[int, Batch] = {}
+    remembered: dict[tuple[int, int], Batch] = {}
 
     def load(iteration: Iteration, index: Int[Tensor, " B"]) -> Batch:
-        first = int(index[0])  # the same batches in every iteration
-        if first not in remembered:
-            remembered[first] = _what_is_left(known, taken_off, iteration, index)
-        return remembered[first]
+        which = int(index[0]), len(index)  # the same in every iteration, or halves of them
+        if which not in remembered:
+            remembered[which] = _what_is_left(known, taken_off, iteration, index)
+        return remembered[which]
 
     return Method(
         prepare=at_present_poses,

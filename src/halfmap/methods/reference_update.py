@@ -138,7 +138,8 @@ def compared_sums(
 ) -> Iterator[Sums]:
     """The sums of each set of references: both halves together; each half; or each half without one
     of its `folds`, of which there may be fewer than parts. Up to the radius `join` they are the
-    mean with the other half's. One at a time is held beside the parts."""
+    mean with the other half's. One at a time is held beside the parts; where a set is a part, it is
+    that part itself, whose middle is the mean only until the next is asked for."""
     if problem.matched_to == "shared":
         yield total(parts)
         return
@@ -151,12 +152,15 @@ def compared_sums(
         half = p // folds
         others = [half * n + q for q in range(n) if q % folds != p % folds or folds == 1]
         own = total([parts[q] for q in others])
-        if centres is not None:
-            if len(others) == 1:  # it is a part itself
-                own = replace(own, num=own.num.clone(), den=own.den.clone())
-            for grid, other in zip((own.num, own.den), centres[1 - half], strict=True):
-                grid[middle] = torch.where(near, (grid[middle] + other) / 2, grid[middle])
+        if centres is None:
+            yield own
+            continue
+        before = [grid[middle].clone() for grid in (own.num, own.den)]
+        for grid, other in zip((own.num, own.den), centres[1 - half], strict=True):
+            grid[middle] = torch.where(near, (grid[middle] + other) / 2, grid[middle])
         yield own
+        for grid, was in zip((own.num, own.den), before, strict=True):
+            grid[middle] = was
 
 
 def _middle(sums: Sums, radius: float) -> tuple[tuple[slice, ...], Bool[Tensor, "z y x"]]:

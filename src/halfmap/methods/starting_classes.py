@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfmap.distributed import broadcast_object
+from halfmap.engine.batching import in_batches
 from halfmap.engine.loop import sum_at_poses
-from halfmap.engine.preprocessing import batches, load_batch
+from halfmap.engine.preprocessing import load_batch
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import identity_poses
 from halfmap.fourier import filter_shells, half_plane
@@ -110,13 +111,20 @@ def load_pool(
         coarse_radius(settings.search, problem.particles.box, radius, 2),
         noise_variance.device,
     )
-    terms, norms = [], []
-    for index in batches(pool, problem.batch_size):
+    terms: list[ImageTerms] = []
+    norms: list[Tensor] = []
+
+    def load(index: Int[Tensor, " B"]) -> tuple[ImageTerms, Tensor]:
         zero = torch.zeros(len(index), 2, device=noise_variance.device)
         batch = load_batch(problem.particles, index, inner, noise_variance, zero, problem.images)
         power = squared_modulus(batch.transforms) / batch.sigma2[batch.group]
-        norms.append((inner.hermitian_weight[1:] * power[:, 1:]).sum(1).sqrt())
-        terms.append(batch.scored)
+        return batch.scored, (inner.hermitian_weight[1:] * power[:, 1:]).sum(1).sqrt()
+
+    def keep(loaded: tuple[ImageTerms, Tensor]) -> None:
+        terms.append(loaded[0])
+        norms.append(loaded[1])
+
+    in_batches(pool, problem.batch_size, load, [keep])
     return terms, torch.cat(norms)
 
 

@@ -150,6 +150,7 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     """
     from halfmap.engine.memory import JobSize
     from halfmap.particles import load_particles
+    from halfmap.symmetries import point_group
     from halfmap.workspace.machine import physical_memory_bytes
 
     options = {one.name: one.default for one in options_of(command_signature(name))}
@@ -161,9 +162,16 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     dimensions = 2 if name == "class2d" else 3
     classes = int(values.get("classes") or 1)
     folds = int(values.get("folds") or options.get("folds") or 1)
-    symmetric = str(values.get("symmetry") or "C1").upper() != "C1"
-    maps = name not in ("class2d", "abinitio")
-    size = JobSize(particles.box, dimensions, classes, folds, symmetric, makes_final_maps=maps)
+    size = JobSize(
+        particles.box,
+        dimensions,
+        classes,
+        folds,
+        operators=len(point_group(str(values.get("symmetry") or "C1"))),
+        makes_final_maps=name not in ("class2d", "abinitio"),
+        images=len(particles),
+        iterates=name != "reconstruct",
+    )
     return {
         "bytes": size.least_bytes(64),
         "machine_bytes": physical_memory_bytes(),

@@ -1,0 +1,108 @@
+"""Jobs in which memory runs out for more than a few images at once give what they give otherwise;
+and what is asked for before a job begins."""
+
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+import halfmap
+from halfmap.commands._setup import batch_size
+from halfmap.engine import preprocessing
+from halfmap.engine.memory import JobSize
+from halfmap.errors import InputError
+from halfmap.particles import load_particles
+
+ENOUGH = 6  # images at once
+MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("sizes") / "sim"
+    return halfmap.simulate(
+        "phantom", out, n=60, snr=0.3, box=32, pixel_size_angstrom=7.0, seed=3, quiet=True
+    ).folder
+
+
+def _run(command: str, folder: Path, out: Path) -> np.ndarray:
+    """What the job leaves behind, as one array."""
+    truth, start = folder / "truth.star", folder / "truth_1.mrc"
+    common = {"threads": 1, "quiet": True}
+    if command == "refine":
+        halfmap.refine(folder / "particles.star", start, out, iterations=1, **common)
+        return mrcfile.read(out / "map.mrc")
+    if command == "class3d":
+        halfmap.class3d(truth, [start], out, classes=2, iterations=1, **common)
+        return mrcfile.read(out / "class001.mrc")
+    if command == "class2d":
+        halfmap.class2d(folder / "particles.star", out, classes=3, iterations=2, **common)
+        return mrcfile.read(out / "classes.mrcs")
+    if command == "abinitio":
+        halfmap.abinitio(folder / "particles.star", out, iterations=3, **common)
+        return mrcfile.read(out / "map.mrc")
+    if command == "reconstruct":
+        halfmap.reconstruct(truth, out, **common)
+        return mrcfile.read(out / "map.mrc")
+    halfmap.ctfrefine(truth, out, rounds=1, **common)
+    refined = load_particles(out / "particles.star")
+    return np.asarray(refined.transfer.defocus_u_angstrom)
+
+
+@pytest.mark.parametrize(
+    "command", ["refine", "class3d", "class2d", "abinitio", "reconstruct", "ctfrefine"]
+)
+def test_batches_are_halved_and_nothing_is_lost(command, simulated, tmp_path, monkeypatch):
+    expected = _run(command, simulated, tmp_path / "enough")
+    transform, refused, done = preprocessing.fourier_transform, [], []
+
+    def short_of_memory(images: torch.Tensor, plane: object) -> torch.Tensor:
+        (refused if len(images) > ENOUGH else done).append(len(images))
+        if len(images) > ENOUGH:
+            raise RuntimeError(MESSAGE)
+        return transform(images, plane)
+
+    monkeypatch.setattr(preprocessing, "fourier_transform", short_of_memory)
+    found = _run(command, simulated, tmp_path / "short")
+    assert refused
+    assert done
+    # draws of so diffuse posteriors turn on last bits: batches of 4 from the start give 0.98 too, of a refinement
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_what_is_asked_fits_and_what_is_refused_says_what_to_change():
+    """Batches are as large as the memory allows; the message names what is needed, what there is,
+    and a box that would do."""
+    size, cpu = JobSize(360, 3, 1), torch.device("cpu")
+    needed = size.least_bytes(1)
+    for memory in (needed, needed + (1 << 28)):
+        n = batch_size(size, memory=memory, device=cpu)
+        assert 1 <= n < 256
+        assert size.least_bytes(n) <= memory
+    with pytest.raises(InputError, match="images of 360 pixels need at least") as refusal:
+        batch_size(size, memory=4_000_000_000, device=cpu)
+    words = str(refusal.value)
+    assert "--memory allows 4.0 GB" in words
+    smaller = int(words.split("--box ")[1].split()[0].rstrip(",;"))
+    assert JobSize(smaller, 3, 1).least_bytes(1) <= 4_000_000_000
+    assert smaller > 250
+
+
+def test_a_360_pixel_refinement_fits_into_8_gb():
+    """At any resolution up to shell 120 of 180 without folds, in batches of a few dozen."""
+    size = JobSize(360, 3, 1)
+    assert batch_size(size, memory=8_000_000_000, device=torch.device("cpu")) > 16
+    assert size.least_bytes(1, 120) < 8_000_000_000
+    assert JobSize(360, 3, 6).least_bytes(1, 60) < 20_000_000_000
+
+
+def test_more_of_anything_needs_no_less():
+    base = {"box": 200, "dimensions": 3, "n_classes": 2, "folds": 2, "operators": 1}
+    before = JobSize(**base).least_bytes(10, 40)
+    for name, value in {"box": 220, "n_classes": 3, "folds": 4}.items():
+        assert JobSize(**(base | {name: value})).least_bytes(10, 40) >= before
+    assert JobSize(**base).least_bytes(20, 40) >= before
+    assert JobSize(**base).least_bytes(10, 60) >= before
+    assert JobSize(**base, images=20).least_bytes(10, 40) <= before
