@@ -16,6 +16,7 @@ from halfmap.errors import InputError
 from halfmap.particles import load_particles
 
 ENOUGH = 6  # images at once
+DRAWN = ("abinitio", "class3d")
 MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
 
 
@@ -23,7 +24,7 @@ MESSAGE = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 b
 def simulated(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("sizes") / "sim"
     return halfmap.simulate(
-        "phantom", out, n=60, snr=0.3, box=32, pixel_size_angstrom=7.0, seed=3, quiet=True
+        "phantom", out, n=60, snr=3.0, box=32, pixel_size_angstrom=7.0, seed=3, quiet=True
     ).folder
 
 
@@ -32,10 +33,12 @@ def _run(command: str, folder: Path, out: Path) -> np.ndarray:
     truth, start = folder / "truth.star", folder / "truth_1.mrc"
     common = {"threads": 1, "quiet": True}
     if command == "refine":
-        halfmap.refine(folder / "particles.star", start, out, iterations=1, **common)
+        fine = {"initial_lowpass_angstrom": 20.0, "iterations": 1}
+        halfmap.refine(folder / "particles.star", start, out, **fine, **common)
         return mrcfile.read(out / "map.mrc")
     if command == "class3d":
-        halfmap.class3d(truth, [start], out, classes=2, iterations=1, **common)
+        fine = {"initial_lowpass_angstrom": 20.0, "iterations": 1}
+        halfmap.class3d(truth, [start], out, classes=2, **fine, **common)
         # of images of one kind, which goes to which class is chance
         return sum(mrcfile.read(out / f"class00{k}.mrc") for k in (1, 2))
     if command == "class2d":
@@ -53,7 +56,13 @@ def _run(command: str, folder: Path, out: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "command", ["refine", "class3d", "class2d", "abinitio", "reconstruct", "ctfrefine"]
+    "command",
+    [
+        "refine",
+        "reconstruct",
+        "ctfrefine",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("class2d", *DRAWN)),
+    ],
 )
 def test_batches_are_halved_and_nothing_is_lost(command, simulated, tmp_path, monkeypatch):
     expected = _run(command, simulated, tmp_path / "enough")
@@ -69,8 +78,10 @@ def test_batches_are_halved_and_nothing_is_lost(command, simulated, tmp_path, mo
     found = _run(command, simulated, tmp_path / "short")
     assert refused
     assert done
-    # draws of so diffuse posteriors turn on last bits: batches of 4 from the start give 0.98 too, of a refinement
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+    # a posterior that a grid resolves is drawn from, and draws turn on last bits: where it is so
+    # diffuse (ab initio, classes of one map), batches that are small from the start do the same
+    alike = 0.9 if command in DRAWN else 0.999
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > alike
 
 
 def test_what_is_asked_fits_and_what_is_refused_says_what_to_change():
