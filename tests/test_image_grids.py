@@ -102,6 +102,20 @@ def test_new_aberrations_and_magnifications_are_written_and_read_back(mixed) -> 
     assert changed.grids == again.grids
 
 
+def test_a_magnification_is_written_with_all_four_elements(tmp_path) -> None:
+    """Two of them that differ from 1, of a file that had none."""
+    simulated = halfmap.simulate(
+        ["phantom"], tmp_path / "sim", n=4, box=80, snr=0.5, seed=1, quiet=True
+    )
+    data = load_particles(simulated.folder / "particles.star")
+    assert data.transfer.magnification is None
+    sizes = {"magnification_xx": np.full(4, 1.01), "magnification_yy": np.full(4, 1.01)}
+    larger = halfmap.ctf_parameters.replace(data.transfer, **sizes)
+    data.with_transfer(larger).write_star(tmp_path / "sim" / "larger.star")
+    again = load_particles(tmp_path / "sim" / "larger.star")
+    np.testing.assert_allclose(again.transfer.magnification, np.tile(1.01 * np.eye(2), (4, 1, 1)))
+
+
 def test_one_table_with_several_pixel_sizes_is_several_groups(tmp_path, mixed) -> None:
     """RELION 3.0's layout; back to 3.1 the groups have their own sizes."""
     convert(mixed, tmp_path / "old.star", relion="3.0")

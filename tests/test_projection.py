@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from halfmap.errors import InputError
 from halfmap.fourier import (
     fourier_transform,
     half_plane,
@@ -20,6 +21,7 @@ from halfmap.projection import (
     hermitian_mates,
     insert_slices,
     prepare_references,
+    slices_at,
 )
 from halfmap.simulation.forward_model import exact_slices
 from halfmap.so3 import random_rotations, rotation_2d
@@ -152,3 +154,11 @@ def test_half_plane_transform_round_trip(box):
         samples * shift_phases(torch.tensor([3.0, -2.0]), plane), plane
     )
     torch.testing.assert_close(moved, filtered.roll((-2, 3), dims=(-2, -1)), rtol=1e-4, atol=1e-4)
+
+
+def test_frequencies_out_of_the_grids_are_refused_on_the_diagonal_too():
+    references = prepare_references(torch.randn(1, 16, 16, 16), 5)
+    rotation = torch.eye(3)[None]
+    slices_at(references, rotation, torch.tensor([5.9, 4.2]), torch.tensor([0.0, 4.2]))
+    with pytest.raises(InputError, match=r"kx, ky: expected frequencies of at most 5"):
+        slices_at(references, rotation, torch.tensor([4.3]), torch.tensor([4.3]))

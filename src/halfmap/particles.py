@@ -388,13 +388,18 @@ class Particles:
         new.check(lambda row, name: f"{self.path}: row {row + 1}, column _{name}")
         tables = ParticleTables(self.path, self.table, self.optics, self.optics_group)
         changed, columns = {}, ctf_columns(new, per_group=False) | ctf_columns(new, per_group=True)
+        kept: set[str] = set()
         for one in quantities():
             before, now = _alike(getattr(self.transfer, one.name), getattr(new, one.name))
             same = before.astype(np.float32) == now.astype(np.float32)
             changed[one.name] = np.where(same, before, now)
             unread = not self.has_ctf and (one.required or tables.has(one.relion))
             if same.all() and not unread:
-                columns.pop(one.relion, None)
+                kept.add(one.relion)
+        matrix = {one.relion for one in quantities() if one.geometry}
+        if not matrix <= kept:  # a file has all four of its elements, or none
+            kept -= {name for name in matrix if not tables.has(name)}
+        columns = {name: values for name, values in columns.items() if name not in kept}
         table, optics = write_transfer(tables, columns)
         rest = {name: values for name, values in self.new_columns.items() if name not in columns}
         magnified = replace(new, **changed).magnification

@@ -35,6 +35,10 @@ class FourierReferences:
         return len(self.grid)
 
 
+# by which frequencies may lie beyond the radius: two padded cells, less what rounding moves
+GRID_MARGIN_PX = 0.95
+
+
 def grid_shape(radius: int, dimensions: int) -> tuple[int, int, int]:
     """(Z, Y, X) of the grid that holds every frequency up to radius, with the interpolation's upper
     neighbours."""
@@ -119,14 +123,13 @@ def slices_at(
     half-plane: `F(A^T (kx, ky, 0))`.
 
     Raises:
-        InputError: frequencies beyond the references' radius, by more than the half pixel to which
-            their grids reach.
+        InputError: frequencies farther beyond the references' radius than their grids reach.
     """
-    farthest = float(torch.maximum(kx.abs().amax(), ky.abs().amax()))
-    if farthest > references.radius + 0.5:
+    farthest = float(torch.hypot(kx, ky).amax())
+    if farthest > references.radius + GRID_MARGIN_PX:
         raise InputError(
-            f"arguments kx, ky: expected frequencies of at most {references.radius}, as the "
-            f"references were made for, got {farthest:g}"
+            f"arguments kx, ky: expected frequencies of at most {references.radius} and "
+            f"{GRID_MARGIN_PX} pixels, as the references were made for, got {farthest:g}"
         )
     rotations = rotations.to(references.grid.real)
     classes = torch.zeros(len(rotations), dtype=torch.long, device=rotations.device)

@@ -18,7 +18,9 @@ from halfmap.projection import extract_slices, slices_at
 from halfmap.transfer_function import electron_wavelength_angstrom
 
 PHASE_STEP_RAD = 0.25  # between neighbouring defoci at the last shell, and across a bin of k^2
-SLOPE_PX = 0.5  # finer than the grid of the padded transform, coarse enough for float32
+# finer than the grid of the padded transform, coarse enough for float32; from half a pixel beyond
+# the last shell it stays inside that grid
+SLOPE_PX = 0.4
 
 
 @dataclass(frozen=True)
@@ -265,13 +267,13 @@ def slice_derivatives(
     kx, ky = plane.kx.float(), plane.ky.float()
     middle, h = weighed.once(at_poses).slices, SLOPE_PX
     first, bent = [], []
-    for x, y in ((h, 0.0), (0.0, h), (h, h)):
+    for x, y in ((1.0, 0.0), (0.0, 1.0), (0.5**0.5, 0.5**0.5)):  # as far away in each direction
         there, back = (
-            slices_at(weighed.references, rotations, kx + sign * x, ky + sign * y)
+            slices_at(weighed.references, rotations, kx + sign * h * x, ky + sign * h * y)
             for sign in (1, -1)
         )
         first.append((there - back) / (2 * h))
         bent.append((there - 2 * middle + back) / h**2)
-    mixed = (bent[2] - bent[0] - bent[1]) / 2
+    mixed = bent[2] - (bent[0] + bent[1]) / 2  # along the diagonal: half of xx + 2 xy + yy
     second = torch.stack([bent[0], mixed, mixed, bent[1]], 1).unflatten(1, (2, 2))
     return torch.stack(first[:2], 1), second
