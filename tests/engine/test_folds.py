@@ -8,6 +8,7 @@ import torch
 
 import halfmap
 from halfmap.commands import _halves, _setup
+from halfmap.commands._volumes import first_state
 from halfmap.engine.image_model import NoiseSpectra, ReferenceVariance, load_images
 from halfmap.engine.loop import iterate
 from halfmap.engine.memory import JobSize
@@ -190,6 +191,13 @@ def test_folds_are_given_up_when_resolution_grows_beyond_the_memory(noise):
         torch.nn.functional.cosine_similarity(both.flatten(1), one.references.flatten(1)).min()
         > 0.9
     )
+
+
+def test_the_first_iteration_has_as_many_folds_as_the_memory_allows(noise):
+    problem, start = _problem(noise, 4), phantom(BOX, PIXEL)[None, None].expand(8, 1, BOX, BOX, BOX)
+    assert len(first_state(problem, start, 3 * PIXEL).references) == 8
+    nothing = replace(problem, memory_bytes=1)
+    assert len(first_state(nothing, start, 3 * PIXEL).references) == 2
 
 
 def test_the_variance_of_references_is_that_of_their_errors(noise):

@@ -185,8 +185,9 @@ def open_volumes(
 def first_state(
     problem: Problem, references: Float[Tensor, "H K N N N"], lowpass_angstrom: float
 ) -> State:
-    """Iteration 0: starting references, scored inside the resolution they were filtered to; the
-    file's poses; noise from the power."""
+    """Iteration 0: starting references, the same for each part of the data and of as many parts as
+    the memory allows, scored inside the resolution they were filtered to; the file's poses; noise
+    from the power."""
     data = problem.particles
     used = torch.nonzero(problem.half >= 0)[:, 0]
     noise = initial_noise(
@@ -195,6 +196,8 @@ def first_state(
     shells = math.ceil(data.box * data.pixel_size_angstrom / lowpass_angstrom) + 1
     radius = min(largest_radius(data.box), max(3, shells))
     curves = torch.zeros(problem.n_classes, problem.plane.radius + 1)
+    if problem.matched_to == "own":
+        references = references[: 2 * problem.folds_at(radius)]
     return State(
         iteration=0,
         references=references.cpu(),

@@ -38,7 +38,8 @@ BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 40, 150
 POSES_OF_AN_IMAGE = 4  # significant, once they are refined, in the mean
 # a shell correlation holds both volumes masked, their transforms, and products of these
 VOLUMES_OF_A_CORRELATION = 6
-# with random phases: noise, its transform and its phases, both volumes made of them as well
+# with random phases: what is below their first shell and its masked transform of both, the powers
+# beyond, and two autocorrelations
 VOLUMES_OF_FINAL_CURVES = 10
 
 
