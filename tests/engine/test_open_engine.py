@@ -65,6 +65,7 @@ def test_the_loop_names_no_statistic():
     """Whatever a statistic is called, the loop must not know it."""
     loop = (Path(halfmap.__file__).parent / "engine" / "loop.py").read_text()
     iterate = loop[loop.index("def iterate(") : loop.index("def run(")]
-    assert len(iterate.splitlines()) <= 42
+    for function in iterate.split("\ndef "):
+        assert len(function.splitlines()) <= 42
     for word in ("noise", "norm", "scale", "prior", "modes", NormAndScaleStatistic.__name__):
         assert word not in iterate

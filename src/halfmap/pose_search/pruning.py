@@ -54,6 +54,8 @@ def bound_cells(
 
     >>> from halfmap.fourier import half_plane
     >>> from halfmap.likelihood import LOG_LIKELIHOOD
+    >>> from halfmap.pose_search.branch_and_bound import prepare_bounded
+    >>> from halfmap.pose_search.refinement import SearchSettings
     >>> from halfmap.projection import prepare_references
     >>> from halfmap.simulation.forward_model import Recipe, draw_truth
     >>> from halfmap.simulation.in_memory import simulate_images
