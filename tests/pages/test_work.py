@@ -23,11 +23,13 @@ import torch
 import halfmap
 from halfmap.commands._signatures import command_signature
 from halfmap.options import command_line
+from halfmap.pages import processes
 from halfmap.pages.watch import Watch
 from halfmap.reports.directions import count_by_cell, evenness, viewing_directions
 from halfmap.reports.job_data import job_data
 from halfmap.reports.jobs import find_jobs, job_row, parents
 from halfmap.reports.surface import surface_of
+from halfmap.workspace.machine import hold_open
 
 
 def wait_for(server, job: str, status: str) -> dict:
@@ -135,6 +137,19 @@ def test_a_server_that_comes_back_knows_what_it_had_started(waiting, serve) -> N
     assert after.post("/api/stop", {"start": told["number"]})[0] == 200
     until_status(after, "stopped")
     assert serve(root).ask(f"/api/log?start={told['number']}")[0] == 400  # it is over
+
+
+def test_a_start_that_another_user_wrote_down_is_not_believed(tmp_path, monkeypatch) -> None:
+    """Or it would name the process that Stop ends."""
+    log = tmp_path / processes.LOGS / "1-select.log"
+    log.parent.mkdir()
+    with open(log, "wb") as printed:
+        hold_open(printed.fileno())
+        processes.Start(1, ("select",), None, os.getpid(), log, None).keep()
+        assert [one.pid for one in processes.Processes(tmp_path).starts] == [os.getpid()]
+        other = os.getuid() + 1
+        monkeypatch.setattr(os, "getuid", lambda: other)
+        assert not processes.Processes(tmp_path).starts
 
 
 def test_what_is_refused_is_told(server, jobs) -> None:

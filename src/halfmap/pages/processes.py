@@ -89,10 +89,13 @@ def _beside(log: Path) -> Path:
 
 
 def _known_again(log: Path) -> Start | None:
-    """What an earlier server started and is at work, by its log."""
+    """What an earlier server started and is at work, by its log. Whoever else can write into the
+    folder must not choose what is stopped: both files are this user's own."""
     if not is_held(log):
         return None
     try:
+        if not (_is_own(log) and _is_own(_beside(log))):
+            return None
         told = json.loads(_beside(log).read_text(encoding="utf-8"))
         words = tuple(str(word) for word in told["words"])
         number, pid, when = int(told["number"]), int(told["pid"]), str(told["when"])
@@ -100,6 +103,10 @@ def _known_again(log: Path) -> Start | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return Start(number, words, None, pid, log, out, when) if words and pid > 1 else None
+
+
+def _is_own(path: Path) -> bool:
+    return not hasattr(os, "getuid") or path.lstat().st_uid == os.getuid()
 
 
 @dataclass
