@@ -192,28 +192,6 @@ def gather(
     return values, weights
 
 
-def pose_scores(
-    grid: Complex[Tensor, "K Z Y X"],
-    rotations: Float[Tensor, "M 3 3"],
-    shift_px: Float[Tensor, "M 2"],
-    classes: Int[Tensor, " M"],
-    images: Int[Tensor, " M"],
-    data: Complex[Tensor, "B I"],
-    power: Float[Tensor, "B I"],
-    kx: Float[Tensor, " J"],
-    ky: Float[Tensor, " J"],
-    weight: Float[Tensor, " J"],
-    *,
-    n_samples: int,
-    box: int,
-    padding: int,
-) -> Float[Tensor, "M 2"]:
-    """The first two sums of `pose_equations`, a and b of the scores, at a third of the cost."""
-    poses = rotations, shift_px, classes, images
-    samples = kx, ky, weight
-    return _pose_sums("pose_scores", 2, grid, poses, data, power, samples, n_samples, box, padding)
-
-
 def pose_equations(
     grid: Complex[Tensor, "K Z Y X"],
     rotations: Float[Tensor, "M 3 3"],
@@ -229,41 +207,32 @@ def pose_equations(
     n_samples: int,
     box: int,
     padding: int,
-) -> Float[Tensor, "M 27"]:
+    derivatives: bool = True,
+) -> Float[Tensor, "M sums"]:
     """The 27 sums of a Gauss-Newton step (`reference.pose_equations`) for poses of the images
-    `images`, over the first n_samples frequencies."""
-    poses = rotations, shift_px, classes, images
-    samples = kx, ky, weight
-    return _pose_sums(
-        "pose_equations", 27, grid, poses, data, power, samples, n_samples, box, padding
-    )
-
-
-def _pose_sums(
-    kernel: str,
-    n_sums: int,
-    grid: Complex[Tensor, "K Z Y X"],
-    poses: tuple[Tensor, Tensor, Tensor, Tensor],
-    data: Complex[Tensor, "B I"],
-    power: Float[Tensor, "B I"],
-    samples: tuple[Tensor, Tensor, Tensor],
-    n_samples: int,
-    box: int,
-    padding: int,
-) -> Float[Tensor, "M n_sums"]:
-    """What a kernel of that name sums for each pose."""
-    out = power.new_empty(len(poses[0]), n_sums)
+    `images`, over the first n_samples frequencies; without `derivatives` the first two, a and b of
+    the scores (`reference.pose_scores`), at a third of the cost."""
+    kernel, n_sums = ("pose_equations", 27) if derivatives else ("pose_scores", 2)
+    out = power.new_empty(len(rotations), n_sums)
     if not uses_numba(grid.device):
-        first = [values[:n_samples] for values in samples]
-        data, power = data[:, :n_samples], power[:, :n_samples]
-        for part in _parts(len(out), 2 * n_samples):
-            *own, image = (values[part] for values in poses)
+        for part in _parts(len(rotations), 2 * n_samples):
+            own = images[part]
             out[part] = getattr(reference, kernel)(
-                grid, *own, data[image], power[image], *first, box, padding
+                grid,
+                rotations[part],
+                shift_px[part],
+                classes[part],
+                data[own, :n_samples],
+                power[own, :n_samples],
+                kx[:n_samples],
+                ky[:n_samples],
+                weight[:n_samples],
+                box,
+                padding,
             )
         return out
-    _check_reads(poses[0], poses[2], grid)
-    arguments = _arrays(grid, *poses, data, power, *samples)
+    _check_reads(rotations, classes, grid)
+    arguments = _arrays(grid, rotations, shift_px, classes, images, data, power, kx, ky, weight)
     getattr(_compiled(), kernel)(*arguments, n_samples, box, padding, _written(out))
     return out
 

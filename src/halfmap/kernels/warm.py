@@ -17,5 +17,5 @@ def compile_all() -> None:
         kernels.symmetrised(sums, rotations, torch.zeros(1, 3), turn=0.0, reach=1.0)
     kernels.gather(data, power, one, shift_px, weight, two, k, k, box=4)
     poses = grid, rotations, shift_px, one, one, data, power, k, k, weight
-    for sums_at_poses in (kernels.pose_scores, kernels.pose_equations):
-        sums_at_poses(*poses, n_samples=1, box=4, padding=1)
+    for derivatives in (False, True):
+        kernels.pose_equations(*poses, n_samples=1, box=4, padding=1, derivatives=derivatives)

@@ -38,9 +38,11 @@ def pose_equations(
     rotations: Float[Tensor, "M 3 3"],
     shift_px: Float[Tensor, "M 2"],
     classes: Int[Tensor, " M"],
-) -> Float[Tensor, "M 27"]:
+    derivatives: bool = True,
+) -> Float[Tensor, "M sums"]:
     """The 27 sums of `kernels.reference.pose_equations` over the first n_samples of the plane, for
-    poses of images `image` of the batch."""
+    poses of images `image` of the batch; without `derivatives`, where no pose is to move, the first
+    two, a and b of the score."""
     return kernels.pose_equations(
         references.grid,
         rotations,
@@ -55,32 +57,7 @@ def pose_equations(
         n_samples=n_samples,
         box=plane.box,
         padding=PADDING,
-    )
-
-
-def pose_scores(
-    references: FourierReferences,
-    terms: ImageTerms,
-    plane: HalfPlane,
-    n_samples: int,
-    *,
-    image: Int[Tensor, " M"],
-    rotations: Float[Tensor, "M 3 3"],
-    shift_px: Float[Tensor, "M 2"],
-    classes: Int[Tensor, " M"],
-) -> Float[Tensor, "M 2"]:
-    """a and b of the score, the first two of `pose_equations`: for poses that are not to move."""
-    poses = rotations, shift_px, classes, image
-    samples = plane.kx.float(), plane.ky.float(), plane.hermitian_weight
-    return kernels.pose_scores(
-        references.grid,
-        *poses,
-        terms.data,
-        terms.power,
-        *samples,
-        n_samples=n_samples,
-        box=plane.box,
-        padding=PADDING,
+        derivatives=derivatives,
     )
 
 

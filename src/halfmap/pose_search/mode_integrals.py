@@ -24,7 +24,7 @@ from halfmap.engine.pose_prior import PosePrior
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms, Score
-from halfmap.pose_search.gauss_newton import pose_scores
+from halfmap.pose_search.gauss_newton import pose_equations
 from halfmap.projection import FourierReferences
 from halfmap.so3 import compose, matrix_to_rotation_vector, rotation_vector_to_matrix
 
@@ -157,7 +157,7 @@ def _log_posteriors(
     row, mode = row.repeat_interleave(n), mode.repeat_interleave(n)
     classes = modes.classes[row, mode]
     shift_px = modes.shift_px[row, mode] + step[:, 3:]
-    sums = pose_scores(
+    sums = pose_equations(
         references,
         terms,
         plane,
@@ -166,6 +166,7 @@ def _log_posteriors(
         rotations=compose(rotation_vector_to_matrix(step[:, :3]), modes.rotations[row, mode]),
         shift_px=shift_px,
         classes=classes,
+        derivatives=False,
     )
     score = measure.score.log_evidence(measure.score(sums[:, 0], sums[:, 1]))
     # the prior of directions is that of the mode: its pixels are as wide as modes are
