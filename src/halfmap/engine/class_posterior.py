@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.engine.method import Iteration, Update, WeighedBatch
-from halfmap.engine.particle_values import gather_over_processes
+from halfmap.engine.particle_values import ByParticle, gather_over_processes
 from halfmap.engine.state import Candidates, PerImage, State
 
 
@@ -19,22 +19,16 @@ class ClassProbability(PerImage):
     probability: Float[Tensor, " N"]
 
 
-class ClassProbabilityStatistic:
+class ClassProbabilityStatistic(ByParticle[ClassProbability]):
     """Keeps the probability of every image's class; of all candidates, which are more than the few
     poses that are carried on."""
 
     name = "class posterior"
 
-    def empty(self, iteration: Iteration) -> list:
-        return []
-
     def add(self, partial: list, weighed: WeighedBatch) -> list:
         probability = ClassProbability(class_probability(weighed.candidates).cpu())
         partial.append((weighed.batch.index.cpu(), probability))
         return partial
-
-    def reduce(self, partial: list) -> list:
-        return partial  # particle by particle, in finish
 
     def finish(self, partial: list, iteration: Iteration, update: Update, state: State) -> State:
         known = state.find(ClassProbability)

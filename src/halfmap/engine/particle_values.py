@@ -1,18 +1,30 @@
-"""Values of single particles, found by several processes, brought together; and poses that follow
-a class image that was moved."""
+"""Values of single particles, found batch by batch and by several processes, brought together; and
+poses that follow a class image that was moved."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from halfmap.distributed import all_sum
+from halfmap.engine.method import Iteration
 from halfmap.engine.state import Candidates, PerImage, Poses
 
 Own = TypeVar("Own", bound=PerImage)
 Posed = TypeVar("Posed", Poses, Candidates)
+
+
+class ByParticle(Generic[Own]):
+    """What statistics share that keep values of single particles: nothing is summed, and `finish`
+    brings together what each batch has found (`gather_over_processes`)."""
+
+    def empty(self, iteration: Iteration) -> list[tuple[Tensor, Own]]:
+        return []
+
+    def reduce(self, partial: list[tuple[Tensor, Own]]) -> list[tuple[Tensor, Own]]:
+        return partial
 
 
 def gather_over_processes(

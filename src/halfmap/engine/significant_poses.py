@@ -4,7 +4,7 @@ carries from one iteration to the next where a posterior has more than one peak.
 from dataclasses import dataclass
 
 from halfmap.engine.method import Iteration, Update, WeighedBatch
-from halfmap.engine.particle_values import gather_over_processes, recentred_poses
+from halfmap.engine.particle_values import ByParticle, gather_over_processes, recentred_poses
 from halfmap.engine.state import Candidates, State, as_candidates
 
 MOST_POSES = 4  # of an image that are carried and, where probable, refined on all shells
@@ -23,21 +23,15 @@ def significant_poses(state: State) -> Candidates:
     return as_candidates(state.poses) if kept is None else kept.candidates
 
 
-class SignificantPosesStatistic:
+class SignificantPosesStatistic(ByParticle[Candidates]):
     """Keeps the best `MOST_POSES` candidates of every image."""
 
     name = "significant poses"
-
-    def empty(self, iteration: Iteration) -> list:
-        return []
 
     def add(self, partial: list, weighed: WeighedBatch) -> list:
         best = weighed.candidates.best(MOST_POSES).padded(MOST_POSES)
         partial.append((weighed.batch.index.cpu(), best.to("cpu")))
         return partial
-
-    def reduce(self, partial: list) -> list:
-        return partial  # particle by particle, in finish
 
     def finish(self, partial: list, iteration: Iteration, update: Update, state: State) -> State:
         before = significant_poses(iteration.state)
