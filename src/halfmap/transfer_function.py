@@ -35,6 +35,7 @@ __all__ = [
     "ctf",
     "electron_wavelength_angstrom",
     "evaluate",
+    "moved_angstrom",
     "no_transfer",
     "phase_flip",
     "rfft2_frequencies",
@@ -179,6 +180,24 @@ def rfft2_frequencies(
     """kx and ky (1/A) of the N (N // 2 + 1) samples of `torch.fft.rfft2`, row by row."""
     ky, kx = torch.meshgrid(torch.fft.fftfreq(box), torch.fft.rfftfreq(box), indexing="ij")
     return kx.flatten() / pixel_size_angstrom, ky.flatten() / pixel_size_angstrom
+
+
+def moved_angstrom(
+    parameters: CTFParameters, k_per_angstrom: Float[Tensor, " J"]
+) -> Float[Tensor, "B J"]:
+    """How far defocus and Cs move what is at frequency |k| in the image, either way:
+    `|lambda dz k - Cs lambda^3 k^3|`, the slope of the phase over 2 pi; astigmatism apart.
+
+    >>> optics = CTFParameters(defocus_u_angstrom=1e4, defocus_v_angstrom=1e4)
+    >>> moved_angstrom(optics, torch.tensor([0.1])).round()  # 1 um at 10 A
+    tensor([[19.]])
+    """
+    p = _wide(parameters, k_per_angstrom.device)
+    wavelength = electron_wavelength_angstrom(p.voltage_kv)
+    linear = wavelength * (p.defocus_u_angstrom + p.defocus_v_angstrom) / 2
+    cubic = p.spherical_aberration_mm * _ANGSTROM_PER_MM * wavelength**3
+    k = k_per_angstrom.double()
+    return (linear[:, None] * k - cubic[:, None] * k**3).abs().to(k_per_angstrom)
 
 
 def turned_ctf(parameters: CTFParameters, psi_deg: Float[Tensor, " B"]) -> CTFParameters:

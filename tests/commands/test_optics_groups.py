@@ -275,23 +275,35 @@ def test_images_are_restored_where_they_are_stored(tmp_path, truth) -> None:
         assert distorted > clean - 0.03, (method, found)
 
 
-@pytest.mark.parametrize("psi_deg", [0.0, 35.0])
-def test_stacks_are_summed_where_images_are_stored(psi_deg, tmp_path, truth, monkeypatch) -> None:
-    """Wiener's filter from 60 images of one view, turned in plane or not, beside the particle's
-    true transform on shells 13 to 20: a distorted group is as right as a clean one."""
+NEAR_ANGSTROM = (8e3, 22e3)  # what is at 8 A stays within half a box of 192 A
 
-    def one_view(recipe: Recipe) -> Truth:
-        drawn = draw_truth(recipe)
-        return replace(drawn, angles_deg=torch.tensor([[10.0, 40.0, psi_deg]]).repeat(60, 1))
 
-    monkeypatch.setattr(optics_scenes, "draw_truth", one_view)
+@pytest.mark.parametrize(
+    ("defocus_angstrom", "lost"), [(NEAR_ANGSTROM, 0.01), (FAR_ANGSTROM, 0.03)]
+)
+def test_stacks_are_summed_where_images_are_stored(
+    defocus_angstrom, lost, tmp_path, truth, monkeypatch
+) -> None:
+    """Wiener's filter from 60 images of one view, beside the particle's true transform on shells 13
+    to 20: images that are turned in plane, of a clean or of a distorted group, are as right as
+    those of a clean group that are not. Resampled before the CTF was applied, turned images came
+    to 0.44 where defocus had left the box; always afterwards, distorted ones to 0.91 where it had
+    not."""
     plane, rows = half_plane(BOX, BOX // 2 - 1), np.arange(60)
     view = euler_to_matrix(torch.tensor([[10.0, 40.0, 0.0]]).double())
     ideal, outer = exact_slices(truth, view, plane.kx, plane.ky)[0], plane.shell > 12
     outer &= plane.shell < 21
     found = []
-    for name, group in (("one", CLEAN), ("other", COARSE)):
-        star = two_groups(tmp_path / name, [group], 60, defocus_angstrom=FAR_ANGSTROM)
+    for group, psi_deg in ((CLEAN, 0.0), (CLEAN, 35.0), (COARSE, 0.0), (COARSE, 35.0)):
+
+        def one_view(recipe: Recipe, psi_deg: float = psi_deg) -> Truth:
+            angles = torch.tensor([[10.0, 40.0, psi_deg]]).repeat(60, 1)
+            return replace(draw_truth(recipe), angles_deg=angles)
+
+        monkeypatch.setattr(optics_scenes, "draw_truth", one_view)
+        star = two_groups(
+            tmp_path / str(len(found)), [group], 60, defocus_angstrom=defocus_angstrom
+        )
         data = load_particles(star).on_grid(box=BOX, pixel_size_angstrom=PIXEL)
         shift_px = torch.from_numpy(data.shift_angstrom / PIXEL).float()
         aligned = View(torch.full((60,), psi_deg), shift_px)
@@ -299,4 +311,4 @@ def test_stacks_are_summed_where_images_are_stored(psi_deg, tmp_path, truth, mon
         estimate = wiener_stack(_aligned_sums(task, rows), constant=0.1)
         a, b = estimate[outer], ideal[outer].to(estimate)
         found.append(float((a * b.conj()).sum().real / (a.norm() * b.norm())))
-    assert found[1] > found[0] - 0.03, found
+    assert min(found[1:]) > found[0] - lost, found

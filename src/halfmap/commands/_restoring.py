@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from halfmap.commands._corrected_images import multiplied_images, restore_images
+from halfmap.commands._corrected_images import restore_images, sums_of_view
 from halfmap.errors import InputError
 from halfmap.fourier import (
     HalfPlane,
@@ -30,12 +30,10 @@ from halfmap.restoration import (
     aligned_transform,
     in_plane_angles,
     measure_ssnr,
-    stack_sums,
     wiener_ssnr,
     wiener_stack,
 )
 from halfmap.so3 import euler_to_matrix
-from halfmap.transfer_function import turned_ctf
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress, drawing
 
@@ -186,26 +184,7 @@ def _aligned_sums(task: Task, rows: np.ndarray) -> StackSums:
     data, view, plane = task.data, task.view, task.plane
     psi = torch.zeros(len(rows)) if view is None else view.psi_deg[rows]
     shift = torch.zeros(len(rows), 2) if view is None else view.shift_px[rows]
-    turned = data.take(rows)
-    turned = replace(turned, transfer=turned_ctf(turned.transfer, psi))
-    transfer = turned.transfer_at(
-        np.arange(len(rows)), *plane.frequencies(data.pixel_size_angstrom)
-    )
-    if all(grid.shares_frequencies(data.grid) for grid in data.grids):
-        images = torch.from_numpy(data.images(rows))
-        samples = aligned_transform(images, plane, psi_deg=psi, shift_px=shift)
-        samples = transfer.correct_phases(samples)
-        return stack_sums(samples, transfer.ctf, transfer.premultiplied)
-    images, squared = multiplied_images(data, rows, plane, psi)
-    done = torch.tensor([one is not None for one in squared])
-    samples = transfer.correct_phases(
-        aligned_transform(images, plane, psi_deg=psi, shift_px=shift), done=done
-    )
-    shown = transfer.ctf.clone()
-    for row, one in enumerate(squared):
-        if one is not None:
-            shown[row] = one.sqrt() * (1.0 if transfer.seen is None else transfer.seen[row])
-    return stack_sums(samples, shown, transfer.premultiplied | done)
+    return sums_of_view(data, rows, plane, psi, shift)
 
 
 def _write_ssnr(ssnr: np.ndarray, data: Particles, job: Job) -> None:
