@@ -18,7 +18,7 @@ workspace | plots
 simulation restoration alignment symmetry_search asymmetry grey_scale signal_subtraction postprocessing
 orientation_diagnostics local_resolution local_regularisation
 likelihood | reconstruction
-resolution mask_making
+resolution mask_making fsc_files
 symmetrisation
 projection kernels gridding
 particles particle_fields

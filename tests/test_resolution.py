@@ -4,10 +4,10 @@ import torch
 
 from halfmap.errors import InputError
 from halfmap.fourier import shell_index
+from halfmap.fsc_files import compare_maps, write_fsc_star
 from halfmap.masks import soft_sphere
 from halfmap.resolution import (
     Curve,
-    compare_maps,
     fourier_shell_correlation,
     half_map_curves,
     phase_randomise,
@@ -16,7 +16,6 @@ from halfmap.resolution import (
     shell_correlations,
     shell_power,
     ssnr_from_fsc,
-    write_fsc_star,
 )
 
 

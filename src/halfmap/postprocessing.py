@@ -19,9 +19,10 @@ from torch import Tensor
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.fourier import filter_shells, shell_index
+from halfmap.fsc_files import fsc_table
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
-from halfmap.resolution import Curve, HalfMapCurves, fsc_table, resolution_at
+from halfmap.resolution import Curve, HalfMapCurves, resolution_at
 
 # Below 10 A the Guinier plot of a protein is a line: what is coarser shows shape and solvent, not
 # the decay of atoms (Rosenthal and Henderson 2003); RELION's default

@@ -15,13 +15,14 @@ from halfmap.engine.loop import sum_at_significant_poses
 from halfmap.engine.method import Method
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
+from halfmap.fsc_files import write_fsc_star
 from halfmap.io.mrc import write_map
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
 from halfmap.plots.tiles import save_map_picture
 from halfmap.projection import Sums
 from halfmap.reconstruction import unregularised
-from halfmap.resolution import HalfMapCurves, resolution_at, write_fsc_star
+from halfmap.resolution import HalfMapCurves, resolution_at
 from halfmap.workspace.progress import Progress, drawing
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfmap.commands._options import Sequence
 from halfmap.errors import InputError
+from halfmap.fsc_files import read_two_maps
 from halfmap.masks import read_mask, soft_sphere
-from halfmap.resolution import read_two_maps
 
 EDGE_PX = 5.0  # of a sphere in place of a mask
 

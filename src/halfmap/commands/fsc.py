@@ -7,9 +7,10 @@ from pathlib import Path
 from halfmap.commands._beside import leave_record
 from halfmap.commands._options import Annotated, Mask, Option, OverwriteFile
 from halfmap.errors import InputError
+from halfmap.fsc_files import compare_maps, write_fsc_star
 from halfmap.options import command
 from halfmap.plots.curves import save_fsc_plot
-from halfmap.resolution import Curve, HalfMapCurves, compare_maps, resolution_at, write_fsc_star
+from halfmap.resolution import Curve, HalfMapCurves, resolution_at
 
 THRESHOLDS = (0.5, 0.143)
 

@@ -34,10 +34,11 @@ from halfmap.commands._options import (
 )
 from halfmap.commands._summaries import angstrom, resolved, where
 from halfmap.errors import InputError
+from halfmap.fsc_files import write_fsc_star
 from halfmap.io.mrc import write_map
 from halfmap.options import command
 from halfmap.postprocessing import SharpeningOptions, read_mtf
-from halfmap.resolution import resolution_at, write_fsc_star
+from halfmap.resolution import resolution_at
 
 
 @dataclass(frozen=True)

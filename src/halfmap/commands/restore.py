@@ -35,10 +35,11 @@ from halfmap.commands._restoring import (
     restore_stack,
 )
 from halfmap.errors import InputError
+from halfmap.fsc_files import write_fsc_star
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles
 from halfmap.plots.curves import save_fsc_plot
-from halfmap.resolution import Curve, HalfMapCurves, resolution_at, write_fsc_star
+from halfmap.resolution import Curve, HalfMapCurves, resolution_at
 from halfmap.workspace.job import Job
 from halfmap.workspace.progress import drawing
 
