@@ -134,13 +134,16 @@ def low_signal(
     return report
 
 
-def measure(report: Report, name: str, snr: float, n: int) -> Measured:
-    """A whole refinement, and what its end makes of every image."""
+def measure(
+    report: Report, name: str, snr: float, n: int, *, wide_images: int = WIDE_IMAGES
+) -> Measured:
+    """A whole refinement, and what its end makes of every image; the first `wide_images` are searched
+    with far wider limits too."""
     molecule = MOLECULES[name]
     reference = molecule.reference()
     images, out = (
         low_signal_images(name, reference, n=n, snr=snr),
-        job_folder(f"low_{name}_{snr:g}"),
+        job_folder(f"low_{name}_{snr:g}{'' if n == IMAGES else f'_{n}'}"),
     )
     outcome = refined(report, molecule, images, reference, out)
     opened = open_job(
@@ -154,25 +157,34 @@ def measure(report: Report, name: str, snr: float, n: int) -> Measured:
     mates, pixel = opened.problem.symmetry.rotations, opened.problem.particles.pixel_size_angstrom
     known = in_frame_of_job(opened.true_poses, outcome.errors, pixel)
     rows, found = search(opened, opened.settings, widest(opened.state))
-    wider = replace(opened.settings, search=far_wider(opened.settings.search))
-    first, widely = search(opened, wider, widest(opened.state), images=WIDE_IMAGES)
+    by_wide = NOBODY
+    if wide_images:
+        wider = replace(opened.settings, search=far_wider(opened.settings.search))
+        first, widely = search(opened, wider, widest(opened.state), images=wide_images)
+        by_wide = beaten(found.select_images(torch.searchsorted(rows, first)), widely, mates)
     return Measured(
         outcome,
         float(opened.state.poses.select_images(rows).accuracy[:, 0].nanmean()),
         posteriors(found, known.select_images(rows), mates),
         beaten(found, refined_from(opened, known), mates),
-        beaten(found.select_images(torch.searchsorted(rows, first)), widely, mates),
+        by_wide,
     )
 
 
 def refined(
-    report: Report, molecule: Molecule, images: Path, reference: Path, out: Path
+    report: Report,
+    molecule: Molecule,
+    images: Path,
+    reference: Path,
+    out: Path,
+    options: Sequence[str] = (),
 ) -> Outcome:
-    """`halfmap refine` with its defaults, one thread, judged against the truth."""
+    """`halfmap refine` with its defaults but for these options, one thread, judged against the
+    truth."""
     command = [
         *(HALFMAP, "refine", "--particles", images / "particles.star", "--reference", reference),
         *("--symmetry", molecule.symmetry, "--initial-lowpass", f"{molecule.lowpass_angstrom:g}"),
-        *("--threads", "1", "--out", out, "--overwrite", "--quiet"),
+        *(*options, "--threads", "1", "--out", out, "--overwrite", "--quiet"),
     ]
     cost = run(report, command, log=out.name)
     return judged(

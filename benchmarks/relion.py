@@ -140,3 +140,35 @@ def class2d(
     ]
     cost = run(report, [*command, "--random_seed", "1"], log=name, cwd=star.parent)
     return folder / f"run_it{iterations:03d}_data.star", cost
+
+
+def auto_refine(
+    report: Report,
+    star: Path,
+    name: str,
+    *,
+    reference: Path,
+    symmetry: str,
+    lowpass_angstrom: float,
+    diameter_angstrom: float,
+) -> tuple[Path, Cost]:
+    """`relion_refine_mpi --auto_refine` as the recorded refinements ran, three processes of one
+    thread; its folder, and what all of them took.
+
+    Raises:
+        Skip: it is not installed.
+    """
+    if not version("relion_refine_mpi") or not shutil.which("mpirun"):
+        raise Skip("relion_refine_mpi or mpirun is not installed")
+    folder = RUNS / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    command = ["mpirun", "-n", "3", "--allow-run-as-root", "--oversubscribe", "relion_refine_mpi"]
+    command += ["--auto_refine", "--split_random_halves", "--i", star.name, "--ref", reference]
+    command += ["--o", folder / "run", "--sym", symmetry, "--ini_high", f"{lowpass_angstrom:g}"]
+    command += ["--particle_diameter", f"{diameter_angstrom:g}", "--ctf", "--flatten_solvent"]
+    command += ["--zero_mask", "--oversampling", "1", "--healpix_order", "2", "--norm", "--scale"]
+    command += ["--auto_local_healpix_order", "4", "--offset_range", "5", "--offset_step", "2"]
+    command += ["--pool", "30", "--firstiter_cc", "--low_resol_join_halves", "40", "--pad", "2"]
+    cost = run(report, [*command, "--j", "1", "--random_seed", "1"], log=name, cwd=star.parent)
+    return folder, cost

@@ -31,6 +31,7 @@ import gallery
 import known_poses
 import local_regularisation
 import low_signal
+import low_signal_numbers
 import many_processes
 import optics
 import others
@@ -52,6 +53,7 @@ ALL = {
         refine_simulated.trpv1,
         refine_simulated.ribo,
         low_signal.low_signal,
+        low_signal_numbers.low_signal_numbers,
         class_posteriors.class_posteriors,
         bias.bias,
         classes2d.ribo_mix_2d,
