@@ -48,12 +48,12 @@ def dirty_abinitio() -> Report:
 def dirty_class3d() -> Report:
     """`class3d` in C3 of the sets of `dirty_2d`, K = 2, 10 iterations, from the true map at 60 A;
     judged is the larger class, as for `dirty_abinitio`."""
-    return through("class3d", [*from_truth(), "--classes", "2", "--iterations", "10"])
+    return through("class3d", [*from_map(), "--classes", "2", "--iterations", "10"])
 
 
 def dirty_refine() -> Report:
     """`refine` in C3 of the sets of `dirty_2d`, from the true map at 60 A; as `dirty_abinitio`."""
-    return through("refine", from_truth())
+    return through("refine", from_map())
 
 
 def through(job: str, words: list[str | Path]) -> Report:
@@ -91,8 +91,9 @@ def spikes(name: str) -> Path:
     return folder
 
 
-def from_truth() -> list[str | Path]:
-    return ["--reference", spike_64(), "--symmetry", "C3", "--diameter", DIAMETER]
+def from_map(path: Path | None = None) -> list[str | Path]:
+    """Options of a job from a map, the true one if none is given."""
+    return ["--reference", path or spike_64(), "--symmetry", "C3", "--diameter", DIAMETER]
 
 
 def halfmap(report: Report, job: str, folder: Path, out: Path, words: list[str | Path]) -> float:
@@ -135,12 +136,26 @@ def classes(report: Report, what: str, folder: Path, star: Path) -> None:
 def volume(report: Report, what: str, folder: Path, out: Path, cpu_s: float) -> None:
     """The map, or that of the largest class, and the poses of the good particles against the
     truth."""
-    found = truth.read_poses(out / "particles.star")
-    path = out / "map.mrc"
-    if not path.exists():
-        path = out / f"class{np.bincount(found.classes).argmax():03d}.mrc"
-    density, pixel = truth.read_volume(path)
-    numbers = np.intersect1d(found.numbers, good_numbers(folder))
+    number = None
+    if not (out / "map.mrc").exists():
+        number = int(np.bincount(truth.read_poses(out / "particles.star").classes).argmax())
+    resolution, error, _ = to_truth(out, folder, number)
+    report.add(
+        f"{what}: FSC 0.5 to the truth; pose error; iterations; CPU seconds",
+        f"{resolution:.1f} A; {error:.1f} deg; {len(events(out))}; {cpu_s:.0f}",
+    )
+    report.numbers[what] = {"resolution": resolution, "error_deg": error, "cpu_s": cpu_s}
+
+
+def to_truth(out: Path, folder: Path, number: int | None = None) -> tuple[float, float, float]:
+    """FSC 0.5 to the truth (A), the median pose error (degrees) of the good particles and their
+    share of all good ones: of the job's map, or of class `number`."""
+    found, good = truth.read_poses(out / "particles.star"), good_numbers(folder)
+    density, pixel = truth.read_volume(out / (f"class{number:03d}.mrc" if number else "map.mrc"))
+    mine = found.numbers[found.classes == number] if number else found.numbers
+    numbers = np.intersect1d(mine, good)
+    if len(numbers) == 0:
+        return float("inf"), float("nan"), 0.0
     laid = truth.laid_onto_truth(
         density,
         found.only(numbers),
@@ -151,9 +166,4 @@ def volume(report: Report, what: str, folder: Path, out: Path, cpu_s: float) -> 
         pixel=pixel,
     )
     resolution = truth.resolution_at(laid.curve, 0.5, len(density), pixel)
-    error = float(np.median(laid.errors.angle_deg))
-    report.add(
-        f"{what}: FSC 0.5 to the truth; pose error; iterations; CPU seconds",
-        f"{resolution:.1f} A; {error:.1f} deg; {len(events(out))}; {cpu_s:.0f}",
-    )
-    report.numbers[what] = {"resolution": resolution, "error_deg": error, "cpu_s": cpu_s}
+    return resolution, float(np.median(laid.errors.angle_deg)), len(numbers) / len(good)

@@ -122,9 +122,9 @@ def abinitio_low_signal() -> Report:
             f"{right} of {SEEDS}",
             "goal: all",
         )
-        report.add(f"{name}: FSC 0.5, best / median / worst", _three(found[:, 0], "A"))
-        report.add(f"{name}: pose error, best / median / worst seed", _three(found[:, 2], "deg"))
-        report.add(f"{name}: CPU seconds, least / median / most", _three(cpu, "s"))
+        report.add(f"{name}: FSC 0.5, best / median / worst", three(found[:, 0], "A"))
+        report.add(f"{name}: pose error, best / median / worst seed", three(found[:, 2], "deg"))
+        report.add(f"{name}: CPU seconds, least / median / most", three(cpu, "s"))
         report.numbers[name] = {
             "right": right,
             "fsc_half_angstrom": found[:, 0].tolist(),
@@ -283,15 +283,15 @@ def _tell(
     recorded = (
         f"{relion.INITIAL_ANGSTROM[0]} A after 30 iterations ({relion.RECORDED})" if peer else ""
     )
-    report.add("FSC 0.5 to the truth, best / median / worst", _three(at_half, "A"), recorded)
+    report.add("FSC 0.5 to the truth, best / median / worst", three(at_half, "A"), recorded)
     recorded = (
         f"{relion.INITIAL_ANGSTROM[1]} A after 30 iterations ({relion.RECORDED})" if peer else ""
     )
-    report.add("FSC 0.143 to the truth, best / median / worst", _three(at_0143, "A"), recorded)
-    report.add("pose error, median of an image: best / median / worst seed", _three(error, "deg"))
+    report.add("FSC 0.143 to the truth, best / median / worst", three(at_0143, "A"), recorded)
+    report.add("pose error, median of an image: best / median / worst seed", three(error, "deg"))
     whole = relion.INITIAL_CPU_S * relion.INITIAL_ITERATIONS / relion.INITIAL_STOPPED_AT
     recorded = f"{relion.INITIAL_CPU_S:,} at iteration {relion.INITIAL_STOPPED_AT} of {relion.INITIAL_ITERATIONS} ({relion.RECORDED})"
-    report.add("CPU seconds, least / median / most", _three(cpu, "s"), recorded if peer else "")
+    report.add("CPU seconds, least / median / most", three(cpu, "s"), recorded if peer else "")
     report.add("wall time, 1 thread, median", f"{np.median([cost.wall_s for cost in costs]):.0f} s")
     report.add("peak memory", f"{max(cost.peak_bytes for cost in costs) / 2**30:.2f} GiB")
     if peer:
@@ -312,12 +312,12 @@ def _tell(
     )
     report.add(
         "refined: FSC 0.5 to the truth, best / median / worst",
-        _three(after[:, 0], "A"),
+        three(after[:, 0], "A"),
         f"{start[0][0]:.1f} A from the true map",
     )
     report.add(
         "refined: pose error, best / median / worst seed",
-        _three(after[:, 2], "deg"),
+        three(after[:, 2], "deg"),
         f"{start[0][2]:.2f} deg from the true map",
     )
     report.add(
@@ -341,7 +341,8 @@ def _tell(
     }
 
 
-def _three(values: np.ndarray, unit: str) -> str:
+def three(values: np.ndarray, unit: str) -> str:
+    """The least, the median and the largest."""
     return f"{values.min():.1f} / {np.median(values):.1f} / {values.max():.1f} {unit}"
 
 

@@ -23,6 +23,7 @@ import class_posteriors
 import classes2d
 import classes3d
 import dirty
+import dirty_initial_maps
 import documentation
 import estep
 import finishing
@@ -73,6 +74,7 @@ ALL = {
         from_nothing.abinitio_ribo,
         from_nothing.abinitio_phantom,
         from_nothing.abinitio_low_signal,
+        dirty_initial_maps.abinitio_dirty_classes,
         from_nothing.abinitio_classes,
         from_nothing.abinitio_averages,
         branch_and_bound.branch_and_bound,

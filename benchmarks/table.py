@@ -37,6 +37,7 @@ PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
             "abinitio_trpv1_c4",
             "abinitio_trpv1_c1",
             "abinitio_low_signal",
+            "abinitio_dirty_classes",
             "abinitio_ribo",
             "abinitio_phantom",
             "abinitio_classes",
