@@ -23,9 +23,10 @@ from halfmap.likelihood import (
     slice_power,
     squared_modulus,
 )
-from halfmap.pose_search.adaptive import best_cells, prepare_search, search_globally
+from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.bounds import FAILURE
 from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
+from halfmap.pose_search.coarse_to_fine import best_cells
 from halfmap.pose_search.pruning import bound_cells
 from halfmap.pose_search.refinement import SearchSettings, distinct_poses, refine_candidates
 from halfmap.pose_search.sampling import fine_order, search_grid, shift_grid

@@ -236,20 +236,20 @@ def compare(folder: Path, device: str) -> dict[str, object]:
     import halfmap
     from halfmap.io.mrc import read_map
     from halfmap.particles import load_particles
-    from halfmap.pose_search import adaptive
+    from halfmap.pose_search import coarse_to_fine
     from halfmap.so3 import angular_distance_deg, euler_to_matrix
     from halfmap.symmetries import symmetry_matrices
 
     data = folder / "compared"
     simulate(COMPARED, data, torch.device("cpu"))
-    fast, exact = adaptive.fast_products, contextlib.nullcontext
+    fast, exact = coarse_to_fine.fast_products, contextlib.nullcontext
     for name, where, kernels, products in (
         ("cpu", "cpu", "numba", exact),
         ("device", device, "torch", exact),
         ("fast", device, "torch", fast),
     ):
         os.environ["HALFMAP_KERNELS"] = kernels
-        adaptive.fast_products = products
+        coarse_to_fine.fast_products = products
         halfmap.refine(
             data / "particles.star",
             data / "truth_1.mrc",

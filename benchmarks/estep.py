@@ -12,6 +12,8 @@ from common import SETS, THREADS, Report, simulated, third_party
 from halfmap.fourier import lowpass
 from halfmap.pose_search import adaptive as search
 from halfmap.pose_search import refinement as modes
+from halfmap.pose_search.coarse_to_fine import best_cells, best_children
+from halfmap.pose_search.search_plan import GlobalSearch
 from halfmap.projection import prepare_references
 
 IMAGES = 256
@@ -84,10 +86,8 @@ def measure(
     plan = search.prepare_search(references, settings, radius)
     terms = pose_search.batch_terms(known, torch.arange(IMAGES), torch.zeros(IMAGES, 2))
     centre = torch.zeros(IMAGES, 2)
-    coarse, (cells, counts) = best_of_three(lambda: search.best_cells(plan, terms, centre, plane))
-    fine, found = best_of_three(
-        lambda: search.best_children(plan, terms, centre, plane, cells, counts)
-    )
+    coarse, (cells, counts) = best_of_three(lambda: best_cells(plan, terms, centre, plane))
+    fine, found = best_of_three(lambda: best_children(plan, terms, centre, plane, cells, counts))
     whole, _ = best_of_three(lambda: search.search_globally(plan, terms, centre, plane, radius))
     local = max(0.0, whole - coarse - fine)
     operations = products(plan)
@@ -122,7 +122,7 @@ def measure(
     }
 
 
-def products(plan: search.GlobalSearch) -> float:
+def products(plan: GlobalSearch) -> float:
     """Floating-point operations (two for each multiply-add) of the matrix products of one search
     over `IMAGES` images.
 

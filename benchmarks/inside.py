@@ -32,7 +32,7 @@ from halfmap.methods import search_schedule
 from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
 from halfmap.particles import load_particles
-from halfmap.pose_search.adaptive import concatenated
+from halfmap.pose_search.image_groups import concatenated
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.workspace.job import Job, load_checkpoint
 from halfmap.workspace.progress import Progress

@@ -19,8 +19,9 @@ from halfmap.likelihood import (
     slice_power,
 )
 from halfmap.particles import Particles, load_particles
-from halfmap.pose_search.adaptive import prepare_search, search_globally, shift_grid
+from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.refinement import SearchSettings
+from halfmap.pose_search.sampling import shift_grid
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import orientation_grid
 from halfmap.workspace.progress import Progress

@@ -18,6 +18,7 @@ from halfmap.engine import loop, method
 from halfmap.fourier import lowpass
 from halfmap.methods import search_schedule as schedule
 from halfmap.pose_search import adaptive as search
+from halfmap.pose_search import coarse_to_fine, grid_posterior, search_plan
 from halfmap.pose_search import gauss_newton as local
 from inside import on_true_maps, open_job, searching, settled, shells_of, step
 
@@ -154,24 +155,28 @@ def counting() -> Iterator[Meter]:
     wrap(schedule, "prepare_search", stage="references")
     for module in (search, schedule):
         wrap(module, "refine_candidates", stage=SPLIT[2])
-    for name in (
-        "cross_terms",
-        "cross_terms_own",
-    ):  # (terms, phases, slices (.., J), plane) -> scores
+    # (terms, phases, slices (.., J), plane) -> scores
+    for module, name in (
+        (coarse_to_fine, "cross_terms"),
+        (coarse_to_fine, "cross_terms_own"),
+        (grid_posterior, "cross_terms"),
+    ):
         wrap(
-            search, name, operations=lambda result, args, _: 4 * result.numel() * args[2].shape[-1]
+            module, name, operations=lambda result, args, _: 4 * result.numel() * args[2].shape[-1]
+        )
+    for module in (coarse_to_fine, grid_posterior):
+        wrap(
+            module,
+            "slice_power",
+            operations=lambda result, args, _: 2 * result.numel() * args[1].shape[0],
         )
     wrap(
-        search,
-        "slice_power",
-        operations=lambda result, args, _: 2 * result.numel() * args[1].shape[0],
-    )
-    wrap(
-        search,
+        coarse_to_fine,
         "slice_power_own",
         operations=lambda result, args, _: 2 * result.numel() * args[1].shape[-1],
     )
-    wrap(search, "extract_slices", operations=lambda result, args, _: SLICE * result.numel())
+    for module in (search, search_plan):
+        wrap(module, "extract_slices", operations=lambda result, args, _: SLICE * result.numel())
     wrap(
         local,
         "pose_equations",

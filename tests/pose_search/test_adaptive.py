@@ -19,16 +19,11 @@ from halfmap.likelihood import (
     log_likelihood_score,
     slice_power,
 )
-from halfmap.pose_search.adaptive import (
-    GlobalSearch,
-    best_cells,
-    best_children,
-    coarse_scores,
-    prepare_search,
-    search_globally,
-)
+from halfmap.pose_search.adaptive import prepare_search, search_globally
+from halfmap.pose_search.coarse_to_fine import best_cells, best_children, coarse_scores
 from halfmap.pose_search.refinement import PassSizes, SearchSettings, distinct_poses
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
+from halfmap.pose_search.search_plan import GlobalSearch
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import (
     angular_distance_deg,

@@ -14,7 +14,6 @@ from halfmap.likelihood import (
     slice_power_own,
     squared_modulus,
 )
-from halfmap.pose_search.adaptive import terms_on_level
 from halfmap.pose_search.bounds import (
     FIT,
     deviations,
@@ -24,6 +23,7 @@ from halfmap.pose_search.bounds import (
     unseen_power,
     upper_bound,
 )
+from halfmap.pose_search.search_plan import terms_on_level
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import compose, random_rotations, rotation_vector_to_matrix
 

@@ -12,7 +12,7 @@ from halfmap.engine.posterior_weights import assign_posterior, best_poses
 from halfmap.engine.state import Candidates, as_candidates, in_every_class, known_poses
 from halfmap.fourier import half_plane, shift_phases
 from halfmap.likelihood import LOG_LIKELIHOOD, ImageTerms
-from halfmap.pose_search.adaptive import significant_entries
+from halfmap.pose_search.grid_posterior import significant_entries
 from halfmap.pose_search.refinement import (
     NEGLIGIBLE_LOG_WEIGHT,
     SearchSettings,

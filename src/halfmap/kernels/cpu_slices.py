@@ -15,6 +15,16 @@ _ONE, _TWO, _THREE = np.uint32(1), np.uint32(2), np.uint32(3)
 
 
 @inlined()
+def _block(rows):
+    """Memory for a block of samples: their cells, signs and places in the cells, and `rows` rows of
+    real and imaginary parts."""
+    cell, sign = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.float32)
+    fraction = np.empty((3, _BLOCK), np.float32)
+    re, im = np.empty((rows, _BLOCK), np.float32), np.empty((rows, _BLOCK), np.float32)
+    return cell, sign, fraction, re, im
+
+
+@inlined()
 def _strides(grid):
     """Of a grid's numbers as they lie in memory: from one y and one z to the next, and where the
     origin is. Wide numbers would halve the speed of finding cells."""
@@ -151,6 +161,14 @@ def _phases(shift, box, reach, table):
 
 
 @inlined()
+def _phase_table(shift, box, reach):
+    """The table of a shift's phases."""
+    table = np.empty((2, 2 * reach + 1, 2), np.float32)
+    _phases(shift, box, reach, table)
+    return table
+
+
+@inlined()
 def _centre(data, power, weight, kx, ky, phase, reach, start, n, re, im, p):
     """Of one image, n samples from `start` on: the data centred by the shift whose phases are in
     the table, and the power, both times the half-plane's weights."""
@@ -170,15 +188,13 @@ def slices(grid, rotations, classes, kx, ky, padding, out):
     strides, planar, padding = _strides(grid), grid.shape[1] == 2, np.float32(padding)
     for m in numba.prange(len(out)):
         volume = grid[classes[m]].reshape(-1)
-        cell, sign = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.float32)
-        fraction = np.empty((3, _BLOCK), np.float32)
-        re, im = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+        cell, sign, fraction, re, im = _block(1)
         for start in range(0, len(kx), _BLOCK):
             n = min(_BLOCK, len(kx) - start)
             _find_cells(rotations[m], kx, ky, start, n, padding, strides, cell, fraction, sign)
-            _read_values(volume, cell, fraction, sign, n, strides, planar, re, im)
+            _read_values(volume, cell, fraction, sign, n, strides, planar, re[0], im[0])
             for s in range(n):
-                out[m, start + s, 0], out[m, start + s, 1] = re[s], im[s]
+                out[m, start + s, 0], out[m, start + s, 1] = re[0, s], im[0, s]
 
 
 @compiled()
@@ -224,12 +240,9 @@ def pose_scores(
     reach = _reach(kx, ky, n_samples)
     for m in numba.prange(len(rotations)):
         volume, i = grid[classes[m]].reshape(-1), images[m]
-        phase = np.empty((2, 2 * reach + 1, 2), np.float32)
-        _phases(shifts[m], box, reach, phase)
-        cell, sign = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.float32)
-        fraction = np.empty((3, _BLOCK), np.float32)
-        # rows of `re` and `im`: the slice, and the centred data; `p`: the weights
-        re, im = np.empty((2, _BLOCK), np.float32), np.empty((2, _BLOCK), np.float32)
+        phase = _phase_table(shifts[m], box, reach)
+        # rows: the slice, and the centred data; `p`: the weights
+        cell, sign, fraction, re, im = _block(2)
         p = np.empty(_BLOCK, np.float32)
         a, b = np.float32(0), np.float32(0)
         for start in range(0, n_samples, _BLOCK):
@@ -266,13 +279,10 @@ def pose_equations(
     reach, turn = _reach(kx, ky, n_samples), np.float32(2 * np.pi / box)
     for m in numba.prange(len(rotations)):
         volume, i = grid[classes[m]].reshape(-1), images[m]
-        phase = np.empty((2, 2 * reach + 1, 2), np.float32)
-        _phases(shifts[m], box, reach, phase)
-        cell, sign = np.empty(_BLOCK, np.uint32), np.empty(_BLOCK, np.float32)
-        fraction = np.empty((3, _BLOCK), np.float32)
+        phase = _phase_table(shifts[m], box, reach)
+        # rows: the slice, its five derivatives, the centred data; `p`: the weights
+        cell, sign, fraction, re, im = _block(7)
         slope_re, slope_im = np.zeros((3, _BLOCK), np.float32), np.zeros((3, _BLOCK), np.float32)
-        # rows of `re` and `im`: the slice, its five derivatives, the centred data; `p`: the weights
-        re, im = np.empty((7, _BLOCK), np.float32), np.empty((7, _BLOCK), np.float32)
         p = np.empty(_BLOCK, np.float32)
         sums = np.zeros(27, np.float32)
         for start in range(0, n_samples, _BLOCK):

@@ -17,7 +17,8 @@ from halfmap.engine.state import identity_poses
 from halfmap.fourier import filter_shells, half_plane
 from halfmap.likelihood import ImageTerms, squared_modulus
 from halfmap.methods.settings import Settings
-from halfmap.pose_search.adaptive import coarse_scores, prepare_search
+from halfmap.pose_search.adaptive import prepare_search
+from halfmap.pose_search.coarse_to_fine import coarse_scores
 from halfmap.pose_search.sampling import coarse_radius
 from halfmap.projection import prepare_references
 from halfmap.reconstruction import constant_regulariser, wiener_update

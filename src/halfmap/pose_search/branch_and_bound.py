@@ -24,10 +24,10 @@ from torch import Tensor
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane, half_plane
 from halfmap.likelihood import ImageTerms
-from halfmap.pose_search.adaptive import concatenated
 from halfmap.pose_search.bounded_search import BoundedSearch, Level
 from halfmap.pose_search.bounds import slice_shell_power, unseen_in_cells
 from halfmap.pose_search.climbing import climbed
+from halfmap.pose_search.image_groups import concatenated
 from halfmap.pose_search.pruning import bound_cells
 from halfmap.pose_search.refinement import SearchSettings, merged_with_known, refine_candidates
 from halfmap.pose_search.sampling import SHIFTS_PER_PERIOD, fine_order, level_radius, search_grid

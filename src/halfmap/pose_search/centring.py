@@ -10,8 +10,8 @@ from torch import Tensor
 
 from halfmap.fourier import HalfPlane, shift_phases
 from halfmap.likelihood import ImageTerms, cross_terms, slice_power, squared_modulus
-from halfmap.pose_search.adaptive import GlobalSearch, terms_on_level
 from halfmap.pose_search.sampling import shift_grid, shift_step
+from halfmap.pose_search.search_plan import GlobalSearch, terms_on_level
 
 # Of a search's range, how far out the disc is looked for; and by how much log likelihood it must be
 # clearer outside than inside: at odds of 7 a search there is worth its time

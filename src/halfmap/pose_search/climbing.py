@@ -8,9 +8,9 @@ import torch
 from halfmap.engine.state import Candidates
 from halfmap.fourier import HalfPlane
 from halfmap.likelihood import ImageTerms
-from halfmap.pose_search.adaptive import concatenated, groups_of_similar_count
 from halfmap.pose_search.bounded_search import Bounded, BoundedSearch, PruningThreshold, as_starts
 from halfmap.pose_search.bounds import upper_bound
+from halfmap.pose_search.image_groups import concatenated, groups_of_similar_count
 from halfmap.pose_search.refinement import distinct_poses, refine_each
 
 OPTIMA = 16  # distinct ones of each image that are followed

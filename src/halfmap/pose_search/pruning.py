@@ -17,7 +17,6 @@ from halfmap.likelihood import (
     slice_power_own,
     squared_modulus,
 )
-from halfmap.pose_search.adaptive import fast_products, groups_of_similar_count, terms_on_level
 from halfmap.pose_search.bounded_search import (
     Bounded,
     BoundedSearch,
@@ -27,8 +26,10 @@ from halfmap.pose_search.bounded_search import (
     as_starts,
 )
 from halfmap.pose_search.bounds import shell_visibility, unseen_power, upper_bound
+from halfmap.pose_search.image_groups import groups_of_similar_count
 from halfmap.pose_search.refinement import distinct_poses, merged_with_known, refine_candidates
 from halfmap.pose_search.sampling import shift_grid
+from halfmap.pose_search.search_plan import fast_products, terms_on_level
 from halfmap.projection import extract_slices
 
 INCUMBENTS = 2  # cells of each image that are refined first, so that there is a score to beat
