@@ -16,10 +16,11 @@ from halfmap.fourier import (
     half_plane,
     inverse_fourier_transform,
     largest_radius,
+    lowpass,
     shift_phases,
 )
 from halfmap.gridding import gridding_correction
-from halfmap.io.mrc import read_map
+from halfmap.io.mrc import read_map, write_map
 from halfmap.io.stack_writer import StackWriter
 from halfmap.io.star import read_star, write_star
 from halfmap.masks import soft_sphere
@@ -153,6 +154,28 @@ def test_half_maps_and_their_curve(made):
     )
     for path in folder.glob("*.mrc"):
         assert read_map(path)[1] == pytest.approx(PIXEL, rel=1e-4)
+
+
+def test_the_curve_is_taken_in_a_mask_made_of_the_half_maps(tmp_path):
+    """As at the end of a refinement: around a rod along z it is open far along z, and closed as far
+    across it, where a sphere is open too."""
+    box = 48
+    line = torch.arange(box) - box // 2
+    z, across = line[:, None, None].abs() <= 13, line[:, None] ** 2 + line**2 <= 16
+    rod = lowpass((z & across).float(), 3 * PIXEL, PIXEL, dimensions=3)
+    write_map(tmp_path / "rod.mrc", rod.numpy(), PIXEL)
+    made_of = {"n": 200, "snr": 0.5, "quiet": True}
+    halfmap.simulate(tmp_path / "rod.mrc", tmp_path / "sim", **made_of)
+    made = halfmap.reconstruct(tmp_path / "sim/truth.star", tmp_path / "job", quiet=True)
+    mask = _volume(made.folder / "mask.mrc")
+    middle = box // 2
+    assert mask[middle + 12, middle, middle] > 0.9
+    assert mask[middle, middle, middle + 16] < 0.1
+    halves = [_volume(made.folder / f"half{h}.mrc") for h in (1, 2)]
+    ours = fourier_shell_correlation(*halves, pixel_size_angstrom=PIXEL, mask=mask).correlation
+    written = read_star(made.folder / "fsc.star").blocks["fsc"]
+    theirs = written.floats("rlnFourierShellCorrelationMaskedMaps")
+    np.testing.assert_allclose(theirs, ours.numpy()[: len(theirs)], atol=1e-3)
 
 
 def test_without_halves_there_is_the_map_alone(made, data, tmp_path):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halfmap.commands import _halves, _inputs, _setup
 from halfmap.commands._contrast import tell_contrast
-from halfmap.commands._final_maps import FinalMaps, final_maps, write_map_files
+from halfmap.commands._final_maps import FinalMaps, final_maps, in_own_mask, write_map_files
 from halfmap.commands._iterations import made_of
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
@@ -162,6 +162,9 @@ def reconstruct(
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
         final = final_maps(problem, settings, sums, noise, mask)
+        if mask is None:
+            progress.start_stage("mask", 0)
+            final = in_own_mask(final, data.pixel_size_angstrom)
         words = made_of(job, len(used))
         _write(final, data.pixel_size_angstrom, job, target, halves=halves, words=words)
         job.update(resolution_angstrom=final.resolutions_angstrom[0], images=len(used))
