@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 
 
 class InputError(ValueError):
@@ -21,6 +22,42 @@ class InputError(ValueError):
 
 class StorageError(InputError):
     """A disk that is full, gone or read-only, told in one line with the path and the way on."""
+
+
+class MemoryShortage(InputError):
+    """Memory that ran out, told in one line: what was asked for, what there is, and the way on."""
+
+
+# of the words of torch, which raises a plain RuntimeError on the CPU, of its libraries and drivers
+_NO_MEMORY = (
+    "not enough memory",
+    "allocate memory",  # "can't ..." (torch), "cannot ..." (the system)
+    "out of memory",
+    "memory allocation error",  # of the transforms
+    "alloc_failed",  # of an accelerator's libraries
+)
+_BYTES_OF = {"bytes": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, of the machine or of its accelerator."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(
+        text in str(error).lower() for text in _NO_MEMORY
+    )
+
+
+def asked_bytes(error: BaseException) -> float | None:
+    """How much was asked for when memory ran out, where the error tells.
+
+    >>> asked_bytes(MemoryError("Unable to allocate 1.50 GiB for an array with shape (3,)")) / 2**30
+    1.5
+    """
+    found = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error), re.IGNORECASE)
+    return float(found[1]) * _BYTES_OF[found[2].lower()] if found else None
 
 
 # of the system's words, what they ask of the user

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from halfmap.ctf_parameters import CTFParameters
 from halfmap.errors import InputError
 from halfmap.image_grids import ImageGrid, distinct_grids, finest_grid
 from halfmap.io.paths import ImageNames, resolve_all, split_image_names
@@ -13,6 +14,11 @@ from halfmap.io.relion import ParticleTables, ctf_parameters, particle_tables, p
 from halfmap.io.stacks import OpenStacks, check_stacks
 from halfmap.io.star import StarFile
 
+# A, below which no micrograph is taken; phase plates are used near 5,000
+LEAST_DEFOCUS_ANGSTROM = 20.0
+# so many angles, and so different, would go beyond 2 pi if they were degrees
+FEWEST_ANGLES, LEAST_SPREAD_RAD = 20, 0.7
+WORTH_TELLING = 1.1  # times less memory
 CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
 
 
@@ -50,11 +56,12 @@ def fields_of_star(
         )
     rotations, shifts, has_poses = poses(tables, sizes)
     transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
+    notes += _doubts_of_units(star.path, transfer if has_ctf else None, rotations)
     grids, stored = distinct_grids(box, sizes, transfer.magnification)
     grid = finest_grid(grids)
     for number, one in enumerate(grids):
         shifts[stored == number] = one.true_shift(shifts[stored == number])
-    notes += grid_notes(star.path, grids, grid)
+    notes += grid_notes(star.path, grids, stored, grid)
     optics_group = _groups_of_one_grid(tables, stored, grids)
     n = len(particles)
     half_set = (
@@ -102,6 +109,37 @@ def fields_of_star(
     )
 
 
+def _doubts_of_units(
+    path: str, transfer: CTFParameters | None, rotations_deg: np.ndarray
+) -> list[str]:
+    """What looks as if it were in other units, or of another sign: told where it can be so.
+
+    Raises:
+        InputError: all defoci are less than any lens is set to.
+    """
+    notes = []
+    if transfer is not None:
+        defocus = (transfer.defocus_u_angstrom + transfer.defocus_v_angstrom) / 2
+        largest = float(np.abs(defocus).max())
+        if 0 < largest < LEAST_DEFOCUS_ANGSTROM:
+            raise InputError(
+                f"{path}: _rlnDefocusU and _rlnDefocusV: expected Angstrom, the largest found is "
+                f"{largest:.3g}, as of micrometres; multiply both columns by 10,000"
+            )
+        if over := int((defocus < 0).sum()):
+            notes.append(
+                f"{path}: {over:,} of {len(defocus):,} images have a negative defocus, which is "
+                "overfocus here; of images below focus it is positive"
+            )
+    largest = float(np.abs(rotations_deg).max())
+    turned = float(rotations_deg.std(axis=0).max()) > LEAST_SPREAD_RAD
+    if len(rotations_deg) >= FEWEST_ANGLES and turned and largest <= 2 * np.pi:
+        notes.append(
+            f"{path}: no angle exceeds {largest:.3g}: degrees are expected, these look like radians"
+        )
+    return notes
+
+
 def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:
     """The box of each image, by its stack where that was opened, and by rlnImageSize, which must
     not say otherwise."""
@@ -144,18 +182,37 @@ def _groups_of_one_grid(
     return group
 
 
-def grid_notes(path: str, grids: tuple[ImageGrid, ...], grid: ImageGrid) -> list[str]:
-    """What a user should know of images that are not read as they are stored."""
+def grid_notes(
+    path: str, grids: tuple[ImageGrid, ...], stored: np.ndarray, grid: ImageGrid
+) -> list[str]:
+    """What a user should know of images that are not read as they are stored; `stored` (n,) tells
+    the grid of each."""
     notes = []
-    plain = sorted({(one.box, one.pixel_size_angstrom) for one in grids})
-    if plain != [(grid.box, grid.pixel_size_angstrom)]:
-        notes.append(
-            f"{path}: images of {', '.join(str(ImageGrid(*one)) for one in plain)} are brought to "
-            f"{grid}"
+    counts: dict[tuple[int, float], int] = {}
+    for one, count in zip(grids, np.bincount(stored, minlength=len(grids)), strict=True):
+        key = (one.box, one.pixel_size_angstrom)
+        counts[key] = counts.get(key, 0) + int(count)
+    if list(counts) != [(grid.box, grid.pixel_size_angstrom)]:
+        found = ", ".join(
+            f"{n:,} {'image' if n == 1 else 'images'} of {ImageGrid(*one)}"
+            for one, n in sorted(counts.items())
         )
+        notes.append(f"{path}: {found} are brought to {grid}{_of_coarser(counts, grid)}")
     if any(one.magnification for one in grids):
         notes.append(
             f"{path}: anisotropic magnification (rlnMagMat00, 01, 10, 11) is taken out of the "
             "images"
         )
     return notes
+
+
+def _of_coarser(counts: dict[tuple[int, float], int], grid: ImageGrid) -> str:
+    """Where a few fine images make a job large: what the grid of most images would save."""
+    most = ImageGrid(*max(counts, key=lambda one: (counts[one], -one[1])))
+    pixel = most.pixel_size_angstrom
+    if pixel <= grid.pixel_size_angstrom or len(counts) < 2:
+        return ""
+    less = (pixel / grid.pixel_size_angstrom) ** 3
+    if less < WORTH_TELLING:
+        return ", the finest"
+    return f", the finest; --pixel-size {pixel:.4g} would take {less:.1f} times less memory"

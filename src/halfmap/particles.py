@@ -17,6 +17,7 @@ from halfmap.io.cs_files import Passthrough, read_cs
 from halfmap.io.dialects import relion31_blocks
 from halfmap.io.image_faults import Examined, examine, mend
 from halfmap.io.mrc import open_stack
+from halfmap.io.other_programs import refuse_other_files
 from halfmap.io.paths import ImageNames, not_found, rename_images
 from halfmap.io.relion import (
     ANGLES,
@@ -158,10 +159,10 @@ class Particles:
             InputError: no such grid can be.
         """
         grid = asked_grid(self.grid, box=box, pixel_size_angstrom=pixel_size_angstrom)
-        told = grid_notes(self.path, self.grids, self.grid)
+        told = grid_notes(self.path, self.grids, self.stored, self.grid)
         notes = (
             *(note for note in self.notes if note not in told),
-            *grid_notes(self.path, self.grids, grid),
+            *grid_notes(self.path, self.grids, self.stored, grid),
         )
         return replace(
             self, box=grid.box, pixel_size_angstrom=grid.pixel_size_angstrom, notes=notes
@@ -211,6 +212,12 @@ class Particles:
         if (self.image_sign[indices] < 0).any():
             out *= self.image_sign[indices].astype(np.float32)[:, None, None]
         return out
+
+    def stored_apart(self, indices: np.ndarray) -> np.ndarray:
+        """Whether each image is stored at other frequencies than the data set's grid has, `(b,)`:
+        it is resampled when it is read."""
+        apart = np.array([not stored.shares_frequencies(self.grid) for stored in self.grids])
+        return apart[self.stored[indices]]
 
     def coverage(self, indices: np.ndarray) -> np.ndarray | None:
         """The share of the grid on which each image shows anything, `(b,)`; None where all of it
@@ -595,5 +602,6 @@ def load_particles(
         raise InputError(
             f"--passthrough {passthrough}: only a .cs file has passthrough files; {path} is none"
         )
+    refuse_other_files(path)
     columns = fields_of_star(read_star(path), data_dir, check_images, use_ctf)
     return Particles(**columns).with_contrast(contrast)

@@ -13,6 +13,7 @@ import halfmap
 from halfmap.cli.main import run
 from halfmap.io.convert import convert
 from halfmap.io.mrc import read_map, write_map
+from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particles import load_particles
@@ -269,3 +270,109 @@ def test_a_cs_file_that_is_none_is_refused_in_words_of_the_user(scene, capsys) -
     error = refused(capsys, "info", "v.cs")
     assert "pickle" not in error
     assert "v.cs: is not a cryoSPARC .cs file" in error
+
+
+def renamed(scene: Path, old: str, new: str) -> Path:
+    """`v.star`: that of the truth with another name for a column."""
+    text = (scene / "truth.star").read_text(encoding="utf-8")
+    assert f"_{old} " in text
+    (scene / "v.star").write_text(text.replace(f"_{old} ", f"_{new} "), encoding="utf-8")
+    return scene / "v.star"
+
+
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        ("rlnimagename", "rlnImageName"),
+        ("rlnDefocusu", "rlnDefocusU"),
+        ("rlnPhaseshift", "rlnPhaseShift"),
+        ("RLNBeamTiltX", "rlnBeamTiltX"),
+    ],
+)
+def test_a_column_in_other_upper_case_is_not_passed_over(scene, capsys, written, right) -> None:
+    """Unread in silence, half sets and phases would be lost."""
+    star = renamed(scene, right, written)
+    line = refused(capsys, "reconstruct", "--particles", str(star), "--out", "m.mrc")
+    assert f"column _{written} of data_" in line
+    assert f"RELION writes it _{right}" in line
+
+
+def test_a_lost_optics_table_is_what_is_said(scene, capsys) -> None:
+    blocks = read_star(scene / "truth.star").blocks
+    write_star(scene / "v.star", {"particles": blocks["particles"]})
+    line = refused(capsys, "reconstruct", "--particles", "v.star", "--out", "m.mrc")
+    assert "missing _rlnVoltage" in line
+    assert "they belong into the optics table (data_optics), which is not there" in line
+
+
+def test_numbers_from_0_are_refused_with_the_way_out(scene, capsys) -> None:
+    star = written(scene, rlnImageName=[f"{i:06d}@particles.mrcs" for i in range(N)])
+    line = refused(capsys, "info", str(star))
+    assert "row 1" in line
+    assert "counts from 0, add 1 to all" in line
+
+
+FILES = {  # as other programs write them, and whose they are
+    "a.par": ("C   PSI   THETA     PHI\n      1   10.00   20.00\n", "FREALIGN"),
+    "a.star": ("data_\n\nloop_\n_cisTEMPositionInStack #1\n_cisTEMAnglePsi #2\n1 10.0\n", "cisTEM"),
+    "a.lst": ("#LSX\n# comment\n# line\n0 p.hdf\n", "EMAN2"),
+    "a.tbl": ("1 1 1 0 0 0 10 20 30\n", "Dynamo"),
+    "a.xmd": (
+        "# XMIPP_STAR_1 *\ndata_noname\nloop_\n _itemId\n _image\n 1 000001@p.stk\n",
+        "Xmipp",
+    ),
+    "a.csg": ("created: 2024\ngroup:\n  name: particles\n", "cryoSPARC"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_other_programs_are_known(scene, capsys, name) -> None:
+    text, program = FILES[name]
+    (scene / name).write_text(text, encoding="utf-8")
+    commands = [("reconstruct", "--particles", name, "--out", "m.mrc"), ("convert", name, "b.cs")]
+    if name != "a.star":  # whose blocks and columns are shown
+        commands.append(("info", name))
+    for words in commands:
+        assert program in refused(capsys, *words), words
+    assert not (scene / "b.cs").exists()
+
+
+def test_a_stack_of_another_program_is_known(scene, capsys) -> None:
+    (scene / "p.hdf").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(4000))
+    star = written(scene, rlnImageName=[f"{i + 1:06d}@p.hdf" for i in range(N)])
+    assert "a stack of EMAN2" in refused(
+        capsys, "reconstruct", "--particles", str(star), "--out", "m.mrc"
+    )
+
+
+def test_defocus_in_micrometres_is_refused(scene, capsys) -> None:
+    """In silence, it would be a set without CTF: its map agrees to 0.77 with the right one."""
+    table = read_star(scene / "truth.star").blocks["particles"]
+    small = {name: table.floats(name) / 1e4 for name in ("rlnDefocusU", "rlnDefocusV")}
+    star = written(scene, **small)
+    line = refused(capsys, "reconstruct", "--particles", str(star), "--out", "m.mrc")
+    assert "as of micrometres; multiply both columns by 10,000" in line
+
+
+def test_other_signs_and_units_are_told(scene) -> None:
+    table = read_star(scene / "truth.star").blocks["particles"]
+    assert load_particles("truth.star").notes == ()
+    over = {name: -table.floats(name) for name in ("rlnDefocusU", "rlnDefocusV")}
+    (note,) = load_particles(written(scene, **over)).notes
+    assert "24 of 24 images have a negative defocus, which is overfocus" in note
+    names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+    turned = {name: np.radians(table.floats(name)) for name in names}
+    (note,) = load_particles(written(scene, **turned)).notes
+    assert "these look like radians" in note
+
+
+def test_images_with_nan_are_told_where_a_stack_is_written(scene) -> None:
+    images = load_particles("truth.star").images(np.arange(N)).copy()
+    images[3, 5, 5] = np.nan
+    write_stack(scene / "bad.mrcs", images, PIXEL)
+    star = written(scene, rlnImageName=[f"{i + 1:06d}@bad.mrcs" for i in range(N)])
+    done = halfmap.stack(star, scene / "new.star", downsample=20)
+    assert done.broken == (4,)
+    assert "1 image with NaN or infinite pixels, for example row 4" in done.summary
+    whole = halfmap.stack(scene / "truth.star", scene / "whole.star", downsample=20)
+    assert "NaN" not in whole.summary

@@ -1,6 +1,7 @@
 """Jobs in which memory runs out for more than a few images at once give what they give otherwise;
 and what is asked for before a job begins."""
 
+import importlib
 from pathlib import Path
 
 import mrcfile
@@ -9,11 +10,16 @@ import pytest
 import torch
 
 import halfmap
+from halfmap.cli.main import run
 from halfmap.commands._setup import batch_size
 from halfmap.engine import preprocessing
 from halfmap.engine.memory import JobSize
-from halfmap.errors import InputError
-from halfmap.particles import load_particles
+from halfmap.errors import InputError, MemoryShortage
+from halfmap.io.mrc import write_map
+from halfmap.masks import soft_sphere
+from halfmap.particles import Particles, load_particles
+from halfmap.workspace.job import read_job
+from halfmap.workspace.memory import _control_group_limits
 
 ENOUGH = 6  # images at once
 DRAWN = ("abinitio", "class3d")
@@ -82,6 +88,113 @@ def test_batches_are_halved_and_nothing_is_lost(command, simulated, tmp_path, mo
     # diffuse (ab initio, classes of one map), batches that are small from the start do the same
     alike = 0.9 if command in DRAWN else 0.999
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > alike
+
+
+def _written(command: str, folder: Path, out: Path) -> np.ndarray:
+    """The images that a command without iterations writes."""
+    truth = folder / "truth.star"
+    if command == "stack":
+        halfmap.stack(truth, out.with_suffix(".star"), downsample=24)
+        return mrcfile.read(out.with_suffix(".mrcs"))
+    if command == "subtract":
+        mask = folder / "part.mrc"
+        write_map(mask, soft_sphere(32, radius_px=5.0, edge_px=2.0).numpy(), 7.0)
+        halfmap.subtract(
+            truth, out.with_suffix(".star"), mask=mask, reference=folder / "truth_1.mrc"
+        )
+        return mrcfile.read(out.with_suffix(".mrcs"))
+    halfmap.restore(truth, command, out, view_tolerance=180.0, quiet=True)
+    return mrcfile.read(out / "restored.mrcs")
+
+
+@pytest.mark.parametrize("command", ["flip", "wiener-stack", "stack", "subtract"])
+def test_images_are_written_in_halved_batches(command, simulated, tmp_path, monkeypatch):
+    expected = _written(command, simulated, tmp_path / "enough")
+    read, refused = Particles.images, []
+
+    def short_of_memory(data: Particles, rows: np.ndarray) -> np.ndarray:
+        if len(rows) > ENOUGH:
+            refused.append(len(rows))
+            raise MemoryError("Unable to allocate 9.00 GiB for an array")
+        return read(data, rows)
+
+    monkeypatch.setattr(Particles, "images", short_of_memory)
+    found = _written(command, simulated, tmp_path / "short")
+    assert refused
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+# where there are no batches to halve: the start, an update, the final maps
+PLACES = {
+    "start": "halfmap.commands._setup.have_ramps",
+    "references": "halfmap.engine.loop.prepare_references",
+    "update": "halfmap.methods.maximum_likelihood.map_update",
+    "final maps": "halfmap.commands._final_maps.unregularised",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_nothing_can_be_halved_one_line_tells_what_helps(
+    place, simulated, tmp_path, monkeypatch, capsys
+):
+    """No traceback; job.json says the same; the job goes on where it was and ends as ever."""
+    told = [simulated / "particles.star", simulated / "truth_1.mrc"]
+    options = {"initial_lowpass_angstrom": 20.0, "iterations": 2, "threads": 1, "quiet": True}
+    halfmap.refine(*told, tmp_path / "enough", **options)
+    module, name = PLACES[place].rsplit(".", 1)
+
+    def no_room(*arguments: object, **options: object) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 3200000000 bytes"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module(module), name, no_room)
+        with pytest.raises(MemoryShortage) as error:
+            halfmap.refine(*told, tmp_path / "job", **options)
+    line = str(error.value)
+    assert "\n" not in line
+    assert "memory ran out: there was no room for an array of 3.2 GB" in line
+    assert f"halfmap resume {tmp_path / 'job'} --memory " in line
+    assert "--box or --folds" in line
+    record = read_job(tmp_path / "job")
+    assert record["status"] == "failed"
+    assert record["message"] == line
+    assert not (tmp_path / "job" / "error.txt").exists()
+    halfmap.resume(tmp_path / "job", memory=4_000_000_000, quiet=True)
+    after, expected = (mrcfile.read(tmp_path / one / "map.mrc") for one in ("job", "enough"))
+    assert np.corrcoef(after.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+def test_the_command_line_tells_it_too(simulated, tmp_path, monkeypatch, capsys):
+    """Of a command without a job folder: one line, exit code 2."""
+
+    def no_room(*arguments: object, **options: object) -> None:
+        raise np._core._exceptions._ArrayMemoryError((1 << 30, 3), np.dtype(np.float32))
+
+    monkeypatch.setattr("halfmap.commands.fsc.compare_maps", no_room)
+    with pytest.raises(SystemExit) as left:
+        run(["fsc", str(simulated / "truth_1.mrc"), str(simulated / "truth_1.mrc")])
+    assert left.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "no room for an array of 12.9 GB" in line
+
+
+def test_a_control_group_limits_what_may_be_used(tmp_path):
+    """Of both versions of Linux's; "max" is no limit, and a group holds those inside it."""
+    for name, value in (
+        ("a/memory.max", "5000000000"),
+        ("a/b/memory.max", "max"),
+        ("memory/c/memory.limit_in_bytes", "7000000000"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(value + "\n")
+    told = tmp_path / "cgroup"
+    told.write_text("0::/a/b\n5:memory:/c\n4:cpu:/elsewhere\n")
+    assert list(_control_group_limits(told, tmp_path)) == [5_000_000_000, 7_000_000_000]
+    assert list(_control_group_limits(tmp_path / "none", tmp_path)) == []
 
 
 def test_what_is_asked_fits_and_what_is_refused_says_what_to_change():

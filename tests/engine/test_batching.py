@@ -1,18 +1,22 @@
 """Memory that runs out halves a batch; nothing is lost, nothing counts twice."""
 
+import errno
+
 import pytest
 import torch
 
-from halfmap.engine.batching import in_batches, is_out_of_memory
+from halfmap.engine.batching import in_batches
+from halfmap.errors import is_out_of_memory
 
 ERRORS = [
     MemoryError(),
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
 ]
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["python", "accelerator", "torch"])
+@pytest.mark.parametrize("error", ERRORS, ids=["python", "accelerator", "torch", "system"])
 @pytest.mark.parametrize("where", ["make", "first", "second"])
 def test_every_step_sees_every_image_once(error, where):
     """More than 5 images at once are too many for one of the three places."""

@@ -12,7 +12,7 @@ import typer.main
 
 from halfmap import __version__
 from halfmap.cli.application import SETTINGS, Commands
-from halfmap.errors import InputError, is_of_storage, storage_error
+from halfmap.errors import InputError, is_of_storage, is_out_of_memory, storage_error
 
 # Threads that wait for others spin for a few microseconds and then sleep. torch's OpenMP would have
 # them spin for milliseconds: beside a second job of two threads a refinement took 68 s of CPU and
@@ -80,6 +80,11 @@ def run(arguments: list[str] | None = None) -> None:
             _leave(f"{error.format_message()} ({name} --help shows the options)", 2)  # type: ignore[attr-defined]
         if os.environ.get("HALFMAP_DEBUG"):
             raise
+        if is_out_of_memory(error):
+            from halfmap.workspace.memory import memory_shortage
+
+            way = "run it on fewer or smaller images or maps, or where there is more memory"
+            _leave(str(memory_shortage(error, (), way)), 2)
         if is_of_storage(error):
             _leave(str(storage_error(error)), 2)  # type: ignore[arg-type]
         notes = (

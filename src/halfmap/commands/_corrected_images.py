@@ -84,7 +84,7 @@ def sums_of_view(
     samples = aligned_transform(torch.from_numpy(data.images(rows)), plane, **pose)
     samples = transfer.correct_phases(samples)
     outside = _leave_their_box(data, rows, plane)
-    outside &= (psi_deg != 0)[:, None] | _stored_apart(data, rows)[:, None]
+    outside &= ((psi_deg != 0) | torch.from_numpy(data.stored_apart(rows)))[:, None]
     if not outside.any():
         return stack_sums(samples, transfer.ctf, transfer.premultiplied)
     found, squared = _multiplied(data, rows, plane, psi_deg)
@@ -103,11 +103,6 @@ def _turned_back(
     turned = data.take(rows)
     turned = replace(turned, transfer=turned_ctf(turned.transfer, psi_deg))
     return turned.transfer_at(np.arange(len(rows)), *plane.frequencies(data.pixel_size_angstrom))
-
-
-def _stored_apart(data: Particles, rows: np.ndarray) -> Bool[Tensor, " B"]:
-    apart = np.array([not one.shares_frequencies(data.grid) for one in data.grids])
-    return torch.from_numpy(apart[data.stored[rows]])
 
 
 def _leave_their_box(data: Particles, rows: np.ndarray, plane: HalfPlane) -> Bool[Tensor, "B J"]:

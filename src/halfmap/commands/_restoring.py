@@ -3,6 +3,7 @@ with a checkpoint after each batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 from halfmap.commands._corrected_images import restore_images, sums_of_view
+from halfmap.engine.batching import in_halves
 from halfmap.errors import InputError
 from halfmap.fourier import (
     HalfPlane,
@@ -168,7 +170,8 @@ def _summed(task: Task, job: Job, progress: Progress) -> list[StackSums]:
         for rows in _batches(np.flatnonzero(task.half == i), task.data.box):
             number += 1
             if number > done:
-                sums[i] += _aligned_sums(task, rows)
+                for _, one in in_halves(rows, partial(_aligned_sums, task)):
+                    sums[i] += one
                 job.event(iteration=number, images=len(rows), half=i + 1)
                 arrays = {
                     f"half{j}_{n}": np.asarray(getattr(one, n))
@@ -205,20 +208,20 @@ def restore_each(task: Task, job: Job, progress: Progress) -> Curve | None:
     halves where there is a view to average in."""
     data, plane, view = task.data, task.plane, task.view
     averages, done, written = torch.zeros(2, len(plane), dtype=torch.complex128), 0, None
-    partial = job.path("restored.partial")
-    if (saved := job.load_checkpoint()) is not None and partial.exists():
+    unfinished = job.path("restored.partial")
+    if (saved := job.load_checkpoint()) is not None and unfinished.exists():
         arrays, meta = saved
         done, written = int(meta["iteration"]), arrays["written"]
         averages = torch.from_numpy(arrays["averages"])
         progress.note(f"going on after batch {done}")
     stack = job.path("restored.mrcs")
-    with StackWriter(stack, data.pixel_size_angstrom, partial=partial, saved=written) as writer:
+    with StackWriter(stack, data.pixel_size_angstrom, partial=unfinished, saved=written) as writer:
         for number, rows in enumerate(_batches(task.rows, data.box), start=1):
             if number > done:
-                restored = restore_images(data, rows, task.method, task.constant)
-                writer.append(restored.numpy())
-                if view is not None:
-                    averages += _aligned_averages(restored, rows, task.half[rows], view, plane)
+                for some, restored in in_halves(rows, partial(_restored, task)):
+                    writer.append(restored.numpy())
+                    if view is not None:
+                        averages += _aligned_averages(restored, some, task.half[some], view, plane)
                 job.event(iteration=number, images=len(rows))
                 arrays = {"averages": averages.numpy(), "written": writer.save()}
                 job.save_checkpoint(arrays, {"iteration": number})
@@ -231,6 +234,10 @@ def restore_each(task: Task, job: Job, progress: Progress) -> Curve | None:
         return None
     pair = inverse_fourier_transform(averages, plane)
     return fourier_shell_correlation(*pair, pixel_size_angstrom=data.pixel_size_angstrom)
+
+
+def _restored(task: Task, rows: np.ndarray) -> Float[Tensor, "B N N"]:
+    return restore_images(task.data, rows, task.method, task.constant)
 
 
 def _aligned_averages(

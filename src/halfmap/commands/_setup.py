@@ -22,7 +22,8 @@ from halfmap.pose_search.gauss_newton import Restraint
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.symmetries import Specimen, point_group
 from halfmap.workspace.job import Job
-from halfmap.workspace.machine import physical_memory_bytes, use_threads
+from halfmap.workspace.machine import use_threads
+from halfmap.workspace.memory import allowed_memory_bytes
 from halfmap.workspace.progress import Progress
 
 _LARGEST_BATCH = 256
@@ -314,7 +315,7 @@ def _budget(memory: int | None, device: torch.device, folds: int) -> int:
 def _machine_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return physical_memory_bytes() // size_on_host()
+    return allowed_memory_bytes() // size_on_host()
 
 
 def gigabytes(size: float) -> str:

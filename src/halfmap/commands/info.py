@@ -16,6 +16,7 @@ from halfmap.commands._options import (
 from halfmap.errors import InputError
 from halfmap.io.cs_files import passthroughs_of
 from halfmap.io.mrc import open_stack, read_map
+from halfmap.io.other_programs import refuse_other_files
 from halfmap.io.star import read_star
 from halfmap.options import command
 from halfmap.particles import Particles, load_particles
@@ -111,6 +112,7 @@ def describe(path: str | Path, passthrough: Sequence[str | Path] | None = None) 
             ),
         }
     else:
+        refuse_other_files(path)
         raise InputError(
             f"{path}: expected .star, .cs, {', '.join((*_MAPS, *_STACKS))} or a job folder; "
             "rename or convert the file"

@@ -24,6 +24,7 @@ from halfmap.commands._options import (
     Threads,
 )
 from halfmap.commands._summaries import counted, where
+from halfmap.engine.batching import in_halves
 from halfmap.engine.preprocessing import normalise as normalise_images
 from halfmap.errors import InputError
 from halfmap.io.new_images import blocks_of_new_images
@@ -42,22 +43,30 @@ _BACKGROUND_SHARE = 0.75
 
 @dataclass(frozen=True)
 class StackWritten:
-    """The STAR written, its stacks, and what the images are now."""
+    """The STAR written, its stacks, what the images are now, and the rows (from 1) of those that
+    hold NaN or infinite pixels."""
 
     path: Path
     stacks: tuple[Path, ...]
     count: int
     box: int
     pixel_size_angstrom: float
+    broken: tuple[int, ...] = ()
 
     @property
     def summary(self) -> str:
         stacks = where(self.stacks[0])
         if len(self.stacks) > 1:
             stacks += f" ... {self.stacks[-1].name} ({len(self.stacks)} stacks)"
+        broken = ""
+        if self.broken:
+            broken = (
+                f" ({counted(len(self.broken), 'image')} with NaN or infinite pixels, for example "
+                f"row {self.broken[0]})"
+            )
         return (
             f"{counted(self.count, 'image')} of {self.box} pixels, "
-            f"{self.pixel_size_angstrom:.4g} A, in {stacks}: {where(self.path)}"
+            f"{self.pixel_size_angstrom:.4g} A, in {stacks}{broken}: {where(self.path)}"
         )
 
 
@@ -163,11 +172,19 @@ def stack(
     refuse_own_images(data, stacks)
     size = split or len(data)
     names: list[str] = []
+
+    broken: list[int] = []
+
+    def changed(rows: np.ndarray) -> Tensor:
+        return change(torch.from_numpy(data.images(rows)))
+
     for number, file in enumerate(stacks):
         rows = np.arange(number * size, min((number + 1) * size, len(data)))
         with StackWriter(file, pixel, half_precision=float16) as writer:
-            for some in _batches(rows, data.box):
-                writer.append(change(torch.from_numpy(data.images(some))).numpy())
+            for batch in _batches(rows, data.box):
+                for some, images in in_halves(batch, changed):
+                    writer.append(images.numpy())
+                    broken += some[~torch.isfinite(images).all(dim=(1, 2)).numpy()].tolist()
         names += [f"{i + 1:06d}@{file}" for i in range(len(rows))]
     seen = data.stored_as_read()  # optics groups on several grids are on one now
     table = seen.table.with_columns(seen.new_columns)
@@ -180,7 +197,9 @@ def stack(
         box=change.box,
     )
     write_star(path, blocks)
-    done = StackWritten(path, tuple(stacks), len(data), change.box, pixel)
+    done = StackWritten(
+        path, tuple(stacks), len(data), change.box, pixel, tuple(row + 1 for row in broken)
+    )
     leave_record(stack, arguments, path, stacks, images=len(data), summary=done.summary)
     return done
 

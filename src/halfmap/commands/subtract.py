@@ -31,6 +31,7 @@ from halfmap.commands._options import (
     Threads,
 )
 from halfmap.commands._summaries import counted, where
+from halfmap.engine.batching import in_halves
 from halfmap.engine.preprocessing import background
 from halfmap.errors import InputError
 from halfmap.io.mrc import same_pixel_size, write_map
@@ -239,12 +240,16 @@ class _Task:
         views = views_of(self.map, use_ctf=self.ctf)
         relative, group = self.relative_scale(), self.data.optics_group
         sums = np.zeros((2, int(group.max()) + 1))
-        for rows in self.batches():
+
+        def fit(rows: np.ndarray) -> tuple[Tensor, Tensor]:
             images, deviation = self.normalised(rows)
             shown = views.of(self.data, rows) * torch.from_numpy(relative[rows]).float()[:, None]
-            cross, power = fit_scale(images / deviation[:, None, None], shown, views.plane)
-            np.add.at(sums[0], group[rows], cross.double().numpy())
-            np.add.at(sums[1], group[rows], power.double().numpy())
+            return fit_scale(images / deviation[:, None, None], shown, views.plane)
+
+        for batch in self.batches():
+            for rows, (cross, power) in in_halves(batch, fit):
+                np.add.at(sums[0], group[rows], cross.double().numpy())
+                np.add.at(sums[1], group[rows], power.double().numpy())
         fitted = sums[0] / np.maximum(sums[1], 1e-30)
         if (fitted[np.unique(group)] <= 0).any():
             raise InputError(
@@ -313,12 +318,17 @@ def _write_images(
     """The stack, batch by batch."""
     views: Views = views_of(task.map * (1 - task.mask), use_ctf=task.ctf)
     whole = task.box == task.data.box and not bool(moved.any())
+
+    def subtracted(rows: np.ndarray) -> Float[Tensor, "B M M"]:
+        images, deviation = task.normalised(rows)
+        strength = deviation * torch.from_numpy(scales[rows]).float()
+        images = subtract_views(images, views.of(task.data, rows), views.plane, strength)
+        return images if whole else windows(images, moved[rows], task.box)
+
     with StackWriter(stack, task.data.pixel_size_angstrom) as writer:
-        for rows in task.batches():
-            images, deviation = task.normalised(rows)
-            strength = deviation * torch.from_numpy(scales[rows]).float()
-            images = subtract_views(images, views.of(task.data, rows), views.plane, strength)
-            writer.append((images if whole else windows(images, moved[rows], task.box)).numpy())
+        for batch in task.batches():
+            for _, images in in_halves(batch, subtracted):
+                writer.append(images.numpy())
 
 
 def _write_table(

@@ -4,24 +4,18 @@ import contextlib
 import ctypes
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from halfmap.engine.preprocessing import batches
+from halfmap.errors import is_out_of_memory
 
 Made = TypeVar("Made")
-
-# of torch's messages, which raises a plain RuntimeError on the CPU
-_NO_MEMORY = (
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "memory allocation error",  # of the transforms
-)
 
 
 def in_batches(
@@ -62,7 +56,7 @@ def _do(
             todo[0](made)
             todo.pop(0)
         return len(batch)
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error) or len(batch) < 2:
             raise
     made = None  # type: ignore[assignment]  # what was made must go before its halves come
@@ -72,13 +66,25 @@ def _do(
     return min(_do(half, make, list(todo)) for half in halves)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the machine or of its accelerator."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error).lower() for text in _NO_MEMORY
-    )
+def in_halves(
+    rows: np.ndarray, work: Callable[[np.ndarray], Made]
+) -> Iterator[tuple[np.ndarray, Made]]:
+    """Rows and what `work` makes of them; where memory runs out, one half of them after the other.
+    For work whose results are taken in order."""
+    made = None
+    try:
+        made = work(rows)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error) or len(rows) < 2:
+            raise
+    if made is not None:
+        yield rows, made
+        return
+    gc.collect()
+    give_back_memory()
+    middle = (len(rows) + 1) // 2
+    for half in (rows[:middle], rows[middle:]):
+        yield from in_halves(half, work)
 
 
 def give_back_memory() -> None:

@@ -114,8 +114,7 @@ def read_images(
 ) -> ReadImages:
     """Images on the data set's grid, their backgrounds as the settings ask; those that are stored
     at other frequencies multiplied there, their C^2 at the plane's."""
-    apart = np.array([not one.shares_frequencies(particles.grid) for one in particles.grids])
-    apart = apart[particles.stored[rows]]
+    apart = particles.stored_apart(rows)
     if not (settings.use_ctf and apart.any()):
         images = aligned(torch.from_numpy(particles.images(rows))).to(settings.device)
         images = _normalised(images, particles, rows, settings)

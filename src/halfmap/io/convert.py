@@ -12,6 +12,7 @@ from halfmap.io.cryosparc import cs_to_star, star_to_cs
 from halfmap.io.cs_files import Passthrough, read_cs, write_cs
 from halfmap.io.dialects import relion30_blocks, relion31_blocks
 from halfmap.io.mrc import open_stack
+from halfmap.io.other_programs import refuse_other_files
 from halfmap.io.paths import rename_images, resolve, resolve_all, split_image_names
 from halfmap.io.relion import ParticleTables, particle_tables, pixel_sizes, poses
 from halfmap.io.star import read_star, write_star
@@ -38,6 +39,7 @@ def convert(
             column, and no stack to look at).
     """
     source, target = Path(input), Path(output)
+    refuse_other_files(source)
     for path in (source, target):
         if path.suffix.lower() not in (".star", ".cs"):
             raise InputError(f"{path}: expected a file name ending in .star or .cs")

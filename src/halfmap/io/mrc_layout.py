@@ -14,6 +14,7 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from halfmap.errors import InputError
+from halfmap.io.other_programs import as_told
 
 HEADER_BYTES = 1024
 MODES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
@@ -136,6 +137,7 @@ def layout_of(path: Path, raw: bytes, size: int) -> Layout:
     else:
         raise InputError(
             f"{path}: is not an MRC file (no mode and sizes that make sense in its header)"
+            + (f"; by its name it is {told}" if (told := as_told(path)) else "")
         )
     mode = int(header["mode"])
     if mode not in MODES:

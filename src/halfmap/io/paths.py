@@ -51,9 +51,11 @@ def split_image_names(names: Sequence[str], where: str) -> ImageNames:
             number = "1"
             single.setdefault(numbers.setdefault(stack, len(numbers)), i)
         if not number.isdecimal() or int(number) < 1:
+            from_zero = number.isdecimal()
             raise InputError(
                 f"{where}: row {i + 1}, column _rlnImageName: expected a 1-based index before "
                 f"'@', found {name!r}"
+                + ("; if its program counts from 0, add 1 to all of them" if from_zero else "")
             )
         file[i], index[i] = numbers.setdefault(stack, len(numbers)), int(number) - 1
     return ImageNames(tuple(numbers), file, index, single)

@@ -7,6 +7,8 @@ import numpy as np
 
 from halfmap.ctf_parameters import DEFOCUS, PER_GROUP, CTFParameters, quantities
 from halfmap.errors import InputError
+from halfmap.io.column_names import check_case
+from halfmap.io.other_programs import of_other_program
 from halfmap.io.star import StarFile
 from halfmap.io.table import Table
 
@@ -112,6 +114,7 @@ def particle_tables(star: StarFile) -> ParticleTables:
         InputError: no such table (the blocks found are named) or several; no rows; an optics group
             that is not in the optics table, or is there twice.
     """
+    check_case(star)
     found = [name for name, table in star.blocks.items() if "rlnImageName" in table]
     if "particles" in found:
         found = ["particles"]
@@ -121,6 +124,7 @@ def particle_tables(star: StarFile) -> ParticleTables:
         raise InputError(
             f"{star.path}: expected one particle table, {what} the column _rlnImageName; blocks "
             f"found: {blocks}"
+            + ("" if found else of_other_program(n for t in star.blocks.values() for n in t.names))
         )
     particles = star.blocks[found[0]]
     if not len(particles):
@@ -274,9 +278,13 @@ def ctf_parameters(tables: ParticleTables, *, use_ctf: bool = True) -> tuple[CTF
     missing = [name for name in required if not tables.has(name)]
     if has_ctf and missing:
         names = ", ".join(f"_{name}" for name in missing)
+        way = "add the column"
+        if tables.optics is None and "rlnOpticsGroup" in tables.particles:
+            way = (
+                "they belong into the optics table (data_optics), which is not there: bring it back"
+            )
         raise InputError(
-            f"{tables.path}: the CTF is incomplete: missing {names}; add the column, or run with "
-            "--no-ctf"
+            f"{tables.path}: the CTF is incomplete: missing {names}; {way}, or run with --no-ctf"
         )
     matrix = [one.relion for one in quantities() if one.geometry]
     if 0 < sum(tables.has(name) for name in matrix) < len(matrix):

@@ -3,7 +3,7 @@ particle the log likelihood over a range of defocus, per group of particles the 
 of the phase (`methods.phase_errors`), and the normal equations of its magnification."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -14,6 +14,12 @@ from halfmap.engine.method import Iteration, Update, WeighedBatch
 from halfmap.engine.state import State
 from halfmap.fourier import shift_phases
 from halfmap.methods.phase_errors import even_evidence, even_terms
+from halfmap.methods.stored_terms import (
+    stored_cosine,
+    stored_sine,
+    stored_sine_cosine,
+    with_quarter_turn,
+)
 from halfmap.projection import extract_slices, slices_at
 from halfmap.transfer_function import electron_wavelength_angstrom
 
@@ -25,18 +31,20 @@ SLOPE_PX = 0.4
 
 @dataclass(frozen=True)
 class AtPoses:
-    """B images beside the slices at their poses, on the scored half-plane: `centred` are the
-    images, centred and without the present phase errors, `slices` those of the map; `weight`
-    is `1 / sigma^2`, counted twice for the half of the plane that is not held, 0 at k = 0; `cross`
-    is `weight conj(slices) centred` and `power` `weight |slices|^2`; `sine`
-    is the CTF, `e sin chi` with the envelope e."""
+    """B images beside the slices at their poses, on the scored half-plane: `slices` are those of
+    the map; `weight` is `1 / sigma^2`, counted twice for the half of the plane that is not held, 0
+    at k = 0; `cross` is `weight conj(slices) X` with the images X, centred and without the present
+    phase errors, and `power` `weight |slices|^2`; `sine` is the CTF C, `e sin chi` with the
+    envelope e; `multiplied` is `C X` and `squared` C^2, of images that are stored apart made where
+    they are stored (`methods.stored_terms`)."""
 
-    centred: Complex[Tensor, "B J"]
     slices: Complex[Tensor, "B J"]
     weight: Float[Tensor, "B J"]
     cross: Complex[Tensor, "B J"]
     power: Float[Tensor, "B J"]
     sine: Float[Tensor, "B J"]
+    multiplied: Complex[Tensor, "B J"]
+    squared: Float[Tensor, "B J"]
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,18 @@ def at_poses(weighed: WeighedBatch) -> AtPoses:
     weight = plane.hermitian_weight.clone()
     weight[0] = 0  # the mean grey value says nothing of the phases
     weight = weight / (batch.sigma2[:, :n][batch.group] * batch.norm[:, None] ** 2)
+    sine = batch.ctf[:, :n]
+    multiplied, squared = sine * centred, sine.square()
+    if (stored := weighed.once(stored_sine)) is not None:
+        multiplied[stored.rows], squared[stored.rows] = stored.samples, stored.power
     return AtPoses(
-        centred=centred,
         slices=slices,
         weight=weight,
         cross=weight * slices.conj() * centred,
         power=weight * (slices.real**2 + slices.imag**2),
-        sine=batch.ctf[:, :n],
+        sine=sine,
+        multiplied=multiplied,
+        squared=squared,
     )
 
 
@@ -98,11 +111,17 @@ def even_terms_at_poses(weighed: WeighedBatch) -> Float[Tensor, "B 4 J"]:
     """`phase_errors.even_terms` of the batch; `e cos chi` is the CTF with a quarter turn more of
     phase."""
     here, particles = weighed.once(at_poses), weighed.iteration.problem.particles
-    turned = replace(particles.transfer, phase_shift_deg=particles.transfer.phase_shift_deg + 90)
     frequencies = weighed.iteration.scored.frequencies(particles.pixel_size_angstrom)
     rows = weighed.batch.index.cpu().numpy()
-    cosine = replace(particles, transfer=turned).transfer_at(rows, *frequencies).ctf
-    return even_terms(here.cross, here.power, here.sine, cosine)
+    cosine = with_quarter_turn(particles).transfer_at(rows, *frequencies).ctf
+    terms = even_terms(here.cross, here.power, here.sine, cosine)
+    if (stored := weighed.once(stored_cosine)) is not None:
+        at = stored.rows
+        slices, power = (here.weight * here.slices.conj())[at], here.power[at]
+        once = [(slices * one).real for one in (here.multiplied[at], stored.samples)]
+        both = 2 * power * weighed.once(stored_sine_cosine)
+        terms[at] = torch.stack([*once, power * (stored.power - here.squared[at]), both], 1)
+    return terms
 
 
 @dataclass(frozen=True)
@@ -199,7 +218,7 @@ class OddTermsStatistic:
     def add(self, partial: Complex[Tensor, "G J"], weighed: WeighedBatch) -> Complex[Tensor, "G J"]:
         here = weighed.once(at_poses)
         group = self.group[weighed.batch.index.cpu()].to(partial.device)
-        return partial.index_add_(0, group, here.cross * here.sine)
+        return partial.index_add_(0, group, here.weight * here.slices.conj() * here.multiplied)
 
     def reduce(self, partial: Complex[Tensor, "G J"]) -> Complex[Tensor, "G J"]:
         all_sum(torch.view_as_real(partial))
@@ -232,10 +251,10 @@ class MagnificationStatistic:
         here, plane = weighed.once(at_poses), weighed.iteration.scored
         first, second = slice_derivatives(weighed)
         k = torch.stack([plane.kx, plane.ky]).float()
-        left = here.weight * (here.centred - here.sine * here.slices).conj() * here.sine
+        left = here.weight * (here.multiplied - here.squared * here.slices).conj()
         slopes = (first[:, :, None] * k).flatten(1, 2)  # ab = xx, xy, yx, yy
         gradient = (left[:, None] * slopes).real.sum(2)
-        weight = here.weight * here.sine.square()
+        weight = here.weight * here.squared
         squared = torch.einsum("bj,bmj,bnj->bmn", weight.to(slopes), slopes.conj(), slopes).real
         bent = torch.einsum("bj,bacj,dj,ej->badce", left, second, *[k.to(left)] * 2).real
         bent = bent.reshape(-1, 4, 4)

@@ -151,7 +151,7 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     from halfmap.engine.memory import JobSize
     from halfmap.particles import load_particles
     from halfmap.symmetries import point_group
-    from halfmap.workspace.machine import physical_memory_bytes
+    from halfmap.workspace.memory import allowed_memory_bytes
 
     options = {one.name: one.default for one in options_of(command_signature(name))}
     source = values.get("particles")
@@ -174,7 +174,7 @@ def estimate(name: str, values: Mapping[str, Any], root: str) -> dict[str, Any]:
     )
     return {
         "bytes": size.least_bytes(64),
-        "machine_bytes": physical_memory_bytes(),
+        "machine_bytes": allowed_memory_bytes(),
         "particles": len(particles),
         "box": particles.box,
         "pixel_angstrom": particles.pixel_size_angstrom,

@@ -23,7 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from halfmap.errors import InputError, StorageError, is_gone, is_of_storage, storage_error
+from halfmap.errors import (
+    InputError,
+    StorageError,
+    is_gone,
+    is_of_storage,
+    is_out_of_memory,
+    storage_error,
+)
 from halfmap.io.files import writing
 from halfmap.options import NamedOption
 from halfmap.workspace import earlier_job
@@ -38,6 +45,7 @@ from halfmap.workspace.machine import (
     versions,
     write_whole,
 )
+from halfmap.workspace.memory import memory_shortage
 from halfmap.workspace.moved import FOLDER
 from halfmap.workspace.progress import MESSAGES
 from halfmap.workspace.records import (
@@ -258,6 +266,8 @@ class Job:
                 self._end_on_storage(error)
             elif isinstance(error, InputError):
                 self._end_on_input(error)
+            elif is_out_of_memory(error):
+                self._end_on_memory(error)
             elif self._fresh and earlier_job.is_there(self.folder):
                 earlier_job.put_back(self.folder)
                 error.add_note(
@@ -311,6 +321,17 @@ class Job:
             with contextlib.suppress(OSError, StorageError):
                 self._write("failed", f"{told}; {way}")
         raise StorageError(f"{told}; {way}") from error
+
+    def _end_on_memory(self, error: BaseException) -> None:
+        """No memory left, and no batch that could be halved: what was reached stays."""
+        if self._fresh and earlier_job.is_there(self.folder):
+            earlier_job.put_back(self.folder)
+            way = f"the earlier job is back in {self.folder}; run the command again with"
+            raise memory_shortage(error, self.parameters, way) from error
+        way = how_to_go_on(self._record["command"], self.folder)
+        told = memory_shortage(error, self.parameters, way)
+        self._write("failed", str(told))
+        raise told from error
 
     def _withdraw(self) -> None:
         """Leave the place as it was where bad input ended a job before it made anything, so that
