@@ -14,6 +14,7 @@ from halfmap.io.relion import ParticleTables, ctf_parameters, particle_tables, p
 from halfmap.io.stacks import OpenStacks, check_stacks
 from halfmap.io.star import StarFile
 
+SAME_SIZE = 0.05  # of their share: calibrations change a pixel size by less
 # A, below which no micrograph is taken; phase plates are used near 5,000
 LEAST_DEFOCUS_ANGSTROM = 20.0
 # so many angles, and so different, would go beyond 2 pi if they were degrees
@@ -54,6 +55,7 @@ def fields_of_star(
             f"{star.path} has no pixel size column; {header_size:.4f} A was taken from the MRC "
             "header"
         )
+    notes += _other_header_size(star.path, sizes, header_size)
     rotations, shifts, has_poses = poses(tables, sizes)
     transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
     notes += _doubts_of_units(star.path, transfer if has_ctf else None, rotations)
@@ -62,6 +64,7 @@ def fields_of_star(
     for number, one in enumerate(grids):
         shifts[stored == number] = one.true_shift(shifts[stored == number])
     notes += grid_notes(star.path, grids, stored, grid)
+    notes += _outside_of_images(star.path, shifts, grids, stored)
     optics_group = _groups_of_one_grid(tables, stored, grids)
     n = len(particles)
     half_set = (
@@ -138,6 +141,34 @@ def _doubts_of_units(
             f"{path}: no angle exceeds {largest:.3g}: degrees are expected, these look like radians"
         )
     return notes
+
+
+def _other_header_size(path: str, sizes: np.ndarray, header_size: float) -> list[str]:
+    """A pixel size of the first stack's header that no particle has; 0 and 1 are what programs
+    write that know none."""
+    if header_size <= 0 or abs(header_size - 1) < SAME_SIZE:
+        return []
+    if (np.abs(sizes / header_size - 1) < SAME_SIZE).any():
+        return []
+    return [
+        f"{path}: pixels are {sizes[0]:.4g} A by the columns, which count, and {header_size:.4g} A "
+        "by the header of the first stack: binning may have been forgotten in one of them"
+    ]
+
+
+def _outside_of_images(
+    path: str, shift_angstrom: np.ndarray, grids: tuple[ImageGrid, ...], stored: np.ndarray
+) -> list[str]:
+    """Particles whose images show nothing of them."""
+    wide = np.array([one.extent_angstrom for one in grids])[stored]
+    out = np.flatnonzero(np.abs(shift_angstrom).max(axis=1) > wide / 2)
+    if not len(out):
+        return []
+    far = np.abs(shift_angstrom[out[0]]).max()
+    return [
+        f"{path}: {len(out):,} of {len(wide):,} particles have an origin outside of their image, "
+        f"for example row {out[0] + 1}: {far:.4g} A from the middle of {wide[out[0]]:.4g} A"
+    ]
 
 
 def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:

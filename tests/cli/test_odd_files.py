@@ -376,3 +376,40 @@ def test_images_with_nan_are_told_where_a_stack_is_written(scene) -> None:
     assert "1 image with NaN or infinite pixels, for example row 4" in done.summary
     whole = halfmap.stack(scene / "truth.star", scene / "whole.star", downsample=20)
     assert "NaN" not in whole.summary
+
+
+def test_links_to_a_stack_are_the_same_images(scene, capsys) -> None:
+    """The halves of a set that names its stack in two ways share no image."""
+    (scene / "link.mrcs").symlink_to("particles.mrcs")
+    table = read_star(scene / "truth.star").blocks["particles"]
+    twice = table.take(np.repeat(np.arange(N), 2))
+    names = [f"{i // 2 + 1:06d}@{'particles' if i % 2 else 'link'}.mrcs" for i in range(2 * N)]
+    blocks = dict(read_star(scene / "truth.star").blocks)
+    write_star(
+        scene / "v.star", blocks | {"particles": twice.with_columns({"rlnImageName": names})}
+    )
+    assert halfmap.select(scene / "v.star", scene / "one.star", unique=True).kept == N
+
+
+def test_a_header_of_another_pixel_size_and_far_origins_are_told(scene) -> None:
+    (note,) = load_particles(written(scene, optics={"rlnImagePixelSize": [2 * PIXEL]})).notes
+    assert "pixels are 16 A by the columns, which count, and 8 A by the header" in note
+    shifts = read_star(scene / "truth.star").blocks["particles"].floats("rlnOriginXAngst").copy()
+    shifts[5] = 500.0
+    (note,) = load_particles(written(scene, rlnOriginXAngst=shifts)).notes
+    assert "1 of 24 particles have an origin outside" in note
+    assert "row 6: 500 A from the middle of 192 A" in note
+
+
+def test_what_holds_no_particles_says_what_it_holds(scene, capsys) -> None:
+    rows = np.zeros(
+        3, [("uid", "<u8"), ("micrograph_blob/path", "S20"), ("mscope_params/x", "<f4")]
+    )
+    with open(scene / "exposures.cs", "wb") as file:
+        np.save(file, rows)
+    line = refused(capsys, "reconstruct", "--particles", "exposures.cs", "--out", "m.mrc")
+    assert "holds micrographs, no particles" in line
+    (scene / "job").mkdir()
+    write_star(scene / "job" / "particles.star", read_star(scene / "truth.star").blocks)
+    line = refused(capsys, "reconstruct", "--particles", "job", "--out", "m.mrc")
+    assert "give the file in it, job/particles.star" in line

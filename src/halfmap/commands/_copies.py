@@ -1,5 +1,6 @@
 """Rows that show one particle: the same image twice, or two picks of one place in a micrograph."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,9 +66,10 @@ def find_copies(particles: Particles, min_distance_angstrom: float | None = None
 
 
 def _image_numbers(particles: Particles) -> np.ndarray:
-    """One number for each image, whatever its stack is called."""
+    """One number for each image, whatever its stack is called, and by whatever links it is
+    reached."""
     places = [
-        str(found or name)
+        os.path.realpath(found) if found is not None else name
         for name, found in zip(particles.files, particles.stack_paths, strict=True)
     ]
     file = np.unique(places, return_inverse=True)[1][particles.image_file]

@@ -69,6 +69,10 @@ def read_cs(
         if f"{kind}/pose" in fields(data) and f"{kind}/shift" not in fields(data)
     ]
     missing = [name for name in _REQUIRED if name not in fields(data)]
+    if "blob/path" in missing and (what := _what_else(fields(data))):
+        raise InputError(
+            f"{path}: holds {what}, no particles (no field blob/path); give the particles' .cs"
+        )
     if "blob/path" in missing and not used:
         raise InputError(
             f"{path}: no field blob/path (where the images are), and 0 files *passthrough*.cs "
@@ -80,6 +84,20 @@ def read_cs(
             "passthrough file"
         )
     return data, tuple(notes)
+
+
+def _what_else(names: tuple[str, ...]) -> str:
+    """What a .cs file holds that has none of a particle's fields; empty if it may be particles."""
+    kinds = {name.partition("/")[0] for name in names}
+    if any(kind.startswith(("alignments", "ctf", "blob", "pick_stats")) for kind in kinds):
+        return ""
+    known = {
+        "micrograph_blob": "micrographs",
+        "movie_blob": "movies",
+        "map": "volumes",
+        "mask": "masks",
+    }
+    return next((what for kind, what in known.items() if kind in kinds), "")
 
 
 def _as_paths(passthrough: Passthrough | None) -> list[Path]:

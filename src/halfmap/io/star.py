@@ -44,7 +44,9 @@ def read_star(path: str | os.PathLike[str], *, chunk_bytes: int = CHUNK_BYTES) -
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        inside = path / "particles.star"
+        way = f"give the file in it, {inside}" if inside.is_file() else "check the path"
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {way}") from error
     data = decompressed(path, data)
     if data.find(b"\0") >= 0:
         raise InputError(f"{path}: is a binary file, not a STAR text file")
