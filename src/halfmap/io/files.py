@@ -30,12 +30,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(
                 written.fileno()
             )  # else a crash soon after the rename could leave an empty file
-        os.replace(temporary, path)
+        rename_durably(temporary, path)
     except OSError as error:
         raise storage_error(error, path) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def rename_durably(temporary: Path, final: Path) -> None:
+    """Rename a synced file over another, and sync the folder: after a crash the old or the new file
+    is there, whole."""
+    os.replace(temporary, final)
+    if os.name != "posix":
+        return  # a folder cannot be opened there, so it cannot be synced
+    handle = os.open(final.parent, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        os.fsync(handle)
+    os.close(handle)
 
 
 @contextmanager

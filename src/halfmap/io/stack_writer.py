@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from halfmap.errors import InputError
-from halfmap.io.files import replacing, writing
+from halfmap.io.files import rename_durably, replacing, writing
 from halfmap.io.mrc_layout import HEADER_BYTES, new_header
 
 _FLOAT32, _FLOAT16 = 2, 12  # modes that are written
@@ -21,7 +21,7 @@ def _kept_on_failure(partial: Path, path: Path) -> Iterator[Path]:
         yield partial
         with open(partial, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(partial, path)
+        rename_durably(partial, path)
 
 
 class StackWriter:

@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+
+from halfmap.workspace.machine import write_whole
 
 BAND_DEG = 7.5  # height of a band of tilt, and about the width of its cells
 VIEWS = "shown/views.json"
@@ -45,9 +46,7 @@ def save_views(
     told = {**count_by_cell(views), **evenness(views, len(directions)), "iteration": iteration}
     path = folder / VIEWS
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(told), encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(told))
 
 
 def read_views(folder: Path) -> dict[str, Any] | None:

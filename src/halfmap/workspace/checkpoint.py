@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from halfmap.errors import InputError
-from halfmap.io.files import writing
+from halfmap.io.files import rename_durably, writing
 from halfmap.workspace.earlier_job import CHECKPOINT
-from halfmap.workspace.machine import rename_durably
 from halfmap.workspace.records import as_json
 
 _META = "__meta__"

@@ -18,6 +18,7 @@ from typing import Any
 
 import halfmap
 from halfmap.errors import InputError
+from halfmap.io.files import rename_durably
 
 try:
     import fcntl
@@ -157,28 +158,20 @@ def _lock_file(folder: Path) -> int | None:
     return handle
 
 
-def rename_durably(temporary: Path, final: Path) -> None:
-    """Rename a synced file over another, and sync the folder: after a crash the old or the new file
-    is there, whole."""
-    os.replace(temporary, final)
-    if not _UNIX:
-        return  # a folder cannot be opened there, so it cannot be synced
-    handle = os.open(final.parent, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-        os.fsync(handle)
-    os.close(handle)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file, or replace it: after a crash the old or the new one is there, whole; where
-    it cannot be written, nothing is left of the new one."""
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write a text file, or replace it: a reader sees the old or the new one, whole, after a crash
+    too if it is to be `durable`; where it cannot be written, nothing is left of the new one."""
     temporary = path.with_name(f"{path.name}.new")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        rename_durably(temporary, path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if durable:
+            rename_durably(temporary, path)
+        else:
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

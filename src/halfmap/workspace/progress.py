@@ -19,7 +19,7 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from halfmap.workspace.machine import peak_memory_bytes
+from halfmap.workspace.machine import peak_memory_bytes, write_whole
 
 STRICT_PICTURES = "HALFMAP_STRICT_PICTURES"  # environment: a picture that fails raises (tests)
 PROGRESS = "progress.json"  # in the job's folder, while it runs
@@ -251,10 +251,9 @@ class Progress:
             "memory_bytes": peak_memory_bytes(),
             "written": time.time(),
         }
-        temporary = self._file.with_name(f"{self._file.name}.new")
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(told), encoding="utf-8")
-            os.replace(temporary, self._file)
+            # not durable: once a second, and worth nothing after a crash
+            write_whole(self._file, json.dumps(told), durable=False)
 
 
 # the progress lines that are open in this thread, the innermost last
