@@ -49,9 +49,8 @@ def iterate(
     with clock("update"):
         sampled = [s.reduce(one) for s, one in zip(method.statistics, sampled, strict=True)]
         poses = gather_over_processes(state.poses, found, iteration.half >= 0)
-        for part in sums:
-            _reduced(part)
-        del part
+        for n in range(len(sums)):  # none of them is held beside the list
+            _reduced(sums[n])
         update = only_first(
             lambda: method.update(iteration, poses, _symmetrised(sums, problem.symmetry))
         )
@@ -68,7 +67,8 @@ def _sum_over_images(
     poses found, and how large batches were in the end. References and searches end with it: they
     may take as much as the update does."""
     problem, state = iteration.problem, iteration.state
-    sums = [_empty_sums(problem, iteration.plane) for _ in range(problem.n_parts)]
+    n_sums = 0 if method.terms is None else problem.n_parts
+    sums = [_empty_sums(problem, iteration.plane) for _ in range(n_sums)]
     sampled = [statistic.empty(iteration) for statistic in method.statistics]
     found: list[tuple[Tensor, Poses]] = []
     shares = my_share_of_sets([iteration.members(part) for part in iteration.parts])
@@ -82,7 +82,9 @@ def _sum_over_images(
             references = prepare_references(compared_with, state.radius, box=box)
             search = method.prepare(references, state)
         weigh = partial(_weigh, clock, method, iteration, references, search)
-        steps = [partial(_keep_poses, found), partial(_add_sums, clock, method, sums[part])]
+        steps = [partial(_keep_poses, found)]
+        if method.terms is not None:
+            steps.append(partial(_add_sums, clock, method.terms, sums[part]))
         steps += [partial(_sample, clock, sampled, n, s) for n, s in enumerate(method.statistics)]
         size = in_batches(share, size, weigh, steps, advance=advance)
         del references, search, weigh, steps  # one set of references at a time
@@ -129,10 +131,11 @@ def _keep_poses(found: list[tuple[Tensor, Poses]], weighed: WeighedBatch) -> Non
     found.append((weighed.batch.index.cpu(), poses))
 
 
-def _add_sums(clock: Clock, method: Method, sums: Sums, weighed: WeighedBatch) -> None:
+def _add_sums(
+    clock: Clock, terms: Callable[[WeighedBatch], ImageTerms], sums: Sums, weighed: WeighedBatch
+) -> None:
     with clock("sums"):
-        terms = method.terms(weighed)
-        accumulate(sums, terms, weighed.weights, weighed.iteration.plane)
+        accumulate(sums, terms(weighed), weighed.weights, weighed.iteration.plane)
 
 
 def _sample(

@@ -159,7 +159,8 @@ class Method:
     The rest have the usual choice as default. `start` adds to a first state what the method keeps;
     `select` picks the particles of an iteration: the halves (`Problem.half`) with -1 for those
     that sit it out; `plane` tells how far sums and noise reach beyond the radius that is scored;
-    `load` prepares the images of a batch; `terms` tells what a batch adds to the two sums.
+    `load` prepares the images of a batch; `terms` tells what a batch adds to the two sums. Without
+    `terms` a pass has statistics alone, and `update` gets no sums.
     """
 
     prepare: Callable[[FourierReferences, State], Search]
@@ -171,4 +172,4 @@ class Method:
     select: Callable[[State, Tensor], Tensor] = lambda state, half: half
     plane: Callable[[Problem, int], HalfPlane] = Problem.plane_for
     load: Callable[[Iteration, Tensor], Batch] = _whole_images
-    terms: Callable[[WeighedBatch], ImageTerms] = _weighted_images
+    terms: Callable[[WeighedBatch], ImageTerms] | None = _weighted_images

@@ -55,6 +55,9 @@ from halfmap.projection import Sums
 # Newton's steps of a stage against one map. At the last shell a magnification of 2 % turns phases
 # by a radian and more, where one step is off by half; three leave less than noise does.
 STEPS_A_MAP = {"magnification": 3}
+# Each round begins with new maps, made with the transfer functions there are. What a stage mends
+# sharpens them little (defocus, tilts) but here, where the next stage would meet blurred ones.
+NEW_MAPS_AFTER = ("magnification",)
 
 Advance = Callable[[int], None]
 Kept = TypeVar("Kept")
@@ -106,27 +109,32 @@ def refine_ctf(
     wanted: Wanted,
     advance: Advance = lambda n: None,
 ) -> Iterator[Step]:
-    """Refine the transfer functions of the particles, stage by stage; maps are made anew after
-    each, every image is compared with one that it is no part of (`Problem.fold`).
+    """Refine the transfer functions of the particles, stage by stage; maps are made anew in each
+    round, every image is compared with one that it is no part of (`Problem.fold`).
 
     The state holds poses, and noise spectra to begin with; its references do not count.
     """
     given = problem.particles.transfer
-    state = one_pass(problem, settings, state, (), advance)
     for n in range(wanted.rounds):
         for stage in wanted.stages:
+            if _meets_new_maps(stage, wanted):
+                state = one_pass(problem, settings, state, (), advance)
             statistic = (_statistic(stage, wanted, problem),)
             for _ in range(STEPS_A_MAP.get(stage, 1)):
                 found = one_pass(problem, settings, state, statistic, advance)
                 problem, state = _after_step(stage, problem, found, wanted, given, state)
-            state = one_pass(problem, settings, state, (), advance)
             yield Step(n + 1, stage, problem, state)
+
+
+def _meets_new_maps(stage: str, wanted: Wanted) -> bool:
+    place = wanted.stages.index(stage)
+    return place == 0 or wanted.stages[place - 1] in NEW_MAPS_AFTER
 
 
 def passes(wanted: Wanted) -> int:
     """How often all images are gone through."""
-    steps = sum(STEPS_A_MAP.get(stage, 1) + 1 for stage in wanted.stages)
-    return 1 + wanted.rounds * steps
+    each = [STEPS_A_MAP.get(one, 1) + _meets_new_maps(one, wanted) for one in wanted.stages]
+    return wanted.rounds * sum(each)
 
 
 def _after_step(
@@ -216,14 +224,16 @@ def one_pass(
     method = Method(
         prepare=at_present_poses,
         assign=assign_hard,
-        update=_same_maps if statistics else partial(map_update, settings),
+        update=partial(map_update, settings),
         converged=lambda state: True,
-        statistics=statistics or (NoiseStatistic(),),
+        statistics=(NoiseStatistic(),),
     )
+    if statistics:
+        method = replace(method, update=_same_maps, statistics=statistics, terms=None)
     return iterate(problem, method, state, advance=advance)[0]
 
 
 def _same_maps(iteration: Iteration, poses: Poses, parts: list[Sums]) -> Update:
-    """Where a pass only measures, its maps are of no use: those after the step replace them."""
+    """What a pass that only measures leaves as it was."""
     state = iteration.state
     return Update(references=state.references, curves=state.curves, radius=state.radius)
