@@ -12,7 +12,7 @@ import torch
 import halfmap
 from halfmap.fourier import lowpass
 from halfmap.io.mrc import read_map
-from halfmap.io.star import read_star, write_star
+from halfmap.io.star import read_star
 from halfmap.particles import load_particles
 from halfmap.so3 import euler_to_matrix
 from halfmap.symmetries import symmetry_matrices
@@ -162,11 +162,7 @@ def test_we_select_among_relions_classes_and_it_takes_ours(project, monkeypatch)
         quiet=True,
     )
     (project / "class2d").mkdir()
-    table = read_star(project / "classes/classes.star").blocks["model_classes"]
-    names = [f"{k + 1:06d}@classes/classes.mrcs" for k in range(3)]  # as seen from the project
-    whole = table.with_columns({"rlnReferenceImage": names})
-    write_star(project / "references.star", {"": whole})
-    words = ["relion_refine", "--i", "classes/particles.star", "--ref", "references.star"]
+    words = ["relion_refine", "--i", "classes/particles.star", "--ref", "classes/classes.star"]
     words += ["--o", "class2d/run", "--iter", 1, "--ctf", "--particle_diameter", DIAMETER]
     words += ["--skip_align", "--norm", "--scale", "--pool", 30, "--j", 1, "--zero_mask"]
     relion(project, *words)

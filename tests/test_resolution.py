@@ -255,3 +255,19 @@ def test_fsc_command_prints_and_writes_what_the_functions_give(tmp_path) -> None
         compare_maps(*maps, mask=maps[0], diameter_angstrom=30.0)
     with pytest.raises(InputError, match="at most the box"):
         compare_maps(*maps, diameter_angstrom=60.0)
+
+
+def test_a_mask_that_the_box_cuts_is_refused_in_a_line(tmp_path) -> None:
+    import halfmap
+    from halfmap.io.mrc import write_map
+
+    for name, seed in (("a", 1), ("b", 2)):
+        write_map(tmp_path / f"{name}.mrc", _noise(24, 24, 24, seed=seed).numpy(), 2.0)
+    ball = soft_sphere(24, radius_px=6, edge_px=2)
+    for name, mask in (("inside", ball), ("cut", ball.roll(8, 2))):
+        write_map(tmp_path / f"{name}.mrc", mask.numpy(), 2.0)
+    maps = [tmp_path / "a.mrc", tmp_path / "b.mrc"]
+    with pytest.raises(InputError, match=r"cut\.mrc: is cut by the box"):
+        halfmap.fsc(*maps, mask=tmp_path / "cut.mrc", out=tmp_path / "fsc.star")
+    assert not (tmp_path / "fsc.star").exists()
+    assert halfmap.fsc(*maps, mask=tmp_path / "inside.mrc").curves.masked is not None

@@ -12,7 +12,7 @@ from halfmap.errors import InputError
 from halfmap.io.mrc import read_density, same_pixel_size
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
-from halfmap.masks import read_mask, soft_sphere
+from halfmap.masks import read_fsc_mask, soft_sphere
 from halfmap.resolution import Curve, HalfMapCurves, half_map_curves, resolution_at
 
 
@@ -70,7 +70,7 @@ def compare_maps(
 
     Raises:
         InputError: a file cannot be read, boxes or pixel sizes (by over 1 %) differ, no pixel size,
-            a map constant or not finite, both or wrong masks.
+            a map constant or not finite, both or wrong masks (also one that the box cuts).
     """
     half1, half2, pixel_size = read_two_maps(map1, map2)
     box = len(half1)
@@ -78,7 +78,7 @@ def compare_maps(
     if mask is not None and diameter_angstrom is not None:
         raise InputError("--mask and --diameter both given; expected at most one of them")
     if mask is not None:
-        inside = read_mask(mask, box, pixel_size)
+        inside = read_fsc_mask(mask, box, pixel_size)
     elif diameter_angstrom is not None:
         largest = box * pixel_size
         if not 0 < diameter_angstrom <= largest:

@@ -228,12 +228,6 @@ def combine_masks(masks: Float[Tensor, "K N N N"], how: Combination) -> Float[Te
     return masks[0] * (1 - masks[1:]).prod(0)
 
 
-@takes_arrays
-def reaches_edge(mask: Float[Tensor, "N N N"]) -> bool:
-    """Whether the box cuts the mask: a value of one half or more on one of its six faces."""
-    return any(bool((mask.select(axis, end) >= 0.5).any()) for axis in range(3) for end in (0, -1))
-
-
 def _largest_parts(solid: np.ndarray, parts: int | None) -> tuple[np.ndarray, int, int]:
     """The largest connected parts (by faces), how many were kept, and how many there are."""
     labels, found = ndimage.label(solid)

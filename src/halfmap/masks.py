@@ -9,8 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
 from halfmap.io.mrc import read_map, same_pixel_size
+
+SPHERE_EDGE_PX = 5.0  # of a sphere in place of a mask
 
 
 def resampled(mask: Float[Tensor, "*N"], box: int) -> Float[Tensor, "*n"]:
@@ -118,3 +121,44 @@ def read_mask(
             "threshold"
         )
     return values.clamp(0, 1)
+
+
+def read_fsc_mask(
+    path: str | Path, box: int, pixel_size_angstrom: float
+) -> Float[Tensor, "box box box"]:
+    """A mask to correlate maps in: `read_mask`, and whole inside the box.
+
+    Raises:
+        InputError: as `read_mask`; or as `refuse_cut`.
+    """
+    mask = read_mask(path, box, pixel_size_angstrom)
+    refuse_cut(mask, path)
+    return mask
+
+
+def refuse_cut(mask: Float[Tensor, "N N N"], path: str | Path) -> None:
+    """Raise `InputError` where the box cuts a mask, whose edge then correlates maps by itself."""
+    if reaches_edge(mask):
+        raise InputError(
+            f"mask {path}: is cut by the box: its values at a face reach 0.5 or more, expected 0; "
+            "make a smaller one, or pad the maps"
+        )
+
+
+@takes_arrays
+def reaches_edge(mask: Float[Tensor, "N N N"]) -> bool:
+    """Whether the box cuts the mask: a value of one half or more on one of its six faces."""
+    return any(bool((mask.select(axis, end) >= 0.5).any()) for axis in range(3) for end in (0, -1))
+
+
+@takes_arrays
+def inside_box(mask: Float[Tensor, "N N N"]) -> Float[Tensor, "N N N"]:
+    """A mask that ends inside the box: where the box cuts it, its part in the `whole_sphere`."""
+    return mask.minimum(whole_sphere(mask.shape[-1]).to(mask)) if reaches_edge(mask) else mask
+
+
+def whole_sphere(box: int) -> Float[Tensor, "N N N"]:
+    """The largest soft sphere in the box."""
+    return soft_sphere(
+        box, radius_px=max(1.0, box / 2 - SPHERE_EDGE_PX - 1), edge_px=SPHERE_EDGE_PX
+    )

@@ -223,7 +223,7 @@ def test_classes_are_sorted_by_size_and_all_files_agree(classified):
         rtol=1e-4,
     )
     assert table.strings("rlnReferenceImage").tolist() == [
-        f"{k + 1:06d}@classes.mrcs" for k in range(K)
+        f"{k + 1:06d}@{folder / 'classes.mrcs'}" for k in range(K)
     ]
     assert _images(folder).shape == (K, BOX, BOX)
     assert read_job(folder)["results"]["sizes"] == list(counted)

@@ -37,6 +37,7 @@ def made(jobs, tmp_path_factory) -> Path:
     halfmap.subtract(
         particles, root / "part.star", reference=root / "low.mrc", mask=root / "mask.mrc"
     )
+    halfmap.expand(particles, root / "copies.star", symmetry="C4")
     halfmap.reconstruct(
         particles, root / "again.mrc", symmetry="C4", halves=True, threads=1, quiet=True
     )
@@ -53,6 +54,7 @@ def test_files_with_a_record_are_jobs_with_parents(made) -> None:
     assert parents(made, "mask.mrc", known) == ["refined"]
     assert set(parents(made, "part.star", known)) == {"refined", "low.mrc", "mask.mrc"}
     assert parents(made, "box.mrc", known) == ["again_job"]  # the map lies beside the folder
+    assert job_data(made, "copies.star", command_signature)["map_before"] == "refined/map.mrc"
     data = job_data(made, "mask.mrc", command_signature)
     assert "% of the box" in data["summary"]
     assert [one["file"] for one in data["maps"]] == ["mask.mrc"]

@@ -17,6 +17,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.fsc_files import write_fsc_star
 from halfmap.io.mrc import write_map
+from halfmap.masks import inside_box
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
 from halfmap.plots.tiles import save_map_picture
@@ -81,9 +82,11 @@ def final_maps(
     total.num.add_(sums[1].num)
     total.den.add_(sums[1].den)
     sums.clear()  # nobody needs them any more: there may be no room for both and for what follows
-    inside = FscMask(
-        settings.fsc_mask.cpu(), MASK if mask is None else str(mask), mask_in_words(problem, mask)
-    )
+    values = settings.fsc_mask.cpu()
+    if mask is None:  # `postprocess` and others take it up again, and refuse one that the box cuts
+        values = inside_box(values)
+    name = MASK if mask is None else str(mask)
+    inside = FscMask(values, name, mask_in_words(problem, mask))
     pixel = problem.particles.pixel_size_angstrom
     curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]

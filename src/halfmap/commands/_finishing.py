@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._figures import cones_figure, guinier_figure
-from halfmap.commands._half_maps import HalfMaps, read_solvent_mask, whole_sphere
+from halfmap.commands._half_maps import HalfMaps
 from halfmap.commands._summaries import angstrom
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_map
 from halfmap.io.star import write_star
 from halfmap.io.table import Table
 from halfmap.mask_making import mask_from_half_maps
+from halfmap.masks import read_fsc_mask, whole_sphere
 from halfmap.orientation_diagnostics import (
     ConicalFsc,
     Sampling,
@@ -183,7 +184,8 @@ def mask_of_halves(mask: str | Path | None, halves: HalfMaps) -> FscMask:
     if mask is None and halves.job is not None and (halves.job / MASK).exists():
         mask = halves.job / MASK
     if mask is not None:
-        return FscMask(read_solvent_mask(mask, halves), str(mask), f"mask {Path(mask).name}")
+        values = read_fsc_mask(mask, halves.box, halves.pixel_size_angstrom)
+        return FscMask(values, str(mask), f"mask {Path(mask).name}")
     sphere = whole_sphere(halves.box)
     return own_mask(
         halves.half1, halves.half2, halves.pixel_size_angstrom, sphere, "the largest sphere"

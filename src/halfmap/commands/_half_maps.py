@@ -11,9 +11,6 @@ from torch import Tensor
 from halfmap.commands._options import Sequence
 from halfmap.errors import InputError
 from halfmap.fsc_files import read_two_maps
-from halfmap.masks import read_mask, soft_sphere
-
-EDGE_PX = 5.0  # of a sphere in place of a mask
 
 
 @dataclass(frozen=True)
@@ -87,25 +84,3 @@ def read_half_maps(source: str | Path | Sequence[str | Path]) -> HalfMaps:
         )
     folder = paths[0].parent
     return HalfMaps(half1, half2, pixel, paths, folder if (folder / "job.json").exists() else None)
-
-
-def read_solvent_mask(path: str | Path, halves: HalfMaps) -> Float[Tensor, "N N N"]:
-    """A mask for the half maps.
-
-    Raises:
-        InputError: as `read_mask`; or the box cuts it, which correlates the halves by itself.
-    """
-    from halfmap.mask_making import reaches_edge
-
-    mask = read_mask(path, halves.box, halves.pixel_size_angstrom)
-    if reaches_edge(mask):
-        raise InputError(
-            f"mask {path}: is cut by the box: its values at a face reach 0.5 or more, expected 0; "
-            "make a smaller one, or pad the maps"
-        )
-    return mask
-
-
-def whole_sphere(box: int) -> Float[Tensor, "N N N"]:
-    """The largest soft sphere in the box: where nothing stands out of the noise."""
-    return soft_sphere(box, radius_px=max(1.0, box / 2 - EDGE_PX - 1), edge_px=EDGE_PX)

@@ -105,7 +105,7 @@ def finish_initial_maps(
             save_map_picture(job.path(f"pictures/{name}.png"), volume, pixel, title=told)
         progress.note(told)
     table: dict[str, Any] = {
-        "rlnReferenceImage": [f"{map_name(k, classes)}.mrc" for k in range(classes)],
+        "rlnReferenceImage": [str(job.path(f"{map_name(k, classes)}.mrc")) for k in range(classes)],
         "rlnClassDistribution": np.array(sizes) / len(used),
         "halfmapClassSize": np.array(sizes),
         "halfmapLogLikelihood": np.array(likelihoods),

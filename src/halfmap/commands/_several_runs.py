@@ -15,6 +15,7 @@ from halfmap.commands._initial_maps import AbInitioResult
 from halfmap.commands._summaries import angstrom, map_name
 from halfmap.distributed import only_first
 from halfmap.io.mrc import read_map, write_map
+from halfmap.io.star import read_star, write_star
 from halfmap.plots.curves import save_fsc_plot
 from halfmap.resolution import Curve
 from halfmap.workspace.job import Job, read_job
@@ -66,9 +67,9 @@ def _keep_best(
     for path in [
         *sorted(folders[best].glob("*.mrc")),
         folders[best] / "particles.star",
-        folders[best] / "classes.star",
     ]:
         shutil.copyfile(path, job.path(path.name))
+    _write_table(folders[best] / "classes.star", job)
     for path in sorted((folders[best] / "pictures").glob("*.png")):
         shutil.copyfile(path, job.path(f"pictures/{path.name}"))
     progress.note(
@@ -81,6 +82,15 @@ def _keep_best(
     return replace(
         done[best], folder=job.folder, log_likelihoods=likelihoods, agreement_angstrom=agreed
     )
+
+
+def _write_table(of_run: Path, job: Job) -> None:
+    """The run's table of classes as the job's, with the names of the job's maps."""
+    blocks = read_star(of_run).blocks
+    table = blocks["model_classes"]
+    names = [job.path(Path(one).name) for one in table.strings("rlnReferenceImage")]
+    named = table.with_columns({"rlnReferenceImage": [str(one) for one in names]})
+    write_star(job.path("classes.star"), {**blocks, "model_classes": named})
 
 
 def _compare(

@@ -20,6 +20,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
 from halfmap.fourier import largest_radius
+from halfmap.masks import inside_box
 from halfmap.methods.registry import ML
 from halfmap.methods.settings import Settings
 from halfmap.particles import Contrast
@@ -137,7 +138,7 @@ def open_volumes(
         options.mask, data, radius_px, dimensions=3, device=device, progress=progress
     )
     if laid is not None and options.mask is not None:
-        solvent = mask_about(laid, solvent)
+        solvent = inside_box(mask_about(laid, solvent))
     problem = _setup.open_problem(
         data,
         job,

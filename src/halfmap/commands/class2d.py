@@ -306,9 +306,10 @@ def _write_classes(
     order, sizes, resolutions = _by_size(problem, state)
     images: Float[Tensor, "K N N"] = state.references.mean(0).cpu()[order]
     images[torch.tensor(sizes) == 0] = 0  # reseeded after the last search: no particle is in it
-    write_stack(job.path("classes.mrcs"), images.numpy(), problem.particles.pixel_size_angstrom)
+    stack = job.path("classes.mrcs")  # named as RELION takes it, from the working directory
+    write_stack(stack, images.numpy(), problem.particles.pixel_size_angstrom)
     table: dict[str, Any] = {
-        "rlnReferenceImage": [f"{k + 1:06d}@classes.mrcs" for k in range(len(order))],
+        "rlnReferenceImage": [f"{k + 1:06d}@{stack}" for k in range(len(order))],
         "rlnClassDistribution": np.array(sizes) / sum(sizes),
         "rlnEstimatedResolution": np.array([min(r, UNRESOLVED) for r in resolutions]),
         "halfmapClassSize": np.array(sizes),

@@ -50,6 +50,7 @@ from halfmap.commands._options import (
     Threads,
     WienerConstant,
 )
+from halfmap.commands._references import references_of
 from halfmap.commands._results import write_particles, write_pictures
 from halfmap.commands._summaries import OPTIMISTIC, angstrom, counted, ending, mask_in_words, where
 from halfmap.commands._volumes import OpenedVolumes, first_state, open_volumes, volume_options
@@ -101,7 +102,11 @@ def class3d(
     particles: ParticlesFile,
     reference: Annotated[
         str | Path | Sequence[str | Path],
-        Option("Starting map (MRC): one for all classes, or give it once per class", metavar="MAP"),
+        Option(
+            "Starting map (MRC): one for all classes, or give it once per class; or a table that "
+            "names them, such as RELION's model STAR",
+            metavar="MAP",
+        ),
     ],
     out: OutFolder,
     *,
@@ -186,7 +191,7 @@ def class3d(
         InputError: any bad input, in one line.
     """
     arguments = locals()
-    maps = [reference] if isinstance(reference, str | Path) else list(reference)
+    maps = references_of([reference] if isinstance(reference, str | Path) else reference)
     options = volume_options(arguments)
     if len(maps) not in (1, classes):
         raise InputError(

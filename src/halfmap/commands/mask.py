@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from halfmap.commands._beside import leave_record
-from halfmap.commands._half_maps import HalfMaps, read_half_maps, whole_sphere
+from halfmap.commands._half_maps import HalfMaps, read_half_maps
 from halfmap.commands._options import (
     Annotated,
     Literal,
@@ -31,9 +31,8 @@ from halfmap.mask_making import (
     combine_masks,
     mask_from_atoms,
     mask_from_density,
-    reaches_edge,
 )
-from halfmap.masks import read_mask
+from halfmap.masks import reaches_edge, read_mask, whole_sphere
 from halfmap.options import command, is_given, options_of
 from halfmap.plots.tiles import save_map_picture
 from halfmap.resolution import fourier_shell_correlation, resolution_at

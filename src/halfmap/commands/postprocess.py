@@ -16,11 +16,7 @@ from halfmap.commands._finishing import (
     save_half_map_plot,
     sharpen_into,
 )
-from halfmap.commands._half_maps import (
-    HalfMaps,
-    read_half_maps,
-    whole_sphere,
-)
+from halfmap.commands._half_maps import HalfMaps, read_half_maps
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
     Annotated,
@@ -36,6 +32,7 @@ from halfmap.commands._summaries import angstrom, resolved, where
 from halfmap.errors import InputError
 from halfmap.fsc_files import write_fsc_star
 from halfmap.io.mrc import write_map
+from halfmap.masks import whole_sphere
 from halfmap.options import command
 from halfmap.postprocessing import SharpeningOptions, read_mtf
 from halfmap.resolution import resolution_at

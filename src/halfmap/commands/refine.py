@@ -45,6 +45,7 @@ from halfmap.commands._options import (
     WienerConstant,
     check_symmetry,
 )
+from halfmap.commands._references import one_reference
 from halfmap.commands._results import (
     RefinementResult,
     finish_refinement,
@@ -67,7 +68,11 @@ def refine(
     particles: ParticlesFile,
     reference: Annotated[
         str | Path,
-        Option("Starting map (MRC); of another box or pixel size, it is resampled", metavar="MAP"),
+        Option(
+            "Starting map (MRC), a job folder with one, or RELION's model STAR that names it; of "
+            "another box or pixel size, it is resampled",
+            metavar="MAP",
+        ),
     ],
     out: OutFolder,
     *,
@@ -159,12 +164,12 @@ def refine(
             f"--wiener-constant {wiener_constant:g}: is one number for the whole map; "
             "--local-regularisation finds it place by place; give one of them"
         )
-    limit = iterations or ITERATIONS
+    start, limit = one_reference(reference), iterations or ITERATIONS
     with open_job(refine, arguments, iterations=limit) as run:
         job, progress = run.job, run.progress
         opened = open_volumes(
             particles,
-            [reference],
+            [start],
             options,
             job,
             progress,

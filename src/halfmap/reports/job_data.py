@@ -14,7 +14,7 @@ from halfmap.io.star import read_star
 from halfmap.options import command_line, options_of, python_call
 from halfmap.reports.colouring import LOCAL_RESOLUTION
 from halfmap.reports.directions import count_by_cell, evenness, viewing_directions
-from halfmap.reports.jobs import beside, job_record, job_row, located
+from halfmap.reports.jobs import beside, find_jobs, job_record, job_row, located, parents
 from halfmap.reports.prose import methods, references
 from halfmap.workspace.figures import read_figures
 from halfmap.workspace.progress import MESSAGES
@@ -25,6 +25,8 @@ MOST_POINTS = 600  # of a curve by iteration: more than there are pixels
 MOST_MESSAGES = 300  # lines of what a job told
 MOST_MESSAGE_BYTES = 200_000  # in which they are looked for
 MOST_EVENT_BYTES = 16_000_000  # of what iterations tell: some ten thousand of them
+# commands that keep poses and make no map: what follows starts from the map before
+GOES_ON = ("ctfrefine", "expand")
 MOST_CURVES = 60  # FSC curves of iterations, evenly chosen
 _SERIES = (
     "iteration",
@@ -79,6 +81,7 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
         "figures": read_figures(place),
         "classes2d": class_table(place),
         "maps": map_files(place, others),
+        "map_before": map_before(root, job) if record["command"] in GOES_ON else None,
         "pictures": [
             *_listed(place / "pictures", (".png",)),
             *_listed(place, (".png",)),
@@ -89,6 +92,20 @@ def job_data(root: Path, job: str, signature: Signature) -> dict[str, Any]:
     data["methods"] = methods(record, data)
     data["references"] = references(record)
     return as_json(data)
+
+
+def map_before(root: Path, job: str) -> str | None:
+    """The map, from the root, of the nearest job before this one that has one: that which poses
+    were found against, where particles were changed since."""
+    known, before, seen = set(find_jobs(root)), [job], {job}
+    while before:
+        above = [one for name in before for one in parents(root, name, known)]
+        before = [one for one in dict.fromkeys(above) if one not in seen]
+        seen |= set(before)
+        for one in before:
+            if (root / one / "map.mrc").is_file():
+                return f"{one}/map.mrc"
+    return None
 
 
 def messages(place: Path) -> list[str]:

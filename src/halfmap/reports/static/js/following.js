@@ -27,9 +27,10 @@ export function nextSteps(data) {
     steps.push(["Starting map", { command: "abinitio", particles, ...carried }]);
   }
   if (particles && ["ctfrefine", "expand"].includes(data.command)) {
+    const start = data.map_before ? { reference: data.map_before } : {};
     const names = ["symmetry", "diameter_angstrom", "mask"];
-    if (data.command === "ctfrefine") steps.push(["Refine again", { command: "refine", particles, local: true, ...own(names) }]);
-    else steps.push(["3D classes", { command: "class3d", particles, classes: 4 }]);
+    if (data.command === "ctfrefine") steps.push(["Refine again", { command: "refine", particles, ...start, local: true, ...own(names) }]);
+    else steps.push(["3D classes", { command: "class3d", particles, ...start, classes: 4 }]);
   }
   for (const map of mapsOf(data)) {
     const file = folder ? `${data.id}/${map.file}` : data.id;
