@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import shlex
+import re
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,12 @@ def test_a_job_is_started_stopped_and_resumed_to_the_bytes_of_an_undisturbed_one
         quiet=True,
     )
     for name in ("classes.mrcs", "classes.star", "particles.star"):
-        assert (jobs / "run" / name).read_bytes() == (jobs / "same" / name).read_bytes(), name
+        # the table of classes names its stack with the job's folder
+        run, same = (
+            re.sub(rb"@\S*/classes.mrcs", b"@classes.mrcs", (jobs / job / name).read_bytes())
+            for job in ("run", "same")
+        )
+        assert run == same, name
     assert not (jobs / "run" / "progress.json").exists()
     for name in ("run", "same"):
         shutil.rmtree(jobs / name)
