@@ -6,8 +6,8 @@ import contextlib
 import http.client
 import json
 import os
-import shlex
 import re
+import shlex
 import shutil
 import subprocess
 import sys
