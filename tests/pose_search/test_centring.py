@@ -60,9 +60,8 @@ def test_poses_of_displaced_particles_are_found_only_by_searching_there(volume):
     before = right(found)
     rows, there = particles_outside(search, scene.terms, centre, scene.plane, reach_px=REACH)
     found = searched_again(around, scene.terms, found, rows, there)
-    found = searched_again(
-        around, scene.terms, found, *at_edge(found, centre.index_copy(0, rows, there), REACH)
-    )
+    centres = torch.stack([centre, centre.index_copy(0, rows, there)], 1)
+    found = searched_again(around, scene.terms, found, *at_edge(found, centres, REACH))
     after = right(found)
     assert before[out].float().mean() < 0.6
     assert after[out].float().mean() > 0.8
@@ -73,8 +72,19 @@ def test_at_edge_tells_the_images_whose_best_shift_lies_there(volume):
     scene = make_scene(volume, 40, shift_rms_px=3.0)
     search = _search(volume)
     found = search_globally(search, scene.terms, torch.zeros(40, 2), scene.plane, 12)
-    rows, centre = at_edge(found, torch.zeros(40, 2), REACH)
+    rows, centre = at_edge(found, torch.zeros(40, 1, 2), REACH)
     best = found.best(1).shift_px[:, 0]
     assert torch.equal(rows, torch.nonzero(best.norm(dim=1) > 0.9 * REACH)[:, 0])
     assert torch.equal(centre, best[rows])
     assert 0 < len(rows) < 40
+
+
+def test_what_a_second_search_did_not_better_is_not_at_its_edge(volume):
+    """Only the first centre is right: the best shift is far from the second, and in the middle of
+    what was searched."""
+    scene = make_scene(volume, 20, shift_rms_px=0.3)
+    found = search_globally(_search(volume), scene.terms, torch.zeros(20, 2), scene.plane, 12)
+    elsewhere = torch.full((20, 2), 2 * REACH)
+    assert len(at_edge(found, elsewhere[:, None], REACH)[0]) > 15
+    both = torch.stack([torch.zeros(20, 2), elsewhere], 1)
+    assert not len(at_edge(found, both, REACH)[0])

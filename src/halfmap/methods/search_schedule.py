@@ -123,8 +123,8 @@ def prepare(
             plan, batch.scored, poses.shift_px, plane, reach_px=reach_px
         )
         found = searched_again(around, batch.scored, found, rows, centre_px)
-        centre_px = poses.shift_px.index_copy(0, rows, centre_px)
-        rows, centre_px = at_edge(found, centre_px, reach_px)
+        second_px = poses.shift_px.index_copy(0, rows, centre_px)
+        rows, centre_px = at_edge(found, torch.stack([poses.shift_px, second_px], 1), reach_px)
         return searched_again(around, batch.scored, found, rows, centre_px)
 
     return everywhere
@@ -152,12 +152,13 @@ def mates_of(candidates: Candidates, operators: SymmetryOperators) -> Candidates
 
 
 def at_edge(
-    found: Candidates, centre_px: Float[Tensor, "B 2"], reach_px: float
+    found: Candidates, centres_px: Float[Tensor, "B c 2"], reach_px: float
 ) -> tuple[Int[Tensor, " b"], Float[Tensor, "b 2"]]:
-    """The images whose best shift lies at the edge of the range searched around `centre_px`, and
-    that shift."""
+    """The images whose best shift lies at the edge of what was searched, the ranges around all of
+    their `centres_px`, and that shift."""
     best = found.best(1).shift_px[:, 0]
-    rows = torch.nonzero((best - centre_px).norm(dim=1) > EDGE_OF_RANGE * reach_px)[:, 0]
+    away_px = (best[:, None] - centres_px).norm(dim=2).amin(1)
+    rows = torch.nonzero(away_px > EDGE_OF_RANGE * reach_px)[:, 0]
     return rows, best[rows]
 
 

@@ -5,11 +5,12 @@ have ridges and shoulders, and modes near each other run into one: a mode then h
 times what its formula says, one more than another, and what is said to be right with probability
 0.99 is right in 0.95. So poses x are drawn from all modes' Gaussians q_m, widened, and scored:
 
-    W_m = sum_x P(X | x) P(x) / sum_k n q_k(x) . q_m(x) / sum_k q_k(x)
+    W_m = sum_x P(X | x) P(x) / sum_k n_k q_k(x) . q_m(x) / sum_k q_k(x)
 
-with n poses drawn from each (deterministic mixture sampling; Veach & Guibas, SIGGRAPH 95, 419; Owen
-& Zhou, J. Am. Stat. Assoc. 95, 135 (2000)); what lies between two modes is shared between them and
-counted once. Images whose best mode holds all but a ten-thousandth by Laplace's formula keep it.
+with n_k poses drawn from mode k (deterministic mixture sampling; Veach & Guibas, SIGGRAPH 95, 419;
+Owen & Zhou, J. Am. Stat. Assoc. 95, 135 (2000)); what lies between two modes is shared between them
+and counted once. Images whose best mode holds all but a ten-thousandth by Laplace's formula keep
+it.
 """
 
 import math
@@ -33,9 +34,12 @@ MOST_MODES = 16  # of an image, the likeliest; the others are raised as these ar
 # of log weight below the best: what a mode holds that lies further down, 0.03 % of it, does not
 # matter, were it five times as much
 FARTHEST_MODE = 8.0
-# poses drawn from each mode: on a Gaussian mode the integral's standard deviation is a fifth
-DRAWS = 32
 WIDENED = 1.5  # standard deviations of what is drawn from, of the mode's own
+# of the integral of a Gaussian mode by independent draws, as a share of it
+STANDARD_DEVIATION = 0.2
+# of log weight below the best: modes that hold less than a twentieth of what it holds, and of which
+# a quarter of the draws, and so twice the standard deviation, is enough
+LESSER_MODE, LESSER_DRAWS = 3.0, 1 / 4
 _SEED = 7
 
 
@@ -71,7 +75,7 @@ def integrate_modes(
     best = torch.softmax(log_weight.double(), 1).amax(1)
     unsure = torch.nonzero(best < SURE)[:, 0]
     n_modes = min(MOST_MODES, log_weight.shape[1])
-    for rows in unsure.split(max(1, at_once // (n_modes * DRAWS))):
+    for rows in unsure.split(max(1, at_once // (n_modes * draws_of_mode(hessian.shape[-1])))):
         order = log_weight[rows].argsort(dim=1, descending=True, stable=True)[:, :n_modes]
         modes = candidates.select_images(rows).select_poses(order)
         precision = hessian[rows[:, None], order]
@@ -90,15 +94,32 @@ def turns_between(
     """The rotation vector from each candidate to each other of its image, the shortest of the
     symmetry mates': that of the largest trace."""
     mates = symmetry.to(rotations)
+    if len(mates) == 1:
+        return matrix_to_rotation_vector(compose(rotations[:, None], rotations[:, :, None].mT))
     trace = torch.einsum("rjab,gbc,riac->rijg", rotations, mates, rotations)
     others = compose(rotations[:, None], mates[trace.argmax(-1)])
     return matrix_to_rotation_vector(compose(others, rotations[:, :, None].mT))
 
 
+def draws_of_mode(dimensions: int) -> int:
+    """How many poses are drawn from a mode: a power of two, as a Sobol sequence wants, about as
+    many as the standard deviation asks for.
+
+    The weights `p / q` of draws from q, a Gaussian p widened by W in d dimensions, have the
+    variance `(W^2 / sqrt(2 W^2 - 1))^d - 1`.
+
+    >>> draws_of_mode(5), draws_of_mode(3)  # in 3D, and of class images
+    (32, 16)
+    """
+    variance = (WIDENED**2 / math.sqrt(2 * WIDENED**2 - 1)) ** dimensions - 1
+    return 2 ** round(math.log2(variance / STANDARD_DEVIATION**2))
+
+
 @lru_cache
 def _normal_draws(dimensions: int) -> Float[Tensor, "Q d"]:
     """Points of a Sobol sequence as standard normal ones: the same in every image and run."""
-    points = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=_SEED).draw(DRAWS)
+    n = draws_of_mode(dimensions)
+    points = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=_SEED).draw(n)
     return torch.special.ndtri(points.double().clamp(1e-6, 1 - 1e-6)).float()
 
 
@@ -113,13 +134,17 @@ def _integrals(
     radius: int,
 ) -> Float[Tensor, "b m"]:
     """ln W of the modes of some images of the batch; -inf for those too far below the best."""
-    taken = modes.log_weight > modes.log_weight.amax(1, keepdim=True) - FARTHEST_MODE
+    below = modes.log_weight.amax(1, keepdim=True) - modes.log_weight
+    taken = below < FARTHEST_MODE
     d = precision.shape[-1]
     first = 5 - d
     draws = _normal_draws(d).to(precision)
+    number = torch.full_like(below, len(draws))
+    number[below > LESSER_MODE] *= LESSER_DRAWS
+    drawn = taken[..., None] & (torch.arange(len(draws), device=below.device) < number[..., None])
     half = torch.linalg.inv(torch.linalg.cholesky(precision.double())).to(precision)
     away = WIDENED * torch.einsum("bmji,qj->bmqi", half, draws)  # covariance W^2 H^-1
-    target = _log_posteriors(references, terms, plane, modes, image, away, taken, measure, radius)
+    target = _log_posteriors(references, terms, plane, modes, image, away, drawn, measure, radius)
     turn = turns_between(modes.rotations, measure.mates)
     move = modes.shift_px[:, None] - modes.shift_px[:, :, None]
     apart = torch.cat([turn, move], -1)[..., first:]  # from mode m to mode k
@@ -132,9 +157,9 @@ def _integrals(
     )
     elsewhere = ~taken[:, None] | (modes.classes[:, :, None] != modes.classes[:, None])
     log_q = log_q.masked_fill(elsewhere[..., None], -torch.inf)
-    mixture = torch.logsumexp(log_q, 2)
-    worth = (target - mixture - math.log(DRAWS)).masked_fill(~taken[..., None], -torch.inf)
-    shared = worth[:, :, None] + log_q - mixture[:, :, None]
+    worth = target - torch.logsumexp(log_q + number.log()[:, None, :, None], 2)
+    shared = (worth - torch.logsumexp(log_q, 2))[:, :, None] + log_q
+    shared = shared.masked_fill(~drawn[:, :, None], -torch.inf)
     held = torch.logsumexp(shared.transpose(1, 2).flatten(2), 2)
     return held.masked_fill(~taken, -torch.inf)
 
@@ -146,15 +171,13 @@ def _log_posteriors(
     modes: Candidates,
     image: Tensor,
     away: Float[Tensor, "b m q d"],
-    taken: Tensor,
+    drawn: Tensor,
     measure: PoseMeasure,
     radius: int,
 ) -> Float[Tensor, "b m q"]:
-    """ln P(X | x) P(x) at poses `away` from each mode that is taken; -inf elsewhere."""
-    row, mode = torch.nonzero(taken, as_tuple=True)
-    n = away.shape[2]
-    step = torch.nn.functional.pad(away[row, mode], (5 - away.shape[3], 0)).flatten(0, 1)
-    row, mode = row.repeat_interleave(n), mode.repeat_interleave(n)
+    """ln P(X | x) P(x) at the poses `away` from their modes that are drawn; -inf elsewhere."""
+    row, mode, _ = torch.nonzero(drawn, as_tuple=True)
+    step = torch.nn.functional.pad(away[drawn], (5 - away.shape[3], 0))
     classes = modes.classes[row, mode]
     shift_px = modes.shift_px[row, mode] + step[:, 3:]
     sums = pose_equations(
@@ -172,5 +195,5 @@ def _log_posteriors(
     # the prior of directions is that of the mode: its pixels are as wide as modes are
     prior = measure.prior.of_direction(modes.rotations, modes.classes)
     found = away.new_full(away.shape[:3], -torch.inf)
-    found[taken] = (score + measure.prior.of_shift(shift_px)).view(-1, n)
+    found[drawn] = score + measure.prior.of_shift(shift_px)
     return found + prior[..., None] + measure.log_density
