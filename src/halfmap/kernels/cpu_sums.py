@@ -67,24 +67,33 @@ def insert(num, den, values, weights, rotations, classes, kx, ky, padding, n_sla
 
 
 @inlined()
-def _mate(turn, kx, ky, kz):
+def _mates_of_row(fill, ky, kz, begin):
+    """Where whole-number rotations turn the cell of a row at x = 0: from there they go in whole
+    steps along the row."""
+    for f in range(len(fill)):
+        for axis in range(3):
+            begin[f, axis] = fill[f, axis, 1] * ky + fill[f, axis, 2] * kz
+
+
+@inlined()
+def _mate(turn, begin, kx):
     """A cell's mate by whole numbers, or its opposite, whichever the half-grid keeps first: x, y,
     z, and the sign of the imaginary part."""
-    x = turn[0, 0] * kx + turn[0, 1] * ky + turn[0, 2] * kz
-    y = turn[1, 0] * kx + turn[1, 1] * ky + turn[1, 2] * kz
-    z = turn[2, 0] * kx + turn[2, 1] * ky + turn[2, 2] * kz
+    x = begin[0] + turn[0, 0] * kx
+    y = begin[1] + turn[1, 0] * kx
+    z = begin[2] + turn[2, 0] * kx
     if x < 0 or (x == 0 and (y < 0 or (y == 0 and z < 0))):
         return -x, -y, -z, np.float32(-1.0)
     return x, y, z, np.float32(1.0)
 
 
 @inlined()
-def _is_first(fill, kx, ky, kz):
+def _is_first(fill, begin, kx, ky, kz):
     """Whether no mate of a cell comes before it, in the order of z, y, x."""
     if kx == 0 and (ky < 0 or (ky == 0 and kz < 0)):
         return False
     for f in range(len(fill)):
-        x, y, z, _ = _mate(fill[f], kx, ky, kz)
+        x, y, z, _ = _mate(fill[f], begin[f], kx)
         if z < kz or (z == kz and (y < ky or (y == ky and x < kx))):
             return False
     return True
@@ -127,13 +136,13 @@ def _sum_of_mates(volume, rotations, shifts, turn, kx, ky, kz):
 
 
 @inlined()
-def _sum_at_mates(volume, fill, kx, ky, kz):
+def _sum_at_mates(volume, fill, begin, kx):
     """The sum over the cells into which whole-number rotations turn one: real and imaginary
     part."""
     cz, cy, parts = (volume.shape[0] - 1) // 2, (volume.shape[1] - 1) // 2, volume.shape[3]
     re, im = np.float32(0), np.float32(0)
     for f in range(len(fill)):
-        x, y, z, sign = _mate(fill[f], kx, ky, kz)
+        x, y, z, sign = _mate(fill[f], begin[f], kx)
         re += volume[z + cz, y + cy, x, 0]
         if parts == 2:
             im += sign * volume[z + cz, y + cy, x, 1]
@@ -156,18 +165,20 @@ def symmetrised(grid, rotations, shifts, turn, reach, fill, stride, out):
     limit = np.float32(reach * reach)
     for task in numba.prange(n_classes * planes):
         k, kz = task // planes, (task * stride) % planes - cz
+        begin = np.empty((len(fill), 3), np.int64)
         for ky in range(-cy, rows - cy):
+            _mates_of_row(fill, ky, kz, begin)
             for kx in range(columns):
                 if np.float32(kx * kx + ky * ky + kz * kz) > limit:
                     continue
-                if not _is_first(fill, kx, ky, kz):
+                if not _is_first(fill, begin, kx, ky, kz):
                     continue
                 if len(rotations):
                     re, im = _sum_of_mates(grid[k], rotations, shifts, turn, kx, ky, kz)
                 else:
-                    re, im = _sum_at_mates(grid[k], fill, kx, ky, kz)
+                    re, im = _sum_at_mates(grid[k], fill, begin, kx)
                 for f in range(len(fill)):
-                    x, y, z, sign = _mate(fill[f], kx, ky, kz)
+                    x, y, z, sign = _mate(fill[f], begin[f], kx)
                     out[k, z + cz, y + cy, x, 0] = re
                     if parts == 2:
                         out[k, z + cz, y + cy, x, 1] = sign * im
