@@ -1,4 +1,4 @@
-"""Initial maps in two and three classes of dirty images, from ten seeds each, and refinement from them."""
+"""Initial maps in two and three classes of dirty images, from several seeds each, refined."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ from datasets import spike_64
 from dirty import DIAMETER, from_map, halfmap, spikes, to_truth
 from from_nothing import CONVERGED, three
 
-SET, CLASSES, SEEDS = "ramps", (2, 3), 10
+SET, CLASSES, SEEDS = "ramps", (2, 3), 5
 RIGHT_ANGSTROM = 22.0  # a ninth of the diameter, as in `abinitio_low_signal`
 
 
@@ -34,7 +34,7 @@ class Found:
 def abinitio_dirty_classes(
     kinds: Sequence[int] = CLASSES, seeds: Sequence[int] = range(1, SEEDS + 1)
 ) -> Report:
-    """`halfmap abinitio --classes 2` and `3` with its defaults, ten seeds each, one thread, of the
+    """`halfmap abinitio --classes 2` and `3` with its defaults, five seeds each, one thread, of the
     dirty spikes with ramps of `dirty_2d` (C3, 1,500 x 64^2, 4 A, SNR 0.03; 15 % junk, neighbours in
     40 %, defocus errors). Right: the FSC of 0.5 to the truth of the class nearest to it is beyond a
     ninth of the diameter. Then `refine` of all images from that class, beside `refine` from the
