@@ -104,6 +104,13 @@ def _transfer(n: Mapping) -> str:
     )
 
 
+def _in_full(n: Mapping) -> str:
+    return (
+        f"{n['n']:,} images, {n['cpu_s'] / 3600:.2f} CPU hours (other work beside); "
+        f"{n['peak_bytes'] / 1e9:.1f} GB; {n['deg']:.2f} deg"
+    )
+
+
 LINES = (
     Line(
         "`refine`, TRPV1 (C4, 2,000 x 96^2, SNR 0.1): cost to convergence; pose error; FSC 0.5 to the truth",
@@ -258,11 +265,14 @@ LINES = (
     Line(
         "the same in full, simulated to disk, from 40 A to convergence: cost; peak memory; pose error",
         ("yardstick_in_full",),
-        lambda n: (
-            f"{n['n']:,} images, {n['cpu_s'] / 3600:.2f} CPU hours (other work beside); "
-            f"{n['peak_bytes'] / 1e9:.1f} GB; {n['deg']:.2f} deg"
-        ),
+        _in_full,
         lambda n: "goal: 1.5 CPU hours",
+    ),
+    Line(
+        "a set of the size of EMPIAR-10005 (TRPV1, C4, 256^2, 1.22 A, SNR 0.01), from 40 A to convergence with `--memory 8GB`: the same",
+        ("trpv1_in_full",),
+        _in_full,
+        lambda n: "goal: 1.5 CPU hours, 8 GB",
     ),
     Line(
         "peak memory: `refine` of `trpv1`; `class2d` and `class3d` of `ribo_mix`",
@@ -299,12 +309,6 @@ RECORDED = (
         "18 CPU s",
         "268 CPU s",
         "options as for `ribo_mix_2d`, quiet machine",
-    ),
-    Recorded(
-        "`refine`, TRPV1 (C4, 2,500 x 256^2, 1.22 A, SNR 0.01) from 30 A: CPU; peak memory; pose error; FSC 0.5 to the truth",
-        "475 CPU s, 5 iterations; 6.5 GB (12.6 GB were promised); 0.68 deg; 4.2 A (reported 4.4 A)",
-        "not run",
-        "`halfmap refine --symmetry C4 --initial-lowpass 30`, 2 cores, other work beside",
     ),
 )
 
