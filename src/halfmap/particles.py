@@ -599,8 +599,10 @@ def load_particles(
         particles = Particles(**fields_of_star(star, *asked))
         return replace(particles, notes=particles.notes + notes).with_contrast(contrast)
     if passthrough is not None:
+        given = [passthrough] if isinstance(passthrough, str | os.PathLike) else passthrough
         raise InputError(
-            f"--passthrough {passthrough}: only a .cs file has passthrough files; {path} is none"
+            f"--passthrough {', '.join(map(str, given))}: only a .cs file has passthrough files; "
+            f"{path} is none"
         )
     refuse_other_files(path)
     columns = fields_of_star(read_star(path), data_dir, check_images, use_ctf)

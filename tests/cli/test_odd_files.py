@@ -413,3 +413,24 @@ def test_what_holds_no_particles_says_what_it_holds(scene, capsys) -> None:
     write_star(scene / "job" / "particles.star", read_star(scene / "truth.star").blocks)
     line = refused(capsys, "reconstruct", "--particles", "job", "--out", "m.mrc")
     assert "give the file in it, job/particles.star" in line
+
+
+@pytest.mark.parametrize("by", ["size", "magnification"])
+def test_one_table_of_two_pixel_sizes_keeps_both(scene, capsys, by) -> None:
+    """Converted, the second size was lost: all particles were of the first."""
+    blocks = read_star(scene / "truth.star").blocks
+    sizes = np.repeat([PIXEL, 1.1 * PIXEL], N // 2)
+    columns = {"rlnVoltage": [300.0] * N, "rlnSphericalAberration": [2.7] * N}
+    columns |= {"rlnAmplitudeContrast": [0.1] * N}
+    if by == "size":
+        columns["rlnImagePixelSize"] = sizes
+    else:
+        columns |= {"rlnDetectorPixelSize": [5.0] * N, "rlnMagnification": 5e4 / sizes}
+    table = blocks["particles"].without("rlnOpticsGroup").with_columns(columns)
+    write_star(scene / "old.star", {"": table})
+    assert told(capsys, "convert", "old.star", "new.star")[0] == 0
+    assert told(capsys, "convert", "new.star", "p.cs")[0] == 0
+    for name in ("old.star", "new.star", "p.cs"):
+        data = load_particles(name)
+        found = np.array([grid.pixel_size_angstrom for grid in data.grids])[data.stored]
+        np.testing.assert_allclose(found, sizes, rtol=1e-5)

@@ -20,9 +20,9 @@ def relion31_blocks(
     """Blocks `optics` and `particles` of RELION 3.1 and newer; shift, pixel size and box are those
     of each stored image.
 
-    The one-table layout gets one optics group for each set of microscope values, and its shifts in
-    pixels (rlnOriginX, rlnOriginY) are replaced by Angstrom. All other cells keep their text;
-    columns that RELION 3.1 needs are added where missing.
+    The one-table layout gets one optics group for each set of microscope values and grid of images,
+    and its shifts in pixels (rlnOriginX, rlnOriginY) are replaced by Angstrom. All other cells keep
+    their text; columns that RELION 3.1 needs are added where missing.
     """
     particles, optics = tables.particles, tables.optics
     inverse = tables.optics_group
@@ -38,7 +38,8 @@ def relion31_blocks(
             for name in PER_GROUP
             if name in particles
         }
-        keys = np.stack([tables.optics_group, *per_group.values()], axis=1)
+        grid = [pixel_size_angstrom] if box is None else [pixel_size_angstrom, box]
+        keys = np.stack([tables.optics_group, *grid, *per_group.values()], axis=1)
         groups, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
         inverse = inverse.ravel()
         kept = "rlnOpticsGroup" in particles and len(groups) == len(np.unique(tables.optics_group))

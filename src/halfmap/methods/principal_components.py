@@ -174,7 +174,8 @@ def _what_is_left(
         model = slices if n == 0 else model + z.to(problem.device)[:, None] * slices
     centred = batch.scored.data * shift_phases(poses.shift_px, plane)
     left = ImageTerms(centred - batch.scored.power * model, batch.scored.power)
-    return replace(batch, scored=left, whole=left, transforms=batch.transforms[:, :0])
+    no_transforms = batch.transforms[:, :0].clone()  # a view would keep all of them
+    return replace(batch, scored=left, whole=left, transforms=no_transforms)
 
 
 def posterior_loadings(weighed: WeighedBatch) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
