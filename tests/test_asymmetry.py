@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from halfmap.alignment import Alignment, symmetrised
-from halfmap.asymmetry import departure_from, noise_like_corners
+from halfmap.asymmetry import departure_from, held_symmetry, noise_like_corners
 from halfmap.fourier import lowpass
 from halfmap.so3 import random_rotations
 from halfmap.symmetries import symmetry_matrices
+from halfmap.symmetry_search import FoundSymmetry, GroupScore
 
 ACROSS = 30.0
 PLACE = (6.0, 4.0, 5.0)  # x, y, z from the centre, of the part
@@ -76,3 +77,30 @@ def test_corners_tell_the_noise_and_a_masked_map_tells_none(scene) -> None:
     )
     assert float(made / true) == pytest.approx(1, abs=0.1)
     assert noise_like_corners(torch.zeros(40, 40, 40) + _blob(40, (0, 0, 0), 1.5)) is None
+
+
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_a_group_that_a_part_breaks_is_not_the_maps(parts: int) -> None:
+    """A C4 carrier whose mates all have the part, one has, or two opposite ones have: C4, C1, C2."""
+    box, axis = 40, symmetry_matrices("C4").float()
+    atoms = 5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(3))
+    carrier = torch.stack([_blob(box, atom.clamp(-10, 10).tolist(), 1.6) for atom in atoms]).sum(0)
+    carrier = symmetrised(carrier, axis)
+    places = [mate @ torch.tensor(PLACE) for mate in axis]
+    held = {0: places, 1: places[:1], 2: [places[0], -places[0] * torch.tensor([1.0, 1, -1])]}
+    part = sum(_blob(box, one.tolist(), 1.6) for one in held[parts])
+    volume = carrier + 0.1 * carrier.max() * part * (1 if parts == 0 else 3)
+    noise = (
+        0.3 * volume.std() * torch.randn(volume.shape, generator=torch.Generator().manual_seed(1))
+    )
+    here = Alignment(torch.eye(3), torch.zeros(3), False, 0.95)
+    scores = tuple(GroupScore(group, here, 0.95, 0.01) for group in ("C4", "C2"))
+
+    def departs(one: GroupScore):
+        reached = {"radius": 9, "diameter_px": ACROSS}
+        return departure_from(volume + noise, noise.flip(0), here, one.group, **reached)
+
+    found, departure = held_symmetry(FoundSymmetry("C4", scores, 0.95, 0.1), departs)
+    assert found.group == {0: "C4", 1: "C1", 2: "C2"}[parts]
+    assert (found.nearly is None) == (parts == 0)
+    assert departure.breaks == (parts != 0)

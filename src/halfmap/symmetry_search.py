@@ -77,12 +77,14 @@ class GroupScore:
 class FoundSymmetry:
     """The group found, `C1` if none, and all that were tried, best first; `expected` is the
     correlation that a symmetric map of this noise has with its mates, `by_chance` what turns at
-    random give."""
+    random give. `nearly` is a larger group that a part of the map does not follow
+    (`asymmetry.held_symmetry`)."""
 
     group: str
     scores: tuple[GroupScore, ...]
     expected: float
     by_chance: float
+    nearly: GroupScore | None = None
 
     @property
     def best(self) -> GroupScore | None:

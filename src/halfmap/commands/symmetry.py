@@ -1,5 +1,6 @@
 """The symmetry of a map."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from halfmap.asymmetry import CORNERS_UNDERSTATE, Departure, departure_from, noise_like_corners
+from halfmap.asymmetry import (
+    CORNERS_UNDERSTATE,
+    Departure,
+    departure_from,
+    held_symmetry,
+    noise_like_corners,
+)
 from halfmap.commands._beside import leave_record
 from halfmap.commands._half_maps import read_half_maps
 from halfmap.commands._maps import (
@@ -37,6 +44,7 @@ from halfmap.resolution import fourier_shell_correlation
 from halfmap.symmetry_search import (
     LEAST_SHARE,
     FoundSymmetry,
+    GroupScore,
     expected_by_shell,
     find_symmetry,
     mean_over_slices,
@@ -82,12 +90,13 @@ class MapSymmetry:
         if self.departure is None or not self.departure.sure:
             return None
         x, y, z = (self.pixel_size_angstrom * one for one in self.departure.place_px)
+        group = self.group if self.found.nearly is None else self.found.nearly.group
         return (
-            f"but a part does not follow {self.group}: at {x:.0f}, {y:.0f}, {z:.0f} A (x, y, z "
+            f"but a part does not follow {group}: at {x:.0f}, {y:.0f}, {z:.0f} A (x, y, z "
             f"from the map's corner) it differs from the mean of its mates by "
             f"{self.departure.deviations:.0f} times the noise, {self.departure.of_highest:.0%} of "
             f"the highest density; where that is a ligand or a subunit, reconstruct in C1, or "
-            f"halfmap refine --relax-symmetry {self.group}"
+            f"halfmap refine --relax-symmetry {group}"
         )
 
     @property
@@ -98,10 +107,14 @@ class MapSymmetry:
         allowed = f"symmetric at this noise {self.found.expected:.3f}"
         chance = f"by chance {self.found.by_chance:.3f}"
         compared = f"compared to {self.resolution_angstrom:.3g} A"
+        nearly = self.found.nearly
+        but = "" if nearly is None else f" but for a part {nearly.group} ({nearly.mean:.3f})"
         if best is None:
-            return f"C1, no symmetry ({other}{allowed}, {chance}; {compared})"
+            return f"C1, no symmetry{but} ({other}{allowed}, {chance}; {compared})"
         told = f"{best.group}, correlation {best.mean:.3f} ({other}{allowed}, {chance}; {compared})"
-        if self.warning is not None:
+        if nearly is not None:
+            told += f",{but}"
+        elif self.warning is not None:
             told += f", but for a part that does not follow {best.group}"
         files = [where(one) for one in (self.path, self.particles_path) if one is not None]
         return told + (f": {' and '.join(files)}" if files else "")
@@ -156,8 +169,8 @@ def symmetry(
     best group and against no symmetry; lay the map on RELION's axes, and its poses with it.
 
     Every operator of the group must bring the map onto itself as well as the best one does, within
-    noise: a group that holds only nearly is not taken. C1 is an answer too. Where a part of the map
-    does not follow the group, such as a ligand on one subunit, a line says so and where.
+    noise: a group that holds only nearly is not taken, nor one that a part of the map breaks, such
+    as a ligand on one subunit; a line says where that is. C1 is an answer too.
 
     Example: halfmap symmetry initial/map.mrc --out laid.mrc
 
@@ -173,7 +186,11 @@ def symmetry(
     volume, pixel = read_map_with_size(map_of(map))
     posed = None if particles is None else read_posed_particles(particles, data_dir, passthrough)
     found, radius = _found(map, volume, pixel, group, resolution_angstrom, diameter_angstrom)
-    departure = _departure(map, volume, pixel, found, radius, diameter_angstrom)
+    departs = _departures(map, volume, pixel, radius, diameter_angstrom)
+    if group is None:
+        found, departure = held_symmetry(found, departs)
+    else:
+        departure = None if found.best is None else departs(found.best)
     reached = MapSymmetry(found, volume.shape[-1] * pixel / radius, path, star, departure, pixel)
     if found.best is None and (group is not None or path is not None):
         raise InputError(_nothing_there(map, reached, group))
@@ -223,29 +240,32 @@ def _found(
     return found, radius
 
 
-def _departure(
+def _departures(
     source: str | Path,
     volume: Float[Tensor, "N N N"],
     pixel: float,
-    found: FoundSymmetry,
     radius: int,
     diameter_angstrom: float | None,
-) -> Departure | None:
-    """Where the map departs from the group found, beyond the noise that a job's half maps show or,
-    without them, that of the box's corners; None where neither tells it."""
-    if found.best is None:
-        return None
+) -> Callable[[GroupScore], Departure | None]:
+    """Where the map departs from a group laid on it, beyond the noise that a job's half maps show
+    or, without them, that of the box's corners; None where neither tells it."""
     across = diameter_px(diameter_angstrom, volume, pixel)
+    noise: Float[Tensor, "N N N"] | None
     if Path(source).is_dir():
         halves = read_half_maps(source)
         volume, noise = halves.average, (halves.half1 - halves.half2) / 2
     else:
         alike = noise_like_corners(volume)
-        if alike is None:
+        noise = None if alike is None else CORNERS_UNDERSTATE * alike
+
+    def departs(one: GroupScore) -> Departure | None:
+        if noise is None:
             return None
-        noise = CORNERS_UNDERSTATE * alike
-    placed, group = found.best.placed, found.group
-    return departure_from(volume, noise, placed, group, radius=radius, diameter_px=across)
+        return departure_from(
+            volume, noise, one.placed, one.group, radius=radius, diameter_px=across
+        )
+
+    return departs
 
 
 def _expected_of_halves(job: str | Path, across: float, pixel: float) -> Float[Tensor, " S"]:
@@ -264,6 +284,11 @@ def _expected_of_halves(job: str | Path, across: float, pixel: float) -> Float[T
 def _nothing_there(source: str | Path, reached: MapSymmetry, group: str | None) -> str:
     best = max(reached.found.scores, key=lambda one: one.mean)
     asked = f"no {group.strip().upper()} symmetry" if group is not None else "no symmetry"
+    if (nearly := reached.found.nearly) is not None:
+        return (
+            f"{source}: no symmetry found, but for a part {nearly.group}; --symmetry "
+            f"{nearly.group} lays it on those axes all the same; nothing was written"
+        )
     return (
         f"{source}: {asked} found: its best correlation with symmetry mates is {best.mean:.3f} "
         f"({best.group}), at least {LEAST_SHARE * reached.found.expected:.3f} was expected at this "
