@@ -11,8 +11,9 @@ import halfmap
 from halfmap.engine.state import as_candidates, known_poses
 from halfmap.errors import InputError
 from halfmap.io.mrc import write_map
-from halfmap.methods.search_schedule import mates_of
+from halfmap.methods.relaxed_symmetry import mates_of, tells_mates_apart
 from halfmap.particles import load_particles
+from halfmap.projection import prepare_references
 from halfmap.so3 import random_rotations
 from halfmap.symmetries import SymmetryOperators, point_group, symmetry_matrices
 
@@ -60,10 +61,10 @@ def _right(folder: Path, group: str, found: Path) -> float:
     return max(shares)
 
 
-def _refine(folder: Path, out: str, **options):
+def _refine(folder: Path, out: str, start: str = "carrier.mrc", **options):
     return halfmap.refine(
         folder / "mixed.star",
-        folder / "carrier.mrc",
+        folder / start,
         folder / out,
         initial_lowpass_angstrom=25,
         local=True,
@@ -81,6 +82,40 @@ def test_mates_are_found_from_a_symmetric_start(scene):
     assert _right(folder, group, relaxed.folder / "particles.star") > 0.85
     kept = _refine(folder, "kept", iterations=2)
     assert _right(folder, group, kept.folder / "particles.star") < 0.5
+
+
+def test_a_start_with_the_ligand_is_used_before_it_is_averaged_over_the_mates(scene):
+    """One iteration from it finds the mates; from the carrier all are alike, and none is looked
+    for."""
+    folder, group = scene
+    first = _refine(folder, "first", "holo.mrc", relax_symmetry=group, iterations=1)
+    assert _right(folder, group, first.folder / "particles.star") > 0.85
+    none = _refine(folder, "none", relax_symmetry=group, iterations=1)
+    assert _right(folder, group, none.folder / "particles.star") < 0.5
+
+
+@pytest.mark.parametrize("box", [32, 41])
+@pytest.mark.parametrize("group", ["C4", "T", "I"])
+def test_a_reference_tells_mates_apart_by_what_breaks_its_symmetry(box: int, group: str):
+    z, y, x = torch.meshgrid(*[torch.arange(box).float() - box // 2] * 3, indexing="ij")
+
+    def blob(centre: torch.Tensor) -> torch.Tensor:
+        a, b, c = centre.tolist()
+        return torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / (2 * 1.6**2))
+
+    operators = point_group(group)
+    carrier = sum(blob(mate @ torch.tensor([3.0, 7.0, 5.0])) for mate in operators.rotations)
+    carrier = carrier + sum(
+        blob(mate @ torch.tensor([8.0, 1.0, 3.0])) for mate in operators.rotations
+    )
+    mass = float(carrier.sum())
+    ligand = blob(torch.tensor([6.0, -8.0, 2.0]))
+    ligand = ligand * (0.04 * mass / float(ligand.sum()))
+    told = [
+        tells_mates_apart(prepare_references(volume[None], box // 2 - 3), operators)
+        for volume in (carrier, carrier + ligand)
+    ]
+    assert told == [False, True]
 
 
 def test_mates_show_the_same_view_of_what_has_the_symmetry():

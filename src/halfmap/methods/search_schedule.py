@@ -13,13 +13,13 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.significant_poses import significant_poses
 from halfmap.engine.state import Candidates, Poses, State, as_candidates, in_every_class
 from halfmap.likelihood import ImageTerms
+from halfmap.methods.relaxed_symmetry import mates_of, tells_mates_apart
 from halfmap.methods.settings import Settings
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
 from halfmap.pose_search.centring import particles_outside
 from halfmap.pose_search.refinement import refine_candidates, score_classes
 from halfmap.projection import FourierReferences
-from halfmap.symmetries import SymmetryOperators
 
 SETTLED_CLASSES = 0.01  # share of images that may still change class
 # Of a shift whose two coordinates are Gaussian, the length exceeds c medians with a probability of
@@ -56,14 +56,17 @@ def prepare(
     settings = replace(settings, search=replace(settings.search, specimen=problem.specimen))
 
     known_before = significant_poses(state)
+    # against a symmetric start all mates are alike: then the first maps are made at the poses given
+    among_mates = relaxed is not None and (
+        state.iteration > 0 or tells_mates_apart(references, relaxed)
+    )
 
     def before(batch: Batch) -> Candidates:
         return known_before.select_images(batch.index.cpu()).to(problem.device)
 
     def local(batch: Batch, poses: Poses) -> Candidates:
         start = before(batch)
-        # the first maps are made at the poses given: against a symmetric one all mates are alike
-        if relaxed is not None and state.iteration > 0:
+        if relaxed is not None and among_mates:
             start = start.append(mates_of(as_candidates(poses), relaxed))
         if problem.dimensions == 3 and problem.n_classes > 1:
             # volumes share a frame: the same pose may fit another class better
@@ -137,18 +140,6 @@ def at_present_poses(references: FourierReferences, state: State) -> Search:
         return as_candidates(poses)
 
     return present
-
-
-def mates_of(candidates: Candidates, operators: SymmetryOperators) -> Candidates:
-    """The first candidate of each image from the operators' other mates, A S for each S, moved by
-    what a translation of the object takes with it."""
-    first = candidates.select_poses(torch.zeros_like(candidates.classes[:, :1]))
-    others = operators.to(first.rotations.device)
-    rotations = first.rotations @ others.rotations[1:]
-    moved = torch.einsum("bnij,gj->bgi", first.rotations, others.translations_px[1:])[..., :2]
-    n = rotations.shape[1]
-    everywhere = first.select_poses(torch.zeros_like(first.classes).expand(-1, n))
-    return replace(everywhere, rotations=rotations, shift_px=everywhere.shift_px - moved)
 
 
 def at_edge(
