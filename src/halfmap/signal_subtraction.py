@@ -54,14 +54,30 @@ def views_of(volume: Float[Tensor, "N N N"], *, use_ctf: bool) -> Views:
 @takes_arrays
 def fit_scale(
     images: Float[Tensor, "B N N"], views: Complex[Tensor, "B J"], plane: HalfPlane
-) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+) -> tuple[Float[Tensor, "B shells"], Float[Tensor, "B shells"]]:
     """The two sums of `s = sum_i <X_i, R_i> / sum_i <R_i, R_i>`, the scale of views R in images X,
-    for each image; the mean of images is left out."""
+    for each image and shell; the mean of images is left out."""
     weight = plane.hermitian_weight.clone()
     weight[0] = 0
     transforms = fourier_transform(images, plane)
-    cross = (transforms * views.conj()).real @ weight
-    return cross, (views.real.square() + views.imag.square()) @ weight
+    products = (transforms * views.conj()).real, views.real.square() + views.imag.square()
+    empty = views.real.new_zeros(len(views), plane.radius + 1)
+    cross, power = (empty.index_add(1, plane.shell, one * weight) for one in products)
+    return cross, power
+
+
+def shells_of_scale(
+    cross: Float[Tensor, "G shells"], power: Float[Tensor, "G shells"], scale: Float[Tensor, " G"]
+) -> Float[Tensor, " shells"]:
+    """What of the scale of a map holds in each shell, of the sums of `fit_scale` by group:
+    `r(k) = sum_g s_g <X, R>_g(k) / sum_g s_g^2 <R, R>_g(k)`, from 0 to 1.
+
+    A refined map is damped where it is less sure, and the scale of the whole makes up for that: it
+    is too large where the map is not damped. Above 1 a shell's own fit is not believed: the noise
+    of the images is in their map too.
+    """
+    own = (scale[:, None] * cross).sum(0)
+    return (own / (scale[:, None].square() * power).sum(0).clamp_min(1e-30)).clamp(0, 1)
 
 
 @takes_arrays

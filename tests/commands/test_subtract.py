@@ -13,8 +13,14 @@ from halfmap.io.mrc import read_map, write_map
 from halfmap.io.star import read_star
 from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
+from halfmap.signal_subtraction import fit_scale, views_of
 from halfmap.simulation.phantom import phantom
-from halfmap.so3 import euler_to_matrix
+from halfmap.so3 import (
+    compose,
+    euler_to_matrix,
+    matrix_to_euler,
+    rotation_vector_to_matrix,
+)
 
 BOX, PIXEL, N = 40, 5.0, 120
 PART = (5.0, 3.0, -2.0)  # of the part that is kept, x, y, z from the centre
@@ -66,6 +72,60 @@ def test_what_is_left_is_the_part(scene, tmp_path):
     assert (signal * part).sum() / (part**2).sum() == pytest.approx(scale, rel=0.05)
 
 
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory):
+    """A job that refined poses from some degrees and an Angstrom or two off, at SNR 0.05."""
+    folder, n = tmp_path_factory.mktemp("refined"), 400
+    whole = phantom(BOX, PIXEL, symmetry="C1").numpy()
+    centre = tuple(c + BOX // 2 for c in PART)
+    mask = soft_sphere(BOX, radius_px=6, edge_px=3, centre_px=centre).numpy()
+    write_map(folder / "whole.mrc", whole, PIXEL)
+    write_map(folder / "mask.mrc", mask, PIXEL)
+    halfmap.simulate(folder / "whole.mrc", folder / "sim", n=n, snr=0.05, quiet=True)
+    truth = load_particles(folder / "sim/truth.star")
+    tilt = 0.07 * torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).double()
+    old = euler_to_matrix(torch.from_numpy(truth.rotations_deg))
+    turned = matrix_to_euler(compose(rotation_vector_to_matrix(tilt), old)).numpy()
+    moved = truth.shift_angstrom + np.random.default_rng(0).normal(0, 2, (n, 2))
+    spoiled = truth.with_results(rotations_deg=turned, shift_angstrom=moved)
+    spoiled.write_star(folder / "off.star")
+    halfmap.refine(
+        folder / "off.star",
+        folder / "whole.mrc",
+        folder / "job",
+        local=True,
+        initial_lowpass_angstrom=30,
+        iterations=3,
+        folds=1,
+        quiet=True,
+    )
+    return folder
+
+
+def test_no_more_is_taken_off_than_is_there_in_any_shell(refined, tmp_path):
+    """Of noisy images at refined poses: what was removed, along what is truly outside the mask, is
+    all of it in low shells, less where map and poses are not sure, and nowhere more."""
+    halfmap.subtract(refined / "job", tmp_path / "sub.star", mask=refined / "mask.mrc")
+    truth, left = load_particles(refined / "sim/truth.star"), load_particles(tmp_path / "sub.star")
+    rows = np.arange(len(truth))
+    before, after = (torch.from_numpy(one.images(rows)) for one in (truth, left))
+    whole, mask = (
+        torch.from_numpy(read_map(refined / f"{name}.mrc")[0]) for name in ("whole", "mask")
+    )
+    views = views_of(whole, use_ctf=True)
+    cross, power = fit_scale(before, views.of(truth, rows), views.plane)
+    scale = cross.sum() / power.sum()
+    outside = views_of(whole * (1 - mask), use_ctf=True).of(truth, rows) * scale
+    cross, power = (one.sum(0) for one in fit_scale(before - after, outside, views.plane))
+    slope = cross / power
+    low = slice(1, 7)  # to 33 A
+    assert float(cross[low].sum() / power[low].sum()) == pytest.approx(1, abs=0.12)
+    assert slope[1:].max() < 1.06
+    halfmap.subtract(tmp_path / "sub.star", tmp_path / "back.star", revert=True)
+    back = load_particles(tmp_path / "back.star")
+    assert np.array_equal(back.images(rows), truth.images(rows))
+
+
 def test_cut_and_recentred_particles_give_the_part_in_the_small_box(scene, tmp_path):
     done = _subtract(scene, tmp_path / "sub.star", box=25, recentre=True)
     data = load_particles(tmp_path / "sub.star")
@@ -96,8 +156,6 @@ def test_revert_takes_poses_found_since_then_along(scene, tmp_path):
     """The particle's own centre, seen from the pose that the part has now, stays where it is."""
     _subtract(scene, tmp_path / "sub.star", box=25, recentre=True)
     sub = load_particles(tmp_path / "sub.star")
-    from halfmap.so3 import compose, matrix_to_euler, rotation_vector_to_matrix
-
     tilt = 0.05 * torch.randn(N, 3, generator=torch.Generator().manual_seed(0))
     old = euler_to_matrix(torch.from_numpy(sub.rotations_deg))
     new = compose(rotation_vector_to_matrix(tilt.double()), old)

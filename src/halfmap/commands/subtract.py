@@ -54,6 +54,7 @@ from halfmap.signal_subtraction import (
     Views,
     fit_scale,
     recentred_shift,
+    shells_of_scale,
     subtract_views,
     views_of,
     windows,
@@ -157,7 +158,8 @@ def subtract(
     shift, CTF and scale; cut and recentre the images on the part that stays, if asked for.
 
     The scale of the map in the images is fitted for each optics group, and follows
-    `rlnGroupScaleCorrection` where the file has it. Map and mask of the part, moved and cut as the
+    `rlnGroupScaleCorrection` where the file has it; it is smaller in shells where the map is less
+    damped than on the whole. Map and mask of the part, moved and cut as the
     images, are written beside the stack. `--revert` undoes it all.
 
     Example: halfmap subtract refined --mask part.mrc --recentre --box 96 --out part.star
@@ -190,9 +192,9 @@ def subtract(
     refuse_existing(outputs, overwrite=overwrite)
     refuse_own_images(task.data, [stack])
     centre = centre_of_mass_px(task.mask) if recentre else torch.zeros(3)
-    scales = task.scales()
+    scales, by_shell = task.scales()
     moved, left = task.moves(centre)
-    _write_images(task, stack, scales, moved)
+    _write_images(task, stack, scales, by_shell, moved)
     _write_table(task, path, stack, moved.numpy(), left.numpy(), centre)
     laid = Alignment(torch.eye(3), centre, False, 1.0)
     for density, file in ((task.map * task.mask, outputs[2]), (task.mask, outputs[3])):
@@ -234,12 +236,12 @@ class _Task:
         images = torch.from_numpy(self.data.images(rows))
         return images, background(images, self.radius_px)[1]
 
-    def scales(self) -> np.ndarray:
+    def scales(self) -> tuple[np.ndarray, Float[Tensor, " shells"]]:
         """Scale of the whole map in each image, in deviations of its background: fitted by optics
-        group, times what the file tells."""
+        group, times what the file tells; and the share of it that holds in each shell."""
         views = views_of(self.map, use_ctf=self.ctf)
         relative, group = self.relative_scale(), self.data.optics_group
-        sums = np.zeros((2, int(group.max()) + 1))
+        sums = torch.zeros(2, int(group.max()) + 1, views.plane.radius + 1, dtype=torch.float64)
 
         def fit(rows: np.ndarray) -> tuple[Tensor, Tensor]:
             images, deviation = self.normalised(rows)
@@ -247,16 +249,19 @@ class _Task:
             return fit_scale(images / deviation[:, None, None], shown, views.plane)
 
         for batch in self.batches():
-            for rows, (cross, power) in in_halves(batch, fit):
-                np.add.at(sums[0], group[rows], cross.double().numpy())
-                np.add.at(sums[1], group[rows], power.double().numpy())
-        fitted = sums[0] / np.maximum(sums[1], 1e-30)
+            for rows, found in in_halves(batch, fit):
+                of_group = torch.from_numpy(group[rows]).long()
+                for total, one in zip(sums, found, strict=True):
+                    total.index_add_(0, of_group, one.double())
+        cross, power = sums
+        fitted = (cross.sum(1) / power.sum(1).clamp_min(1e-30)).numpy()
         if (fitted[np.unique(group)] <= 0).any():
             raise InputError(
                 f"{self.data.path}: the map does not correlate with the images at these poses; "
                 "expected the map that the poses are of, and images of its contrast"
             )
-        return fitted[group] * relative
+        by_shell = shells_of_scale(cross, power, torch.from_numpy(fitted))
+        return fitted[group] * relative, by_shell.float()
 
     def moves(
         self, centre: Float[Tensor, " 3"]
@@ -313,7 +318,11 @@ def _task(
 
 
 def _write_images(
-    task: _Task, stack: Path, scales: np.ndarray, moved: Float[Tensor, "n 2"]
+    task: _Task,
+    stack: Path,
+    scales: np.ndarray,
+    by_shell: Float[Tensor, " shells"],
+    moved: Float[Tensor, "n 2"],
 ) -> None:
     """The stack, batch by batch."""
     views: Views = views_of(task.map * (1 - task.mask), use_ctf=task.ctf)
@@ -322,7 +331,8 @@ def _write_images(
     def subtracted(rows: np.ndarray) -> Float[Tensor, "B M M"]:
         images, deviation = task.normalised(rows)
         strength = deviation * torch.from_numpy(scales[rows]).float()
-        images = subtract_views(images, views.of(task.data, rows), views.plane, strength)
+        shown = views.of(task.data, rows) * by_shell[views.plane.shell]
+        images = subtract_views(images, shown, views.plane, strength)
         return images if whole else windows(images, moved[rows], task.box)
 
     with StackWriter(stack, task.data.pixel_size_angstrom) as writer:
