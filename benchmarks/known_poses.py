@@ -332,7 +332,7 @@ def _known_by_images(truth: Particles, path: Path, mates: torch.Tensor) -> float
         turned = halfmap.matrix_to_euler(rotations @ mate).numpy()
         shown = views.of(truth.with_results(rotations_deg=turned), rows) * (cross / power)
         own, square = fit_scale(images, shown, views.plane)
-        misfit.append(square - 2 * own)
+        misfit.append((square - 2 * own).sum(1))
     return float((torch.stack(misfit).argmin(0) == 0).double().mean())
 
 
