@@ -34,9 +34,12 @@ def particles_outside(
     )
     disc = search.slices.view(len(search.references), -1, len(level)).mean(1)
     inside = terms_on_level(terms, centre_px, plane, level)
-    cross = cross_terms(inside, shift_phases(shifts, level), disc, level)
+    # discs are few and images many: discs are moved, the other way
+    moved = (disc[:, None] * shift_phases(-shifts, level)).flatten(0, 1)
+    still = shift_phases(torch.zeros_like(shifts[:1]), level)
+    cross = cross_terms(inside, still, moved, level)[:, 0].unflatten(1, (len(disc), len(shifts)))
     power = slice_power(inside, squared_modulus(disc).T.contiguous(), level)
-    evidence = score.log_evidence(score(cross, power[:, None])).amax(2)
+    evidence = score.log_evidence(score(cross, power[..., None])).amax(1)
     far = shifts.norm(dim=1) > reach_px
     out = evidence.masked_fill(~far, -torch.inf).max(1)
     rows = torch.nonzero(out.values > evidence[:, ~far].amax(1) + CLEARER)[:, 0]
