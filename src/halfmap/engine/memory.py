@@ -27,8 +27,9 @@ COARSENED_BELOW = 0.85  # of the box; above, a third of the memory is all there 
 
 COMPLEX, REAL = 8, 4  # bytes
 CELL = COMPLEX + REAL  # of the two sums, and of a slice and its square
-# Python with its libraries, drawn pictures and compiled kernels: a job on tiny images
-PROGRAM_BYTES = 560_000_000
+# Python with its libraries, drawn pictures and compiled kernels, by dimensions: a job on tiny
+# images; slices of volumes have kernels of their own
+PROGRAM_BYTES = {2: 560_000_000, 3: 640_000_000}
 # arrays of a piece of a grid that a transform along one axis holds: rows and their weights, padded,
 # transformed, cropped
 ARRAYS_OF_A_TRANSFORM = 4
@@ -189,20 +190,22 @@ class JobSize:
         curves = max(making + 2 * k * own, (2 * k + VOLUMES_OF_A_CORRELATION) * own)
         updating = max(mates, curves, making + (parts + 1) * k * own)
         searching += self.batch_bytes(batch, scored_radius)
-        return PROGRAM_BYTES + held + max(searching, updating)
+        return PROGRAM_BYTES[self.dimensions] + held + max(searching, updating)
 
     def final_bytes(self, batch: int = 1) -> int:
-        """Of the final maps: start and mask, maps and half maps of all classes, both halves of one
-        class summed to the last shell, and what is most of a batch, symmetry mates and the making
-        of a half map; then the sums of both, curves and the map."""
+        """Of the final maps: start and mask, the last references of all parts, maps and half maps
+        of all classes, both halves of one class summed to the last shell, and what is most of a
+        batch, symmetry mates and the making of a half map; then the sums of both, curves and the
+        map."""
         k, radius, volume = self.n_classes, self.largest_radius, self.volume(self.box)
-        held = (k + 2 + 3 * k) * volume
+        last = self.parts * k * self.volume(self.reference_box(self.box // SUMMED_SHARE_OF_BOX))
+        held = (k + 2 + 3 * k) * volume + (last if self.iterates else 0)
         sums, transform = self.cells(radius) * CELL, self._transform_bytes(radius, self.box)
         mates = self.cells(radius) * COMPLEX if self.operators > 1 else 0
         batches = self._in_a_batch(batch) * self.image_bytes(radius)
         halves = 2 * sums + max(batches, mates, transform + 3 * volume)
         of_both = sums + 2 * volume + max(transform + volume, VOLUMES_OF_FINAL_CURVES * volume)
-        return PROGRAM_BYTES + held + max(halves, of_both)
+        return PROGRAM_BYTES[self.dimensions] + held + max(halves, of_both)
 
     def least_bytes(self, batch: int, scored_radius: int = 1) -> int:
         """What a job needs in any case that scores images up to a shell, in batches: of iterations
