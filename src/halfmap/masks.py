@@ -129,20 +129,15 @@ def read_fsc_mask(
     """A mask to correlate maps in: `read_mask`, and whole inside the box.
 
     Raises:
-        InputError: as `read_mask`; or as `refuse_cut`.
+        InputError: as `read_mask`; or the box cuts it, and its edge correlates the maps by itself.
     """
     mask = read_mask(path, box, pixel_size_angstrom)
-    refuse_cut(mask, path)
-    return mask
-
-
-def refuse_cut(mask: Float[Tensor, "N N N"], path: str | Path) -> None:
-    """Raise `InputError` where the box cuts a mask, whose edge then correlates maps by itself."""
     if reaches_edge(mask):
         raise InputError(
             f"mask {path}: is cut by the box: its values at a face reach 0.5 or more, expected 0; "
             "make a smaller one, or pad the maps"
         )
+    return mask
 
 
 @takes_arrays

@@ -37,7 +37,7 @@ def made(jobs, tmp_path_factory) -> Path:
     halfmap.subtract(
         particles, root / "part.star", reference=root / "low.mrc", mask=root / "mask.mrc"
     )
-    halfmap.expand(particles, root / "copies.star", symmetry="C4")
+    halfmap.expand(particles, "C4", root / "copies.star")
     halfmap.reconstruct(
         particles, root / "again.mrc", symmetry="C4", halves=True, threads=1, quiet=True
     )

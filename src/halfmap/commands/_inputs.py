@@ -19,7 +19,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.image_grids import ImageGrid
 from halfmap.io.mrc import open_stack, read_density, read_map, same_pixel_size
-from halfmap.masks import read_mask, refuse_cut, soft_sphere
+from halfmap.masks import read_mask, soft_sphere
 from halfmap.particles import STACK_SUFFIXES, Contrast, Particles, load_particles
 from halfmap.resampling import resample_volume
 from halfmap.so3 import euler_to_matrix
@@ -323,15 +323,9 @@ def solvent_mask(
     device: torch.device,
     progress: Progress,
 ) -> Float[Tensor, "*box"]:
-    """The mask file given, or a soft sphere (circle) of the particle's radius.
-
-    Raises:
-        InputError: as `read_job_mask`, or the box cuts the mask.
-    """
+    """The mask file given, or a soft sphere (circle) of the particle's radius."""
     if mask is not None:
-        values = read_job_mask(mask, particles, progress)
-        refuse_cut(values, mask)
-        return values.to(device)
+        return read_job_mask(mask, particles, progress).to(device)
     edge = min(EDGE_PX, max(1.0, particles.box / 2 - radius_px))
     return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(
         device
