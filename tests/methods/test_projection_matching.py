@@ -213,6 +213,29 @@ def test_an_empty_class_gets_a_half_of_the_largest(volume):
     assert torch.equal(same, ssnr)
 
 
+@pytest.mark.parametrize("folds", [1, 2, 3, 4])
+def test_a_class_made_anew_in_folds_keeps_the_halves_apart(folds):
+    """Powers of ten tell of which fold a sum is: nothing is lost, both classes get something, and
+    none of the other half's where there are folds."""
+    values = [10.0**p for p in range(2 * folds)]
+    parts = []
+    for value in values:
+        den = torch.zeros(2, 2, 3, 2)
+        den[0] = value
+        parts.append(Sums(den.to(torch.complex64), den, 4, 1, 2))
+    found, _ = reseed_empty(parts, torch.rand(2, 2), torch.tensor([12, 0]), folds=folds)
+    for half in (slice(0, folds), slice(folds, None)):
+        new, old = (sum(float(part.den[k, 0, 0, 0]) for part in found[half]) for k in (1, 0))
+        if folds > 1:
+            assert new + old == pytest.approx(sum(values[half]))
+            assert new == pytest.approx(sum(values[half][::2]), rel=0.5)
+        assert new > 0
+        assert old > 0
+    total = sum(part.den.sum() for part in found)
+    assert float(total) == pytest.approx(12 * sum(values))
+    assert all(torch.equal(part.num.real, part.den) for part in found)
+
+
 # --- when to search, when to stop -----------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def update_references(
         sizes = class_sizes(problem, poses)
         differences = class_differences(problem, settings, halves, sizes)
         del halves  # sums, half maps and references together are the most that a job holds
-        parts, ssnr = reseed_empty(parts, ssnr, sizes)
+        parts, ssnr = reseed_empty(parts, ssnr, sizes, folds=problem.n_folds)
         n_empty = len(empty_classes(sizes))
     join = joined_radius(parts[0], settings, min(resolutions), pixel)
     variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
@@ -285,10 +285,11 @@ def empty_classes(sizes: Int[Tensor, " K"]) -> list[int]:
 
 
 def reseed_empty(
-    halves: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"]
+    parts: list[Sums], ssnr: Float[Tensor, "K S"], sizes: Int[Tensor, " K"], *, folds: int = 1
 ) -> tuple[list[Sums], Float[Tensor, "K S"]]:
     """The sums of both halves, in which a class that ran empty gets one half of the largest class,
-    which keeps the other half. They are changed in place: there may be no room for copies.
+    which keeps the other half; with `folds`, every other fold of either half, so that the halves
+    stay apart. They are changed in place: there may be no room for copies.
 
     Two halves of one class show the same view with different noise: near enough to start from,
     different enough to part.
@@ -299,12 +300,22 @@ def reseed_empty(
     ]
     ssnr = ssnr.clone()
     for e, k in zip(empty, full, strict=False):  # one half of a class is given away once
-        for grids in ([half.num for half in halves], [half.den for half in halves]):
-            given, kept = (grid[k] / 2 for grid in grids)
-            for grid in grids:
-                grid[e], grid[k] = given, kept
+        for of_given, of_kept in _in_twos(parts, folds):
+            for name in ("num", "den"):
+                one, other = getattr(of_given, name), getattr(of_kept, name)
+                given, kept = one[k] / 2, other[k] / 2
+                for grid in (one, other):
+                    grid[e], grid[k] = given, kept
         ssnr[e] = ssnr[k]
-    return halves, ssnr
+    return parts, ssnr
+
+
+def _in_twos(parts: list[Sums], folds: int) -> list[tuple[Sums, Sums]]:
+    """The two halves; or the folds of each half two by two, the last alone where they are odd."""
+    if folds == 1:
+        return [(parts[0], parts[1])]
+    halves = parts[:folds], parts[folds:]
+    return [(half[q], half[min(q + 1, folds - 1)]) for half in halves for q in range(0, folds, 2)]
 
 
 def trusted_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:
