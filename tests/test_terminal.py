@@ -16,7 +16,6 @@ pty = pytest.importorskip("pty", reason="pseudo-terminals are Unix")
 BOX, N = 24, 48
 REFERENCE = ("--reference", "sim/truth_1.mrc", "--symmetry", "C4")
 PARTICLES = ("--particles", "sim/particles.star")
-MASKED = r"FSC 0\.143, mask-corrected, sphere of \d+ A"
 BY_MASK = r"FSC 0\.143, mask-corrected, mask mask\.mrc"
 ANGSTROM = r"\d+\.\d+ A"
 
@@ -165,7 +164,7 @@ def test_abinitio_never_calls_its_limit_a_resolution(work: Path) -> None:
 def test_reconstruct_and_restore(work: Path) -> None:
     truth = ("--particles", "sim/truth.star")
     made = good(on_a_terminal(work, "reconstruct", *truth, "--out", "m/map.mrc"))
-    assert re.match(rf"reconstruct: {ANGSTROM} \({MASKED}; .*, {N} particles, .*: m/", made.last)
+    assert re.match(rf"reconstruct: {ANGSTROM} \({BY_MASK}; .*, {N} particles, .*: m/", made.last)
     restored = good(on_a_terminal(work, "restore", *truth, "--method", "flip", "--out", "flip"))
     assert str(N) in restored.last
 
