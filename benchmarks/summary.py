@@ -185,6 +185,15 @@ LINES = (
         ),
     ),
     Line(
+        "`abinitio --classes 2` and `3` of dirty spikes (C3, SNR 0.03, 15 % junk), five seeds each: right; refined to the true map's result; cost",
+        ("abinitio_dirty_classes",),
+        lambda n: "; ".join(
+            f"{v['right']} and {v['converged']} of {len(v['runs'])}; "
+            f"{median(one['cpu_s'] for one in v['runs']):.0f} CPU s"
+            for v in n.values()
+        ),
+    ),
+    Line(
         "`abinitio --classes 3`, three molecules in one stack: purity of three seeds; cost",
         ("abinitio_classes",),
         lambda n: (
