@@ -9,9 +9,16 @@ import pandas as pd
 from halfmap.ctf_parameters import CTFParameters
 from halfmap.errors import InputError
 from halfmap.image_grids import ImageGrid, distinct_grids, finest_grid
-from halfmap.io.paths import ImageNames, resolve_all, split_image_names
-from halfmap.io.relion import ParticleTables, ctf_parameters, particle_tables, pixel_sizes, poses
-from halfmap.io.stacks import OpenStacks, check_stacks
+from halfmap.io.paths import resolve_all, split_image_names
+from halfmap.io.relion import (
+    ParticleTables,
+    as_few_sizes,
+    ctf_parameters,
+    particle_tables,
+    pixel_sizes,
+    poses,
+)
+from halfmap.io.stacks import CheckImages, OpenStacks, notes_on_faults, read_headers
 from halfmap.io.star import StarFile
 
 SAME_SIZE = 0.05  # of their share: calibrations change a pixel size by less
@@ -26,7 +33,7 @@ CONTRAST = "csBlobSign"  # -1: stored dark on light, as cryoSPARC's blob/sign
 def fields_of_star(
     star: StarFile,
     data_dir: str | os.PathLike[str] | None = None,
-    check_images: bool = True,
+    check_images: CheckImages = True,
     use_ctf: bool = True,
 ) -> dict[str, Any]:
     """The fields of `Particles`, as `load_particles` is asked for them."""
@@ -34,28 +41,28 @@ def fields_of_star(
     particles = tables.particles
     names = split_image_names(particles.strings("rlnImageName").tolist(), star.path)
     found = resolve_all(names.files, star.path, data_dir)
-    sizes, notes = pixel_sizes(tables), []
-    need_header = (sizes is None or not tables.has("rlnImageSize")) and found[0] is not None
-    boxes, header_size = np.zeros(len(found), np.int64), 0.0
-    stacks = OpenStacks()
-    if check_images or need_header:
-        boxes, header_size = check_stacks(
-            star.path, names, found, data_dir, stacks, first_only=not check_images
-        )
-    box = _boxes(tables, names, boxes)
+    sizes, stacks = pixel_sizes(tables), OpenStacks()
+    notes: list[str] = []
+    expected = tables.floats("rlnImageSize") if tables.has("rlnImageSize") else None
+    asked = check_images or sizes is None or expected is None
+    headers = read_headers(
+        star.path,
+        names,
+        found if asked else (),
+        data_dir,
+        stacks,
+        expected_box=expected,
+        first_only=not check_images,
+    )
+    if check_images is True and headers.faults:
+        raise headers.faults[0].error
+    if check_images == "told":
+        notes += notes_on_faults(star.path, names, headers.faults)
+    box = headers.box_of(names) if expected is None else expected.astype(np.int64)
     if sizes is None:
-        if header_size <= 0:
-            raise InputError(
-                f"{star.path}: no pixel size: no column _rlnImagePixelSize (or "
-                "_rlnDetectorPixelSize with _rlnMagnification), and the MRC "
-                "header has none; add the column"
-            )
-        sizes = np.full(len(particles), header_size)
-        notes.append(
-            f"{star.path} has no pixel size column; {header_size:.4f} A was taken from the MRC "
-            "header"
-        )
-    notes += _other_header_size(star.path, sizes, header_size)
+        sizes = as_few_sizes(headers.pixel_size_of(names))
+        notes.append(_sizes_of_headers(star.path, sizes))
+    notes += _other_header_size(star.path, sizes, headers.pixel_sizes_angstrom[names.file])
     rotations, shifts, has_poses = poses(tables, sizes)
     transfer, has_ctf = ctf_parameters(tables, use_ctf=use_ctf)
     notes += _doubts_of_units(star.path, transfer if has_ctf else None, rotations)
@@ -143,16 +150,33 @@ def _doubts_of_units(
     return notes
 
 
-def _other_header_size(path: str, sizes: np.ndarray, header_size: float) -> list[str]:
-    """A pixel size of the first stack's header that no particle has; 0 and 1 are what programs
-    write that know none."""
-    if header_size <= 0 or abs(header_size - 1) < SAME_SIZE:
+def _sizes_of_headers(path: str, sizes: np.ndarray) -> str:
+    """What is said where pixel sizes are those of the stacks' headers.
+
+    Raises:
+        InputError: they tell none.
+    """
+    if sizes.min() <= 0:
+        raise InputError(
+            f"{path}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize with "
+            "_rlnMagnification), and the MRC header has none; add the column"
+        )
+    found = ", ".join(f"{size:.4f} A" for size in dict.fromkeys(sizes.tolist()))
+    return f"{path} has no pixel size column; {found} was taken from the MRC header"
+
+
+def _other_header_size(path: str, sizes: np.ndarray, of_headers: np.ndarray) -> list[str]:
+    """Pixel sizes that the headers of stacks contradict; 0 and 1 are what programs write that know
+    none."""
+    says = (of_headers > 0) & (np.abs(of_headers - 1) >= SAME_SIZE)
+    differs = np.flatnonzero(says & (np.abs(sizes / np.where(says, of_headers, 1) - 1) > SAME_SIZE))
+    if not len(differs):
         return []
-    if (np.abs(sizes / header_size - 1) < SAME_SIZE).any():
-        return []
+    row = int(differs[0])
     return [
-        f"{path}: pixels are {sizes[0]:.4g} A by the columns, which count, and {header_size:.4g} A "
-        "by the header of the first stack: binning may have been forgotten in one of them"
+        f"{path}: pixels of {len(differs):,} of {len(sizes):,} images are {sizes[row]:.4g} A by "
+        f"the columns, which count, and {of_headers[row]:.4g} A by the header of their stack (row "
+        f"{row + 1}): binning may have been forgotten in one of them"
     ]
 
 
@@ -169,24 +193,6 @@ def _outside_of_images(
         f"{path}: {len(out):,} of {len(wide):,} particles have an origin outside of their image, "
         f"for example row {out[0] + 1}: {far:.4g} A from the middle of {wide[out[0]]:.4g} A"
     ]
-
-
-def _boxes(tables: ParticleTables, names: ImageNames, boxes: np.ndarray) -> np.ndarray:
-    """The box of each image, by its stack where that was opened, and by rlnImageSize, which must
-    not say otherwise."""
-    box = boxes[names.file]
-    if tables.has("rlnImageSize"):
-        sizes = tables.floats("rlnImageSize")
-        differs = np.flatnonzero((sizes != box) & (box > 0))
-        if len(differs):
-            row = int(differs[0])
-            raise InputError(
-                f"{tables.path}: row {row + 1}: optics group {tables.optics_group[row] + 1} says "
-                f"_rlnImageSize {sizes[row]:g}, the stack has {box[row]} pixels; correct the "
-                "column, or the image's name"
-            )
-        return np.where(box > 0, box, sizes).astype(np.int64)
-    return np.where(box > 0, box, boxes.max())
 
 
 def _groups_of_one_grid(
@@ -206,8 +212,9 @@ def _groups_of_one_grid(
     if len(several):
         number, other = pairs[several[0]], pairs[several[0] + 1]
         row = int(np.flatnonzero((group == other[0]) & (stored == other[1]))[0])
+        label = tables.optics.strings("rlnOpticsGroup")[number[0]]
         raise InputError(
-            f"{tables.path}: row {row + 1}: optics group {number[0] + 1} has images of "
+            f"{tables.path}: row {row + 1}: optics group {label} has images of "
             f"{grids[number[1]]} and of {grids[other[1]]}; give each an optics group of its own"
         )
     return group

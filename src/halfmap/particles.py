@@ -27,7 +27,7 @@ from halfmap.io.relion import (
     ctf_columns,
     write_transfer,
 )
-from halfmap.io.stacks import OpenStacks
+from halfmap.io.stacks import CheckImages, OpenStacks
 from halfmap.io.star import StarFile, read_star, write_star
 from halfmap.io.table import Table
 from halfmap.particle_fields import CONTRAST, fields_of_star, grid_notes
@@ -562,7 +562,7 @@ def load_particles(
     path: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    check_images: bool = True,
+    check_images: CheckImages = True,
     use_ctf: bool = True,
     passthrough: Passthrough | None = None,
     contrast: Contrast | None = None,
@@ -572,9 +572,10 @@ def load_particles(
 
     `data_dir` is a further folder in which stacks are looked for. `check_images=False` opens no
     stack (one, if it is there and the STAR has no image size or pixel size; `box` is 0 if neither
-    tells): a missing stack is then found out when its images are read. `use_ctf=False` (--no-ctf)
-    leaves the CTF columns alone, complete or not. `contrast`: particles are stored white or dark,
-    whatever the file says (see `Particles.with_contrast`).
+    tells): a missing stack is then found out when its images are read. `check_images="told"` opens
+    all, and what is wrong with them is in `notes`. `use_ctf=False` (--no-ctf) leaves the CTF
+    columns alone, complete or not. `contrast`: particles are stored white or dark, whatever the
+    file says (see `Particles.with_contrast`).
 
     >>> import tempfile
     >>> import halfmap

@@ -3,66 +3,19 @@ line that names file, row and column; nothing ends in a traceback, in silence, o
 
 import gzip
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import halfmap
-from halfmap.cli.main import run
 from halfmap.io.convert import convert
 from halfmap.io.mrc import read_map, write_map
 from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
-from halfmap.io.table import Table
 from halfmap.particles import load_particles
-
-N, BOX, PIXEL = 24, 24, 8.0
-Blocks = dict[str, Table]
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("odd") / "sim"
-    size = {"n": N, "snr": 0.5, "box": BOX, "pixel_size_angstrom": PIXEL, "seed": 3}
-    halfmap.simulate("phantom", folder, particles_per_micrograph=8, quiet=True, **size)
-    return folder
-
-
-@pytest.fixture
-def scene(clean, tmp_path, monkeypatch) -> Path:
-    """A folder of its own to work in, with `truth.star` and its stack."""
-    for name in ("truth.star", "particles.mrcs", "truth_1.mrc"):
-        (tmp_path / name).write_bytes((clean / name).read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def told(capsys, *words: str) -> tuple[int, str]:
-    """Exit code, and what was said of errors; a traceback fails the test by itself."""
-    with pytest.raises(SystemExit) as left:
-        run([*words])
-    return int(left.value.code), capsys.readouterr().err
-
-
-def refused(capsys, *words: str) -> str:
-    code, error = told(capsys, *words)
-    assert code == 2, error
-    assert error.count("\n") == 1, error
-    assert "unexpected" not in error
-    return error
-
-
-def written(
-    scene: Path, *, optics: Mapping[str, object] = (), without: tuple[str, ...] = (), **columns
-) -> Path:
-    """`v.star`: that of the truth with some columns replaced, or left out."""
-    blocks = dict(read_star(scene / "truth.star").blocks)
-    blocks["particles"] = blocks["particles"].without(*without).with_columns(columns)
-    blocks["optics"] = blocks["optics"].without(*without).with_columns(dict(optics))
-    write_star(scene / "v.star", blocks)
-    return scene / "v.star"
+from odd_scene import BOX, PIXEL, N, refused, told, written
 
 
 def fourth(value: str, column: str) -> Callable[[Path], Path]:
@@ -145,7 +98,9 @@ def test_places_that_are_not_known_are_no_copies(scene, capsys, known) -> None:
     assert kept == (N - 1 if known else N)
 
 
-@pytest.mark.parametrize("how", ["gzip", "crlf", "mark", "quoted", "spaced", "one row a list"])
+@pytest.mark.parametrize(
+    "how", ["gzip", "crlf", "cr", "mark", "quoted", "spaced", "one row a list"]
+)
 def test_dialects_are_the_same_table(scene, how) -> None:
     text = (scene / "truth.star").read_bytes()
     table = read_star(scene / "truth.star").blocks["optics"]
@@ -153,6 +108,7 @@ def test_dialects_are_the_same_table(scene, how) -> None:
     changed = {
         "gzip": gzip.compress(text),
         "crlf": text.replace(b"\n", b"\r\n"),
+        "cr": text.replace(b"\n", b"\r"),
         "mark": b"\xef\xbb\xbf" + text,
         "quoted": text.replace(b"@particles.mrcs", b"@particles.mrcs'").replace(b"\n00", b"\n'00"),
         "spaced": text.replace(b"\n", b"\n\n"),
@@ -393,7 +349,7 @@ def test_links_to_a_stack_are_the_same_images(scene, capsys) -> None:
 
 def test_a_header_of_another_pixel_size_and_far_origins_are_told(scene) -> None:
     (note,) = load_particles(written(scene, optics={"rlnImagePixelSize": [2 * PIXEL]})).notes
-    assert "pixels are 16 A by the columns, which count, and 8 A by the header" in note
+    assert "of 24 of 24 images are 16 A by the columns, which count, and 8 A by the header" in note
     shifts = read_star(scene / "truth.star").blocks["particles"].floats("rlnOriginXAngst").copy()
     shifts[5] = 500.0
     (note,) = load_particles(written(scene, rlnOriginXAngst=shifts)).notes

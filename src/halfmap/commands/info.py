@@ -10,6 +10,7 @@ import numpy as np
 
 from halfmap.commands._options import (
     Annotated,
+    DataDir,
     Option,
     Passthrough,
 )
@@ -53,6 +54,7 @@ def info(
         bool, Option("One JSON object per file, for programs", flag="--json")
     ] = False,
     passthrough: Passthrough = None,
+    data_dir: DataDir = None,
 ) -> Facts:
     """Tell what a STAR, .cs or MRC file or a job folder holds.
 
@@ -63,15 +65,16 @@ def info(
     """
     paths = [files] if isinstance(files, str | Path) else list(files)
     of_each = passthroughs_of(paths, passthrough)
-    facts = [describe(one, of) for one, of in zip(paths, of_each, strict=True)]
+    facts = [describe(one, of, data_dir) for one, of in zip(paths, of_each, strict=True)]
     return Facts(tuple(facts), as_json)
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
-    told = [name for name in facts if name not in ("file", "kind")]
+    told = [name for name in facts if name not in ("file", "kind", "notes")]
     return [
         f"{facts['file']}: {facts['kind']}",
         *(f"  {name.replace('_', ' '):24} {_words(facts[name])}" for name in told),
+        *(f"  {'note':24} {note}" for note in facts.get("notes", ())),
     ]
 
 
@@ -83,9 +86,14 @@ def _words(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def describe(path: str | Path, passthrough: Sequence[str | Path] | None = None) -> dict[str, Any]:
+def describe(
+    path: str | Path,
+    passthrough: Sequence[str | Path] | None = None,
+    data_dir: str | Path | None = None,
+) -> dict[str, Any]:
     """Facts about a STAR, .cs (with its `passthrough` files) or MRC file or a job folder:
-    JSON-able, `file` and `kind` first.
+    JSON-able, `file` and `kind` first; `notes` on what is wrong with the stacks that particles
+    name, which are looked for in `data_dir` too.
 
     Raises:
         InputError: missing, of another kind, or damaged.
@@ -103,12 +111,14 @@ def describe(path: str | Path, passthrough: Sequence[str | Path] | None = None) 
     elif suffix in _MAPS:
         facts = _describe_mrc(path)
     elif suffix == ".star":
-        facts = _describe_star(path)
+        facts = _describe_star(path, data_dir)
     elif suffix == ".cs":
         facts = {
             "kind": "cryoSPARC particles",
             **_describe_particles(
-                load_particles(path, check_images=False, passthrough=passthrough)
+                load_particles(
+                    path, data_dir=data_dir, check_images="told", passthrough=passthrough
+                )
             ),
         }
     else:
@@ -152,7 +162,7 @@ def _describe_job(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _describe_star(path: Path) -> dict[str, Any]:
+def _describe_star(path: Path, data_dir: str | Path | None) -> dict[str, Any]:
     star = read_star(path)
     blocks = {
         name or "(no name)": f"{len(table)} rows x {len(table.names)} columns"
@@ -164,7 +174,7 @@ def _describe_star(path: Path) -> dict[str, Any]:
     return {
         "kind": "particles",
         "blocks": blocks,
-        **_describe_particles(load_particles(path, check_images=False)),
+        **_describe_particles(load_particles(path, data_dir=data_dir, check_images="told")),
         "columns": columns,
     }
 
@@ -172,11 +182,6 @@ def _describe_star(path: Path) -> dict[str, Any]:
 def _describe_particles(particles: Particles) -> dict[str, Any]:
     classes, class_sizes = np.unique(particles.class_number, return_counts=True)
     halves, half_sizes = np.unique(particles.half_set[particles.half_set > 0], return_counts=True)
-    missing = [
-        name
-        for name, found in zip(particles.files, particles.stack_paths, strict=True)
-        if found is None
-    ]
     facts: dict[str, Any] = {
         "particles": len(particles),
         "box": particles.box,
@@ -195,11 +200,6 @@ def _describe_particles(particles: Particles) -> dict[str, Any]:
         facts["voltage_kv"] = float(transfer.voltage_kv[0])
         facts["defocus_angstrom"] = [float(defocus.min()), float(defocus.max())]
         facts["ctf_premultiplied"] = "yes" if transfer.premultiplied.any() else "no"
-    if missing:
-        facts["stacks_not_found"] = [
-            *missing[:5],
-            *([f"and {len(missing) - 5} more"] if len(missing) > 5 else []),
-        ]
     if len(classes) > 1:
         facts["class_sizes"] = {
             str(name): int(size) for name, size in zip(classes, class_sizes, strict=True)

@@ -14,7 +14,14 @@ from halfmap.io.dialects import relion30_blocks, relion31_blocks
 from halfmap.io.mrc import open_stack
 from halfmap.io.other_programs import refuse_other_files
 from halfmap.io.paths import rename_images, resolve, resolve_all, split_image_names
-from halfmap.io.relion import ParticleTables, particle_tables, pixel_sizes, poses
+from halfmap.io.relion import (
+    ParticleTables,
+    as_few_sizes,
+    particle_tables,
+    pixel_sizes,
+    poses,
+)
+from halfmap.io.stacks import OpenStacks, notes_on_faults, read_headers
 from halfmap.io.star import read_star, write_star
 
 
@@ -63,26 +70,22 @@ def convert(
         tables = ParticleTables(tables.path, particles, optics, tables.optics_group)
     names = split_image_names(tables.particles.strings("rlnImageName").tolist(), star.path)
     found = resolve_all(names.files, star.path, data_dir)
-    stacks = [None if path is None else open_stack(path) for path in found]
-    header = next((stack for stack in stacks if stack is not None), None)
+    expected = tables.floats("rlnImageSize") if tables.has("rlnImageSize") else None
+    headers = read_headers(star.path, names, found, data_dir, OpenStacks(), expected_box=expected)
+    notes += notes_on_faults(star.path, names, headers.faults)
     size = pixel_sizes(tables)
     if size is None:
-        size = np.full(len(names.file), header.pixel_size_angstrom if header else 0.0)
+        size = as_few_sizes(headers.pixel_size_of(names))
     if size.min() <= 0:
         raise InputError(
             f"{source}: no pixel size: no column _rlnImagePixelSize (or _rlnDetectorPixelSize "
             "with _rlnMagnification); add it"
         )
-    box = None
-    if tables.has("rlnImageSize"):
-        box = tables.floats("rlnImageSize").astype(np.int64)
-    elif header is not None:
-        known = [header.shape[1] if stack is None else stack.shape[1] for stack in stacks]
-        box = np.array(known)[names.file]
+    box = headers.box_of(names) if expected is None else expected.astype(np.int64)
     particles = rename_images(tables.particles, names, found, target)
     tables = ParticleTables(tables.path, particles, tables.optics, tables.optics_group)
     if target.suffix.lower() == ".cs":
-        if box is None:
+        if box.min() <= 0:
             raise InputError(
                 f"{source}: no image size: no column _rlnImageSize, and {names.files[0]} was not "
                 "found; add the column"
@@ -100,7 +103,13 @@ def convert(
         write_star(target, relion30_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size))
     else:
         write_star(
-            target, relion31_blocks(tables, shift_angstrom=shift, pixel_size_angstrom=size, box=box)
+            target,
+            relion31_blocks(
+                tables,
+                shift_angstrom=shift,
+                pixel_size_angstrom=size,
+                box=box if box.all() else None,
+            ),
         )
     return notes
 

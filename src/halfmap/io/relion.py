@@ -205,7 +205,13 @@ def pixel_sizes(tables: ParticleTables) -> np.ndarray | None:
             f"_{name}); expected more than 0"
         )
     _within(tables, name, sizes, LARGEST_PIXEL_ANGSTROM)
-    sizes, found = sizes.copy(), np.unique(sizes)
+    return as_few_sizes(sizes)
+
+
+def as_few_sizes(sizes_angstrom: np.ndarray) -> np.ndarray:
+    """Pixel sizes `(n,)` of which those that differ by no more than `SAME_PIXEL_SIZE` are one, the
+    first."""
+    sizes, found = sizes_angstrom.copy(), np.unique(sizes_angstrom)
     while len(found):
         first = sizes[np.argmax(np.isin(sizes, found))]
         near = np.abs(sizes - first) <= SAME_PIXEL_SIZE * first

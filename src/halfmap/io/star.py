@@ -47,10 +47,16 @@ def read_star(path: str | os.PathLike[str], *, chunk_bytes: int = CHUNK_BYTES) -
         inside = path / "particles.star"
         way = f"give the file in it, {inside}" if inside.is_file() else "check the path"
         raise InputError(f"{path}: cannot be read ({error.strerror}); {way}") from error
-    data = decompressed(path, data)
+    data = _with_line_feeds(decompressed(path, data))
     if data.find(b"\0") >= 0:
         raise InputError(f"{path}: is a binary file, not a STAR text file")
     return StarFile(str(path), _Parser(str(path), data, chunk_bytes).blocks())
+
+
+def _with_line_feeds(data: bytes) -> bytes:
+    """A text whose lines end with carriage returns alone, all or some, with line feeds there."""
+    alone = data.count(b"\r") > data.count(b"\r\n")
+    return re.sub(rb"\r(?!\n)", b"\n", data) if alone else data
 
 
 class _Parser:
