@@ -121,6 +121,11 @@ class Particles:
         known = "rlnAnglePsi" in self.new_columns or "rlnAnglePsi" in self.table
         return not self.has_poses and known and bool(self.rotations_deg[:, 2].any())
 
+    def optics_group_number(self, group: int) -> str:
+        """The number by which the file names an optics group (from 0)."""
+        named = None if self.optics is None else self.optics.strings("rlnOpticsGroup")
+        return str(group + 1) if named is None else str(named[group])
+
     @classmethod
     def from_stack(
         cls, path: str | os.PathLike[str], *, pixel_size_angstrom: float | None = None

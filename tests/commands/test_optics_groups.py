@@ -18,6 +18,7 @@ from halfmap.commands._restoring import Task, View, _aligned_sums
 from halfmap.fourier import fourier_transform, half_plane, lowpass, shift_phases
 from halfmap.image_grids import ImageGrid
 from halfmap.io.mrc import read_map, write_map
+from halfmap.io.star import read_star
 from halfmap.masks import soft_sphere
 from halfmap.particles import load_particles
 from halfmap.resolution import fourier_shell_correlation
@@ -103,6 +104,23 @@ def test_maps_and_masks_of_another_grid_are_brought_to_the_images(
     assert "mask.mrc: 45 pixels of 5 A, resampled" in notes[1]
 
 
+@pytest.mark.parametrize("pixel", [0.0, 1.0])
+def test_a_header_that_knows_no_pixel_size_is_not_believed(
+    mixed, truth, tmp_path, monkeypatch, pixel
+) -> None:
+    """0 and 1 A, of a map of the images' box: resampled by it, a particle would be a dot."""
+    data, progress, notes = load_particles(mixed), Progress("test", quiet=True), []
+    monkeypatch.setattr(progress, "note", notes.append)
+    write_map(tmp_path / "map.mrc", truth.numpy(), pixel)
+    told = {"device": torch.device("cpu"), "progress": progress}
+    (found,) = read_references([tmp_path / "map.mrc"], data, lowpass_angstrom=20, **told)
+    torch.testing.assert_close(found, lowpass(truth, 20, PIXEL, dimensions=3))
+    sphere = soft_sphere(BOX, radius_px=15.0, edge_px=5.0)
+    write_map(tmp_path / "mask.mrc", sphere.numpy(), pixel)
+    torch.testing.assert_close(read_job_mask(tmp_path / "mask.mrc", data, progress), sphere)
+    assert [f"a header of {pixel:g} A" in note for note in notes] == [True] * (2 * int(pixel))
+
+
 def test_projections_are_on_the_grid_of_each_image_with_its_aberrations(
     mixed, truth, tmp_path
 ) -> None:
@@ -181,6 +199,28 @@ def test_relion_reconstruct_agrees(mixed, truth, tmp_path) -> None:
     assert abs(last[0] - last[1]) <= 1, (ours, theirs)
     assert (ours - theirs)[2:21].min() > -0.005
     assert theirs[2:21].min() > 0.98, theirs
+
+
+def test_images_stacked_on_one_grid_give_the_map_of_their_groups(mixed, truth, tmp_path) -> None:
+    """Their optics table says what the images are now, and what they keep of the microscope: FSC
+    0.5 with the truth within a shell of the groups' map, ours and RELION's."""
+    before = reconstructed(mixed, tmp_path / "before.mrc", truth)
+    star = halfmap.stack(mixed, tmp_path / "one.star", threads=1).path
+    optics, old = (read_star(path).blocks["optics"] for path in (star, mixed))
+    np.testing.assert_array_equal(optics.floats("rlnImagePixelSize"), [PIXEL, PIXEL])
+    np.testing.assert_array_equal(optics.floats("rlnImageSize"), [BOX, BOX])
+    assert not any(name.startswith("rlnMagMat") for name in optics.names)
+    for name in ("rlnBeamTiltX", "rlnOddZernike", "rlnEvenZernike"):
+        assert optics.strings(name).tolist() == old.strings(name).tolist()
+    after = [reconstructed(star, tmp_path / "after.mrc", truth)]
+    if shutil.which("relion_reconstruct") is not None:
+        words = ["relion_reconstruct", "--i", star.name, "--o", "relion.mrc", "--ctf"]
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        after.append(correlation(tmp_path / "relion.mrc", truth))
+    last = [int(np.argmax(np.append(fsc[2:], 0) < 0.5)) + 1 for fsc in (before, *after)]
+    for fsc in after:
+        assert (before - fsc)[2:20].max() < 0.005, fsc
+    assert max(last) - min(last) <= 1, last
 
 
 def pose_error_deg(star: Path, truth_star: Path) -> float:

@@ -94,3 +94,30 @@ def test_a_map_turned_round_looks_dark():
         noisy = white + 0.1 * torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0))
         assert not map_looks_dark(noisy + 3)
         assert map_looks_dark(3 - noisy)
+
+
+def test_dark_groups_beside_white_ones_are_told_apart(tmp_path):
+    """Together they look like neither."""
+    folder = simulate(
+        "phantom",
+        tmp_path / "set",
+        n=400,
+        box=36,
+        pixel_size_angstrom=6.0,
+        snr=0.05,
+        optics_groups=2,
+        particles_per_micrograph=10,
+        quiet=True,
+    ).folder
+    white = load_particles(folder / "truth.star")
+    images = white.images(np.arange(len(white)))
+    images[white.optics_group == 1] *= -1
+    write_stack(folder / "particles.mrcs", images, white.pixel_size_angstrom)
+    used, settings = torch.arange(len(white)), _settings(white)
+    mixed = measure_contrast(load_particles(folder / "truth.star"), used, settings)
+    assert mixed.dark_groups == (1,)
+    assert not mixed.looks_dark
+    half = torch.nonzero(torch.from_numpy(white.optics_group == 1))[:, 0]
+    dark = measure_contrast(load_particles(folder / "truth.star"), half, settings)
+    assert dark.looks_dark
+    assert dark.dark_groups == ()

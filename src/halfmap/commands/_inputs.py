@@ -19,6 +19,7 @@ from halfmap.errors import InputError
 from halfmap.fourier import lowpass
 from halfmap.image_grids import ImageGrid
 from halfmap.io.mrc import open_stack, read_density, read_map, same_pixel_size
+from halfmap.io.relion import SAME_PIXEL_SIZE
 from halfmap.masks import read_mask, soft_sphere
 from halfmap.particles import STACK_SUFFIXES, Contrast, Particles, load_particles
 from halfmap.resampling import resample_volume
@@ -28,6 +29,7 @@ from halfmap.workspace.progress import Progress
 
 SYMMETRY_COPY = "halfmapSymmetryCopy"  # column of `expand`: which mate, from 1
 _IMAGES_CHECKED_AT_ONCE = 1000
+UNTOLD_PIXEL_ANGSTROM = 1.0  # of a header whose program knows no pixel size
 # of a reference: its power over the noise's must be a number in single precision
 LARGEST_GREY = 1e8
 # A choice: of a reference, what exceeds a tenth of its maximum is held to be particle, above what a
@@ -225,7 +227,7 @@ def read_references(
                 f"{path}: the map has values up to {largest:.3g}; as a reference it may have "
                 f"{LARGEST_GREY:g} at most, else scores run out of single precision; scale it"
             )
-        if not _on_grid_of(particles, volume, pixel):
+        if not _on_grid_of(path, volume, pixel, particles, progress):
             if pixel <= 0:
                 raise InputError(
                     f"{path}: the map's box is {volume.shape[0]}, the images' is {particles.box}, "
@@ -244,10 +246,23 @@ def read_references(
     )
 
 
-def _on_grid_of(particles: Particles, volume: np.ndarray, pixel_size_angstrom: float) -> bool:
-    return volume.shape[0] == particles.box and same_pixel_size(
-        pixel_size_angstrom, particles.pixel_size_angstrom
+def _on_grid_of(
+    path: str | Path, volume: np.ndarray, pixel: float, particles: Particles, progress: Progress
+) -> bool:
+    """Whether a map has the images' box and pixel size; of the same box, 1 A in a header is what
+    programs write that know none, and not believed, which is told."""
+    if volume.shape[0] != particles.box:
+        return False
+    if same_pixel_size(pixel, particles.pixel_size_angstrom):
+        return True
+    if abs(pixel - UNTOLD_PIXEL_ANGSTROM) > SAME_PIXEL_SIZE:
+        return False
+    progress.note(
+        f"{path}: has the images' box, and a header of {pixel:g} A, which programs write that know "
+        f"none: taken to be {particles.pixel_size_angstrom:.4g} A as the images are; if it is not, "
+        "resample it with halfmap volume"
     )
+    return True
 
 
 def _tell_resampled(
@@ -268,9 +283,12 @@ def read_job_mask(
         InputError: as `read_mask`.
     """
     data, pixel = read_map(path)
-    if _on_grid_of(particles, data, pixel) or pixel <= 0:
+    if pixel <= 0:
         return read_mask(path, particles.box, particles.pixel_size_angstrom)
-    mask = read_mask(path, data.shape[0], pixel).numpy()
+    values = read_mask(path, data.shape[0], pixel)
+    if _on_grid_of(path, data, pixel, particles, progress):
+        return values
+    mask = values.numpy()
     _tell_resampled(path, data, pixel, particles, progress)
     ratio, box = particles.pixel_size_angstrom / pixel, particles.box
     first = data.shape[0] // 2 - ratio * (box // 2)

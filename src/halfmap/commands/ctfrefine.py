@@ -257,7 +257,8 @@ def _found(
         row = new.take(np.flatnonzero(after.optics_group[used] == group)[:1])
         told = [words(row) for name, words in _ABERRATIONS.items() if getattr(wanted, name)]
         if told:
-            lines.append(f"optics group {group + 1}: {', '.join(told)}")
+            number = after.optics_group_number(int(group))
+            lines.append(f"optics group {number}: {', '.join(told)}")
     return tuple(lines)
 
 

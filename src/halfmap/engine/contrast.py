@@ -6,7 +6,8 @@ image there is more of it than around it.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,9 @@ from halfmap.fourier import HalfPlane, half_plane, largest_radius, shell_mean
 from halfmap.particles import Particles
 
 IMAGES_LOOKED_AT = 500
+# Of each optics group at least so many, while that makes no more than twice the images: contrast is
+# inverted when particles are extracted, and sets that were extracted apart are groups apart
+OF_EACH_GROUP = 100
 BATCH = 100
 FEWEST = 30  # images; a standard error of fewer is no measure
 # Standard errors; by chance five are met in one job of three million. White particles at SNR 0.02
@@ -31,13 +35,23 @@ DARKER = 2.0
 @dataclass(frozen=True)
 class Contrast:
     """How much whiter than their surroundings particles are, in standard errors of the mean over
-    images: negative where they look dark, near 0 where it cannot be told."""
+    images: negative where they look dark, near 0 where it cannot be told; and those of each optics
+    group (from 0) with enough images to tell."""
 
     standard_errors: float
+    of_groups: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def dark_groups(self) -> tuple[int, ...]:
+        """Optics groups that look dark, where others look white."""
+        if max(self.of_groups.values(), default=0.0) <= SURE:
+            return ()
+        return tuple(group for group, errors in self.of_groups.items() if errors < -SURE)
 
     @property
     def looks_dark(self) -> bool:
-        return self.standard_errors < -SURE
+        """Whether all do, as far as it can be told."""
+        return self.standard_errors < -SURE and not self.dark_groups
 
 
 def map_looks_dark(volume: Float[Tensor, "N N N"]) -> bool:
@@ -49,7 +63,8 @@ def map_looks_dark(volume: Float[Tensor, "N N N"]) -> bool:
 def measure_contrast(
     particles: Particles, used: Int[Tensor, " M"], settings: ImageSettings
 ) -> Contrast:
-    """Ask up to 500 of the images `used` for the sign of their lowest frequencies.
+    """Ask some 500 of the images `used` for the sign of their lowest frequencies, as many in each
+    optics group as far as there are so many.
 
     An image's vote is `sum Re(C X) / sigma^2` over the frequencies at which anything white within
     the radius r of the middle is positive, averaged over its orientations: a thin shell of this
@@ -57,7 +72,8 @@ def measure_contrast(
     these images by shell. The votes' mean over its standard error is the answer; in noise alone it
     is normal with deviation 1, whatever the noise's colour is.
     """
-    chosen = used[:: max(1, len(used) // IMAGES_LOOKED_AT)][:IMAGES_LOOKED_AT]
+    group = torch.from_numpy(particles.optics_group)[used]
+    chosen = _of_each(used, group)
     if len(chosen) < FEWEST:
         return Contrast(0.0)
     box = particles.box
@@ -70,8 +86,28 @@ def measure_contrast(
     low, middle, high = torch.quantile(votes, torch.tensor([0.16, 0.5, 0.84]).to(votes)).tolist()
     reach = OUTLIER * (high - low) / 2
     votes = votes.clamp(middle - reach, middle + reach)
+    theirs = torch.from_numpy(particles.optics_group)[chosen].to(votes.device)
+    of_groups = {
+        int(one): _standard_errors(votes[theirs == one])
+        for one, count in zip(*theirs.unique(return_counts=True), strict=True)
+        if count >= FEWEST
+    }
+    return Contrast(_standard_errors(votes), of_groups)
+
+
+def _standard_errors(votes: Float[Tensor, " M"]) -> float:
+    """The mean in its standard errors."""
     error = float(votes.std()) / math.sqrt(len(votes))
-    return Contrast(float(votes.mean()) / error if error > 0 else 0.0)
+    return float(votes.mean()) / error if error > 0 else 0.0
+
+
+def _of_each(used: Int[Tensor, " M"], group: Int[Tensor, " M"]) -> Int[Tensor, " L"]:
+    """Of each optics group equally many of `used`, evenly spread, in order."""
+    found = group.unique()
+    most = max(IMAGES_LOOKED_AT, min(OF_EACH_GROUP * len(found), 2 * IMAGES_LOOKED_AT))
+    share = max(1, most // len(found))
+    parts = [used[group == one] for one in found]
+    return torch.cat([part[:: max(1, len(part) // share)][:share] for part in parts]).sort()[0]
 
 
 def _corrected(
