@@ -141,13 +141,26 @@ def _doubts_of_units(
                 f"{path}: {over:,} of {len(defocus):,} images have a negative defocus, which is "
                 "overfocus here; of images below focus it is positive"
             )
-    largest = float(np.abs(rotations_deg).max())
-    turned = float(rotations_deg.std(axis=0).max()) > LEAST_SPREAD_RAD
-    if len(rotations_deg) >= FEWEST_ANGLES and turned and largest <= 2 * np.pi:
-        notes.append(
-            f"{path}: no angle exceeds {largest:.3g}: degrees are expected, these look like radians"
-        )
-    return notes
+    radians = {"angle": _look_like_radians(rotations_deg)}
+    if transfer is not None:
+        astigmatic = transfer.defocus_u_angstrom != transfer.defocus_v_angstrom
+        directions = np.unique(transfer.defocus_angle_deg[astigmatic])
+        radians["_rlnDefocusAngle"] = _look_like_radians(directions[:, None])
+        shifts = np.abs(transfer.phase_shift_deg)  # plates shift by 20 degrees or more
+        radians["_rlnPhaseShift"] = bool(shifts.min() > 0 and shifts.max() <= np.pi)
+    return notes + [
+        f"{path}: no {name} exceeds 2 pi: degrees are expected, these look like radians"
+        for name, they_do in radians.items()
+        if they_do
+    ]
+
+
+def _look_like_radians(angles: np.ndarray) -> bool:
+    """Whether so many angles (n, d) that differ as much are all within 2 pi."""
+    if len(angles) < FEWEST_ANGLES:
+        return False
+    spread, largest = angles.std(axis=0).max(), np.abs(angles).max()
+    return bool(spread > LEAST_SPREAD_RAD and largest <= 2 * np.pi)
 
 
 def _sizes_of_headers(path: str, sizes: np.ndarray) -> str:

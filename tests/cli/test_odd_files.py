@@ -221,6 +221,39 @@ def test_two_rows_of_one_uid_in_a_passthrough_file_are_refused_if_they_differ(sc
         load_particles("v.cs", passthrough="differ.cs")
 
 
+def test_a_job_whose_poses_lie_in_a_passthrough_file_is_done_again(scene, capsys) -> None:
+    """The folder to replace holds none of its inputs: asked of the passthrough file too, which is
+    no particle file, and of the particles, which need it."""
+    data = cs(scene)
+    images = [one for one in data.dtype.names if one.startswith("blob")]
+    rest = [one for one in data.dtype.names if one not in images]
+    for name, fields in (("a", rest), ("b", ["uid", *images])):
+        (scene / name).mkdir()
+        save(scene / name / "p.cs", only(data, fields))
+    words = "--particles a/p.cs --passthrough b/p.cs --out m.mrc --threads 1 --quiet --overwrite"
+    for _ in range(2):
+        code, error = told(capsys, "reconstruct", *words.split())
+        assert code == 0, error
+
+
+@pytest.mark.parametrize(
+    ("column", "field"),
+    [
+        ("rlnCtfMaxResolution", "ctf/ctf_fit_to_A"),
+        ("rlnAutopickFigureOfMerit", "pick_stats/ncc_score"),
+        ("rlnLogLikeliContribution", "alignments3D/error"),
+    ],
+)
+def test_a_figure_that_is_none_goes_on_as_none(scene, capsys, column, field) -> None:
+    values = [1.5, "nan", "inf"] * (N // 3)
+    written(scene, **{column: values})
+    code, error = told(capsys, "convert", "v.star", "v.cs")
+    assert code == 0, error
+    expected = np.array(values, float)
+    found = np.abs(np.load("v.cs")[field])
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
 def test_a_cs_file_that_is_none_is_refused_in_words_of_the_user(scene, capsys) -> None:
     (scene / "v.cs").write_bytes(b"<html>")
     error = refused(capsys, "info", "v.cs")
@@ -320,6 +353,13 @@ def test_other_signs_and_units_are_told(scene) -> None:
     turned = {name: np.radians(table.floats(name)) for name in names}
     (note,) = load_particles(written(scene, **turned)).notes
     assert "these look like radians" in note
+    assert not load_particles(written(scene, rlnPhaseShift=[90.0] * N)).notes
+    plate = load_particles(written(scene, rlnPhaseShift=[np.pi / 2] * N))
+    assert "no _rlnPhaseShift exceeds 2 pi: degrees are expected" in plate.notes[0]
+    angles = np.linspace(0, 170, N)
+    assert not load_particles(written(scene, rlnDefocusAngle=angles)).notes
+    astigmatic = load_particles(written(scene, rlnDefocusAngle=np.radians(angles)))
+    assert "no _rlnDefocusAngle exceeds 2 pi" in astigmatic.notes[0]
 
 
 def test_images_with_nan_are_told_where_a_stack_is_written(scene) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import halfmap
+from halfmap.io.mrc import read_map
 from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star
 from halfmap.particles import load_particles
@@ -89,3 +90,20 @@ def test_a_header_that_contradicts_a_later_stack_is_told(scene) -> None:
     (note,) = load_particles(written(scene, rlnImageName=names)).notes
     assert "pixels of 6 of 24 images are 8 A by the columns, which count, and 4 A by" in note
     assert "(row 19)" in note
+
+
+@pytest.mark.parametrize("times", [0.02, 50.0])
+def test_images_of_which_some_are_not_normalised_give_the_map_of_normalised_ones(
+    scene, capsys, times
+) -> None:
+    """Two sets joined, of which one was not: in the median, images are as they should be."""
+    halfmap.reconstruct("truth.star", "clean.mrc", threads=1, quiet=True)
+    images = load_particles("truth.star").images(np.arange(N))
+    images[::3] = times * (images[::3] + 0.5)
+    write_stack("some.mrcs", images, PIXEL)
+    star = written(scene, rlnImageName=[f"{i + 1:06d}@some.mrcs" for i in range(N)])
+    capsys.readouterr()
+    halfmap.reconstruct(star, "some.mrc", threads=1)
+    assert "some images are not normalised" in capsys.readouterr().err
+    maps = [read_map(name)[0].ravel() for name in ("clean.mrc", "some.mrc")]
+    assert np.corrcoef(*maps)[0, 1] > 0.995

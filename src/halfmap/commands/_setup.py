@@ -30,6 +30,9 @@ _LARGEST_BATCH = 256
 # A choice: images are normalised if, in the median of a few hundred, their background's mean is
 # within a fifth of 0 and its deviation within a quarter of 1.
 NORMALISED_MEAN, NORMALISED_SPREAD, IMAGES_LOOKED_AT = 0.2, (0.8, 1.25), 300
+# Choices: so must be the median of each optics group of so many, as sets are joined that were
+# normalised apart; and of all, no more than so many may be off by a deviation, or by a factor of 2
+OF_A_GROUP, SHARE_OFF, MEAN_OFF, FACTOR_OFF = 5, 0.05, 1.0, 2.0
 # of the machine's memory, that a job with folds may need, and one without: folds are given up
 # one by one as resolution grows
 MOST_FOR_FOLDS, MOST_WITHOUT = 0.75, 0.5
@@ -214,35 +217,51 @@ def image_settings(
         progress.note(
             "images have ramps: a plane fitted outside the particle is taken off each of them"
         )
-    scaled = needs_normalising(particles, used, images, radius_px, progress)
+    scaled = needs_normalising(particles, sample, images, radius_px, progress)
     return ImageSettings(radius_px, ctf, scaled, device, remove_ramps=ramps)
 
 
 def needs_normalising(
     particles: Particles,
-    used: np.ndarray,
+    sample: np.ndarray,
     images: Float[Tensor, "B N N"],
     radius_px: float,
     progress: Progress,
 ) -> bool:
     """Whether each image must be divided by its background's standard deviation: not where that is
-    1 already in the `images` looked at, and not in CTF-premultiplied stacks, where it depends
-    on the image's own CTF. The user is told."""
+    1 already in the `images` looked at, those of the rows `sample`, and not in CTF-premultiplied
+    stacks, where it depends on the image's own CTF. The user is told."""
     mean, spread = background(images, radius_px)
-    low, high = NORMALISED_SPREAD
-    if float(mean.abs().median()) < NORMALISED_MEAN and low < float(spread.median()) < high:
+    group = torch.from_numpy(particles.optics_group[sample])
+    groups = [
+        group == one
+        for one, n in zip(*group.unique(return_counts=True), strict=True)
+        if n >= OF_A_GROUP
+    ]
+    if all(_normalised(mean[of_it], spread[of_it]) for of_it in [group >= 0, *groups]):
         return False
-    if particles.transfer.premultiplied[used].any():
+    if particles.transfer.premultiplied.any():
         progress.note(
             "images are not normalised, but CTF-premultiplied: their scale is kept, only the "
             "background's mean is removed"
         )
         return False
-    progress.note(
-        f"images are not normalised (background mean {mean.median():.3g}, deviation "
-        f"{spread.median():.3g}): each is brought to 0 and 1"
-    )
+    which, found = "images", f"mean {mean.median():.3g}, deviation {spread.median():.3g}"
+    if _normalised_in_the_middle(mean, spread):
+        which, found = "some images", f"deviation {spread.min():.3g} to {spread.max():.3g}"
+    progress.note(f"{which} are not normalised (background {found}): each is brought to 0 and 1")
     return True
+
+
+def _normalised_in_the_middle(mean: Float[Tensor, " B"], spread: Float[Tensor, " B"]) -> bool:
+    low, high = NORMALISED_SPREAD
+    return float(mean.abs().median()) < NORMALISED_MEAN and low < float(spread.median()) < high
+
+
+def _normalised(mean: Float[Tensor, " B"], spread: Float[Tensor, " B"]) -> bool:
+    """Whether images are, by the median of their backgrounds and but for a few."""
+    off = (mean.abs() > MEAN_OFF) | (spread > FACTOR_OFF) | (spread < 1 / FACTOR_OFF)
+    return _normalised_in_the_middle(mean, spread) and float(off.float().mean()) <= SHARE_OFF
 
 
 def affordable_folds(

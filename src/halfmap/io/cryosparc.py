@@ -219,7 +219,11 @@ def star_to_cs(
         higher, lost = cs_aberrations.aberrations_to_cs(tables, transfer.voltage_kv)
         out[_TILT] = out[_TILT] + higher.pop(_TILT)
         out |= {"ctf/scale_const": np.zeros(n), **higher}
-    out |= {field: tables.floats(name) for name, field in _SAME.items() if tables.has(name)}
+    out |= {
+        field: tables.floats(name, finite=False)
+        for name, field in _SAME.items()
+        if tables.has(name)
+    }
     location, placed = _location_fields(tables, micrograph_sizes or {})
     out |= location
     if in_3d or tables.has("rlnAnglePsi") or "rlnClassNumber" in particles:

@@ -151,7 +151,7 @@ def alignment_fields(
     }
     for field, (name, factor) in _NUMBERS.items():
         if tables.has(name):
-            out[f"{kind}/{field}"] = factor * tables.floats(name)
+            out[f"{kind}/{field}"] = factor * tables.floats(name, finite=False)
     return out, notes
 
 

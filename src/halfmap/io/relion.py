@@ -41,17 +41,18 @@ class ParticleTables:
     def has(self, name: str) -> bool:
         return name in self.particles or (self.optics is not None and name in self.optics)
 
-    def floats(self, name: str, default: float | None = None) -> np.ndarray:
+    def floats(self, name: str, default: float | None = None, *, finite: bool = True) -> np.ndarray:
         """Values per particle, from the optics table if it has them, else from the particle table,
-        else `default`.
+        else `default`. Columns that are only handed on need not be `finite`.
 
         Raises:
-            InputError: absent without a default, not a number, NaN or infinite.
+            InputError: absent without a default, not a number, or NaN or infinite where `finite`.
         """
+        read = _finite if finite else Table.floats
         if self.optics is not None and name in self.optics:
-            return _finite(self.optics, name)[self.optics_group]
+            return read(self.optics, name)[self.optics_group]
         if name in self.particles:
-            return _finite(self.particles, name)
+            return read(self.particles, name)
         if default is None:
             raise InputError(
                 f"{self.path}: column _{name} is missing (neither optics nor particle table has "

@@ -75,7 +75,8 @@ def check_may_overwrite(
         for one in value if isinstance(value, list) else [value]:
             if name == "out" or not isinstance(one, str) or not Path(one).exists():
                 continue
-            for path in (Path(one), *_stacks_of(one, asked)):
+            stacks = [] if name == "passthrough" else _stacks_of(one, asked)
+            for path in (Path(one), *stacks):
                 if path.resolve().is_relative_to(folder.resolve()):
                     raise InputError(
                         f"--out {out}: --overwrite would remove the input {name} {path}; choose "
@@ -85,13 +86,15 @@ def check_may_overwrite(
 
 def _stacks_of(path: str, asked: dict[str, Any]) -> list[Path]:
     """The image stacks that a particle file names, where they are."""
-    if Path(path).suffix.lower() not in (".star", ".cs"):
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".star", ".cs"):
         return []
     particles = load_particles(
         path,
         data_dir=asked.get("data_dir"),
         check_images=False,
         use_ctf=bool(asked.get("ctf", True)),
+        passthrough=asked.get("passthrough") if suffix == ".cs" else None,
     )
     return [stack for stack in particles.stack_paths if stack is not None]
 
