@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import relion
-import truth
 from calibration import error_by_sampling
 from common import FIGURES, RUNS, Cost, Report
 from datasets import low_signal_images
 from low_signal import CONE_DEG, MOLECULES, Measured, measure, numbers, refined
-from refine_simulated import Outcome
+from refine_simulated import Outcome, against_truth
 
 Key = tuple[str, float, int]  # molecule, SNR, images
 
@@ -137,18 +136,15 @@ def _plain(outcome: Outcome) -> dict[str, float]:
 def by_relion(folder: Path, cost: Cost, images: Path, reference: Path, name: str) -> Outcome:
     """RELION's final map and poses against the truth, as halfmap's are judged."""
     molecule = MOLECULES[name]
-    volume, pixel = truth.read_volume(folder / "run_class001.mrc")
-    errors = truth.pose_errors(
-        truth.read_poses(folder / "run_data.star"),
-        truth.read_poses(images / "truth.star"),
+    errors, to_truth, between = against_truth(
+        folder / "run_class001.mrc",
+        [folder / f"run_half{h}_class001_unfil.mrc" for h in (1, 2)],
+        folder / "run_data.star",
+        images,
+        reference,
         symmetry=molecule.symmetry,
+        diameter_angstrom=molecule.diameter_angstrom,
     )
-    laid = truth.into_frame_of_truth(volume, errors, pixel)
-    mask = truth.soft_sphere(len(volume), molecule.diameter_angstrom / 2 / pixel)
-    curve = truth.fsc(laid, truth.read_volume(reference)[0], mask)
-    halves = [truth.read_volume(folder / f"run_half{h}_class001_unfil.mrc")[0] for h in (1, 2)]
-    between = truth.resolution_at(truth.fsc(*halves), 0.143, len(volume), pixel)
-    to_truth = truth.resolution_at(curve, 0.5, len(volume), pixel)
     return Outcome(cost, errors, to_truth, between, between, [])
 
 

@@ -1,6 +1,7 @@
 """Refinement of simulated particles, from the start that RELION 5 had."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,20 +135,42 @@ def judged(
     out: Path, cost: Cost, folder: Path, reference: Path, *, symmetry: str, diameter_angstrom: float
 ) -> Outcome:
     """The job's map and poses against the truth."""
-    volume, pixel = truth.read_volume(out / "map.mrc")
+    errors, to_truth, between = against_truth(
+        out / "map.mrc",
+        [out / f"half{h}.mrc" for h in (1, 2)],
+        out / "particles.star",
+        folder,
+        reference,
+        symmetry=symmetry,
+        diameter_angstrom=diameter_angstrom,
+    )
+    return Outcome(cost, errors, to_truth, between, resolution_of(out), events(out))
+
+
+def against_truth(
+    map_: Path,
+    half_maps: Sequence[Path],
+    particles: Path,
+    folder: Path,
+    reference: Path,
+    *,
+    symmetry: str,
+    diameter_angstrom: float,
+) -> tuple[truth.PoseErrors, float, float]:
+    """Errors of the poses in `particles`; the resolution of the map to the true one (FSC 0.5, in a
+    sphere), and that between its halves (0.143, unmasked), in Angstrom: of any program."""
+    volume, pixel = truth.read_volume(map_)
     true_volume, _ = truth.read_volume(reference)
     errors = truth.pose_errors(
-        truth.read_poses(out / "particles.star"),
-        truth.read_poses(folder / "truth.star"),
-        symmetry=symmetry,
+        truth.read_poses(particles), truth.read_poses(folder / "truth.star"), symmetry=symmetry
     )
     if errors.frame_angle_deg > 1:  # less moves nothing by more than a fraction of the resolution
         volume = truth.into_frame_of_truth(volume, errors, pixel)
     mask = truth.soft_sphere(len(volume), diameter_angstrom / 2 / pixel)
     to_truth = truth.resolution_at(truth.fsc(volume, true_volume, mask), 0.5, len(volume), pixel)
-    halves = [truth.read_volume(out / f"half{h}.mrc")[0] for h in (1, 2)]
-    between = truth.resolution_at(truth.fsc(halves[0], halves[1]), 0.143, len(volume), pixel)
-    return Outcome(cost, errors, to_truth, between, resolution_of(out), events(out))
+    halves = [truth.read_volume(path)[0] for path in half_maps]
+    between = truth.resolution_at(truth.fsc(*halves), 0.143, len(volume), pixel)
+    return errors, to_truth, between
 
 
 def tell(
