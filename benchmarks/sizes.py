@@ -23,7 +23,8 @@ def sizes() -> Report:
     """CPU time of an image and iteration, and the peak of memory beside what the job said before it
     began, at boxes from 64 to 360: two iterations of `refine --method ml` on 200 images of the
     embedded phantom (C1, 224 A, the same dose at every box) from the true map at 20 A, one thread,
-    start and final maps included. RELION: two iterations of `relion_refine` on the same images, one
+    start and final maps, mask, sharpening and pictures included; and the wall time of the iterations
+    alone. RELION: two iterations of `relion_refine` on the same images, one
     thread, healpix order 2, as a job of one class without halves."""
     report = Report()
     for box in BOXES:
@@ -43,9 +44,16 @@ def sizes() -> Report:
                 f"{1e3 * theirs.cpu_s / IMAGES / ITERATIONS:.0f} ms, "
                 f"{theirs.peak_bytes / 1e9:.1f} GB"
             )
+        within = 1e3 * np.mean([sum(one["seconds"].values()) for one in events(out)]) / IMAGES
         report.add(f"{box}^2: CPU ms an image and iteration", f"{ours:.0f} ms", peer)
+        report.add(f"{box}^2: the iterations alone", f"{within:.0f} ms (wall)")
         report.add(f"{box}^2: peak", f"{cost.peak_bytes / 1e9:.1f} GB", f"said before: {said} GB")
-        report.numbers[f"{box}"] = {"ms": ours, "peak_bytes": cost.peak_bytes, "said_gb": said}
+        report.numbers[f"{box}"] = {
+            "ms": ours,
+            "iterations_ms": within,
+            "peak_bytes": cost.peak_bytes,
+            "said_gb": said,
+        }
     return report
 
 

@@ -4,6 +4,7 @@ Transforms are unnormalised forward transforms of arrays whose centre is pixel N
 `F(k) = sum_n f(n) exp(-2 pi i k.(n - N//2) / N)`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -156,10 +157,36 @@ def shell_index(
     box: int, dimensions: int, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "..."]:
     """round(|k|) on the rfftn layout of an N^d box."""
-    full = torch.fft.fftfreq(box, 1.0 / box, dtype=torch.float64, device=device)
-    half = torch.arange(box // 2 + 1, dtype=torch.float64, device=device)
-    axes = torch.meshgrid(*([full] * (dimensions - 1)), half, indexing="ij")
-    return torch.sqrt(sum((a**2 for a in axes), torch.zeros_like(axes[0]))).round().long()
+    return torch.cat([shells for _, shells in shell_planes(box, dimensions, device=device)])
+
+
+def shell_planes(
+    box: int, dimensions: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[slice, Int[Tensor, "rows ..."]]]:
+    """`shell_index` plane by plane of a volume, with the place of the plane along the first axis;
+    of an image all at once."""
+    shell = _lengths(box, dimensions, device).round().long()
+    for rows, square in _squared_lengths(box, dimensions, device):
+        yield rows, shell[square]
+
+
+def _squared_lengths(
+    box: int, dimensions: int, device: torch.device | str
+) -> Iterator[tuple[slice, Int[Tensor, "rows ..."]]]:
+    """|k|^2, whole numbers, on the rfftn layout, plane by plane of a volume."""
+    full = torch.fft.fftfreq(box, 1.0 / box, device=device).round().long().square()
+    plane = full[:, None] + torch.arange(box // 2 + 1, device=device).square()
+    if dimensions == 2:
+        yield slice(None), plane
+        return
+    for z, square in enumerate(full):
+        yield slice(z, z + 1), square + plane[None]
+
+
+def _lengths(box: int, dimensions: int, device: torch.device | str) -> Float[Tensor, " squares"]:
+    """|k| by its square, to be looked up."""
+    largest = dimensions * (box // 2) ** 2
+    return torch.arange(largest + 1, dtype=torch.float64, device=device).sqrt()
 
 
 @takes_arrays
@@ -190,17 +217,15 @@ def filter_shells(
     the last shell it is 0."""
     n = density.shape[-1]
     axes = tuple(range(-dimensions, 0))
-    full = torch.fft.fftfreq(n, 1.0 / n, dtype=torch.float64, device=density.device)
-    half = torch.arange(n // 2 + 1, dtype=torch.float64, device=density.device)
-    grid = torch.meshgrid(*([full] * (dimensions - 1)), half, indexing="ij")
-    radius = torch.sqrt(sum((a**2 for a in grid), torch.zeros_like(grid[0])))
+    radius = _lengths(n, dimensions, density.device)
     table = torch.cat([gain.double(), gain.new_zeros(2).double()])
     low = radius.floor().clamp(max=len(gain)).long()
     fraction = (radius - low).clamp(max=1.0)
-    values = (table[low] * (1 - fraction) + table[low + 1] * fraction).to(density.dtype)
-    return torch.fft.irfftn(
-        torch.fft.rfftn(density, dim=axes) * values, s=density.shape[-dimensions:], dim=axes
-    )
+    factor = (table[low] * (1 - fraction) + table[low + 1] * fraction).to(density.dtype)
+    transform = torch.fft.rfftn(density, dim=axes)
+    for rows, square in _squared_lengths(n, dimensions, density.device):
+        transform.narrow(-dimensions, rows.start or 0, len(square)).mul_(factor[square])
+    return torch.fft.irfftn(transform, s=density.shape[-dimensions:], dim=axes)
 
 
 @takes_arrays

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor
 
 from halfmap.arrays import takes_arrays
@@ -67,7 +67,7 @@ def noise_threshold(density: Float[Tensor, "N N N"], lowpass_px: float) -> float
     median = float(rim.median())
     sigma = _MAD_TO_SIGMA * float((rim - median).abs().median())
     independent = max(1.0, (2 * box / max(2.0, lowpass_px)) ** 3)
-    above_noise = float(norm.isf(FALSE_ALARM / independent)) * sigma
+    above_noise = -float(ndtri(FALSE_ALARM / independent)) * sigma
     reach = float(density.max()) - median
     if above_noise > CLEARLY * reach:
         return None

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
-from halfmap.fourier import filter_shells, shell_index
+from halfmap.fourier import filter_shells
 from halfmap.fsc_files import fsc_table
 from halfmap.io.star import read_star, write_star
 from halfmap.io.table import Table
-from halfmap.resolution import Curve, HalfMapCurves, resolution_at
+from halfmap.resolution import Curve, HalfMapCurves, resolution_at, shell_means
 
 # Below 10 A the Guinier plot of a protein is a line: what is coarser shows shape and solvent, not
 # the decay of atoms (Rosenthal and Henderson 2003); RELION's default
@@ -87,15 +87,8 @@ def fsc_weights(fsc: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
 @takes_arrays
 def log_amplitudes(density: Float[Tensor, "N N N"]) -> Float[Tensor, " shells"]:
     """`ln <|F|>` over each Fourier shell of the unitary transform."""
-    box = density.shape[-1]
-    shells = shell_index(box, 3).flatten()
-    amplitude = torch.fft.rfftn(density).abs().double().flatten() / box**1.5
-    inside = shells <= box // 2
-    total = torch.zeros(box // 2 + 1, dtype=torch.float64)
-    count = total.clone()
-    total.index_add_(0, shells[inside], amplitude[inside])
-    count.index_add_(0, shells[inside], torch.ones_like(amplitude[inside]))
-    return (total / count).clamp_min(torch.finfo(torch.float64).tiny).log()
+    amplitude = shell_means(torch.abs, torch.fft.rfftn(density)[None])[0] / density.numel() ** 0.5
+    return amplitude.clamp_min(torch.finfo(torch.float64).tiny).log()
 
 
 @takes_arrays

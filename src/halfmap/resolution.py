@@ -7,6 +7,7 @@ A shell is the coefficients whose radius ``|k|`` in Fourier pixels rounds to s, 
 as in RELION.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from halfmap.arrays import takes_arrays
 from halfmap.errors import InputError
-from halfmap.fourier import shell_index
+from halfmap.fourier import shell_index, shell_planes
 
 RANDOMISED = "masked, phases randomised"  # a curve's name, which has no resolution of its own
 
@@ -89,26 +90,63 @@ def coefficient_weights(box: int, device: torch.device | str = "cpu") -> Float[T
     return weights
 
 
-def _shell_sums(values: Float[Tensor, "batch *half"]) -> Float[Tensor, "batch shells"]:
-    """Sums over the full transform's shells of a batch of real values in the rfftn layout, whose
-    last axis is N // 2 + 1 long."""
-    box, n_shells = values.shape[1], values.shape[-1]
-    shells = shell_index(box, values.ndim - 1, device=values.device).clamp_max(
-        n_shells
-    )  # the corners: one more bin, dropped
-    sums = torch.zeros(values.shape[0], n_shells + 1, dtype=torch.float64, device=values.device)
-    sums.index_add_(
-        1, shells.flatten(), (values.double() * coefficient_weights(box, values.device)).flatten(1)
-    )
-    return sums[:, :n_shells]
+def _shell_sums(
+    of: Callable[..., Float[Tensor, "Q batch *half"]], *transforms: Tensor
+) -> Float[Tensor, "Q batch shells"]:
+    """Sums over the full transform's shells of Q real values made of arrays (batch, *half) in the
+    rfftn layout, whose last axis is N // 2 + 1 long; in float64.
+
+    The values of a volume are made and summed plane by plane: as whole boxes they would be the
+    largest arrays of a job, and most of the time would go into having memory for them.
+    """
+    batch, box, *_, n_shells = transforms[0].shape
+    device, weights = transforms[0].device, coefficient_weights(box, transforms[0].device)
+    sums = None
+    for rows, shells in shell_planes(box, transforms[0].ndim - 1, device=device):
+        values = of(*(one[:, rows] for one in transforms)).double() * weights
+        if sums is None:
+            sums = values.new_zeros(len(values), batch, n_shells + 1)
+        # the corners: one more bin, dropped
+        sums.index_add_(2, shells.clamp_max(n_shells).flatten(), values.flatten(2))
+    assert sums is not None
+    return sums[..., :n_shells]
+
+
+def _square(a: Complex[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return a.real.square() + a.imag.square()
+
+
+def _products(a: Complex[Tensor, "..."], b: Complex[Tensor, "..."]) -> Float[Tensor, "3 ..."]:
+    """Of two transforms Re(A conj B), |A|^2 and |B|^2."""
+    return torch.stack([a.real * b.real + a.imag * b.imag, _square(a), _square(b)])
+
+
+def _correlation(
+    cross: Float[Tensor, "*batch S"], power_a: Float[Tensor, "*batch S"], power_b: Tensor
+) -> Float[Tensor, "*batch S"]:
+    """`cross / sqrt(power_a power_b)`, 0 where there is no power, 1 in shell 0."""
+    norm = (power_a * power_b).clamp_min(0).sqrt()
+    correlation = torch.where(
+        norm > 0, cross / norm.clamp_min(torch.finfo(torch.float64).tiny), 0.0
+    ).clamp(-1, 1)
+    correlation[..., 0] = 1
+    return correlation
 
 
 @takes_arrays
 def shell_power(a: Float[Tensor, "batch *box"]) -> Float[Tensor, "batch shells"]:
     """Mean of ``|A(k)|^2`` over each Fourier shell of a batch of images (B, N, N) or volumes (B, N,
     N, N); unnormalised transform."""
-    power = torch.fft.rfftn(a, dim=tuple(range(1, a.ndim))).abs().square()
-    return _shell_sums(power) / _shell_sums(torch.ones_like(power[:1]))
+    return shell_means(_square, torch.fft.rfftn(a, dim=tuple(range(1, a.ndim))))
+
+
+def shell_means(
+    of: Callable[[Complex[Tensor, "..."]], Float[Tensor, "..."]],
+    transform: Complex[Tensor, "batch *half"],
+) -> Float[Tensor, "batch shells"]:
+    """Mean over each Fourier shell of a real value of the coefficients (rfftn layout)."""
+    total = _shell_sums(lambda one: of(one)[None], transform)[0]
+    return total / _shell_sums(lambda one: torch.ones_like(one.real)[None], transform[:1])[0]
 
 
 @takes_arrays
@@ -144,15 +182,7 @@ def transform_correlations(
 ) -> Float[Tensor, "batch shells"]:
     """:func:`shell_correlations` of arrays that are already transformed by ``torch.fft.rfftn`` over
     all but the batch axis."""
-    cross = _shell_sums((a * b.conj()).real)
-    power_a = _shell_sums(a.real.square() + a.imag.square())
-    power_b = _shell_sums(b.real.square() + b.imag.square())
-    norm = (power_a * power_b).sqrt()
-    correlation = torch.where(
-        norm > 0, cross / norm.clamp_min(torch.finfo(torch.float64).tiny), 0.0
-    )
-    correlation[:, 0] = 1
-    return correlation.clamp(-1, 1)
+    return _correlation(*_shell_sums(_products, a, b))
 
 
 @takes_arrays
@@ -330,12 +360,9 @@ def phase_randomised_fsc(
     for half in (half1, half2):
         transform = torch.fft.rfftn(half)
         low = torch.fft.irfftn(torch.where(unrandomised, transform, 0), s=size)
-        high = torch.where(unrandomised, 0.0, transform.abs().square())
+        high = torch.where(unrandomised, 0.0, _square(transform))
         spread = torch.fft.rfftn(torch.fft.irfftn(high, s=size) * of_mask).real
-        leaked.append(torch.fft.rfftn(low * mask))
-        powers.append(_shell_sums((leaked[-1].abs().square() + spread)[None])[0])
-    cross = _shell_sums((leaked[0] * leaked[1].conj()).real[None])[0]
-    norm = (powers[0] * powers[1]).clamp_min(0).sqrt()
-    found = torch.where(norm > 0, cross / norm.clamp_min(1e-300), 0.0).clamp(-1, 1)
-    found[0] = 1
-    return found.cpu()
+        leaked.append(torch.fft.rfftn(low * mask)[None])
+        powers.append(_shell_sums(lambda a, b: (_square(a) + b)[None], leaked[-1], spread[None]))
+    cross = _shell_sums(lambda a, b: (a.real * b.real + a.imag * b.imag)[None], *leaked)
+    return _correlation(*(sums[0, 0] for sums in (cross, *powers))).cpu()
