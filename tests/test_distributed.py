@@ -47,6 +47,27 @@ def test_two_processes_need_the_references_of_one_half_each():
     assert len(first[1]) == len(second[0]) == 0
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_sets_stay_whole_where_that_is_nearly_even(size, seed):
+    """Halves and folds drawn by lot: complete, in order, nearly even, and cut between sets where a
+    set ends near an even cut."""
+    lengths = torch.multinomial(
+        torch.ones(8), 8000, replacement=True, generator=torch.Generator().manual_seed(seed)
+    ).bincount(minlength=8)
+    sets = [torch.arange(n) for n in lengths.tolist()]
+    shares = [distributed.share_of_sets(sets, rank, size) for rank in range(size)]
+    for n, members in enumerate(sets):
+        assert torch.equal(torch.cat([share[n] for share in shares]), members)
+    even = 8000 / size
+    assert max(abs(sum(map(len, share)) - even) for share in shares) <= 2 * even / 50 + 1
+    divided = sum(sum(len(share[n]) > 0 for share in shares) > 1 for n in range(8))
+    ends = lengths.cumsum(0)
+    near = sum(bool(((ends - cut * even).abs() <= even / 50).any()) for cut in range(1, size))
+    assert divided == size - 1 - near
+    assert size != 2 or divided == 0
+
+
 def test_two_processes_end_with_the_same_sums(tmp_path: Path):
     script = tmp_path / "worker.py"
     script.write_text(

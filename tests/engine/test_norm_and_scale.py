@@ -24,7 +24,7 @@ from halfmap.engine.norm_and_scale import (
 from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.preprocessing import Batch, ImageSettings
 from halfmap.engine.problem import Problem, scale_groups
-from halfmap.engine.residuals import noise_from_sums, residuals
+from halfmap.engine.residuals import noise_from_sums, residuals, shell_sums
 from halfmap.engine.state import (
     Poses,
     PosteriorWeights,
@@ -175,11 +175,9 @@ def test_noise_under_uncertain_poses_is_that_of_the_posterior():
             rotations,
             torch.zeros(m, dtype=torch.long),
         )
-        return noise_from_sums(
-            residuals(
-                batch, expected_images(slices, gamma, n, plane), plane, fit=False, robust=False
-            ).noise
-        )[0]
+        expected = expected_images(slices, gamma, n, plane)
+        left = residuals(batch, expected, plane, fit=False, robust=False)
+        return noise_from_sums(shell_sums(left.noise, plane))[0]
 
     expected = 40 + 20 * shells
     right, hard = found(posterior), found((posterior == posterior.amax(1, keepdim=True)).float())

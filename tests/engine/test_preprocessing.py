@@ -15,7 +15,7 @@ from halfmap.engine.preprocessing import (
     mask_particles,
     normalise,
 )
-from halfmap.engine.residuals import initial_noise, noise_from_sums, residuals
+from halfmap.engine.residuals import initial_noise, noise_from_sums, residuals, shell_sums
 from halfmap.engine.state import PosteriorWeights
 from halfmap.fourier import fourier_transform, half_plane, shell_mean, shift_phases
 from halfmap.io.stack_writer import StackWriter
@@ -265,7 +265,7 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
     terms = image_terms(
         stored, transfer, torch.ones_like(transfer), premultiplied=flag, with_mean=True
     )
-    total = torch.zeros(2, 2, PLANE.radius + 1)
+    total = torch.zeros(2, 2, len(PLANE))
     for part in torch.arange(n).split(150):
         batch = Batch(
             part,
@@ -285,7 +285,7 @@ def test_coloured_noise_is_recovered_under_the_signal(premultiplied):
             fit=True,
             robust=False,
         ).noise
-    found = noise_from_sums(total)
+    found = noise_from_sums(shell_sums(total, PLANE))
     torch.testing.assert_close(found[:, 2:], sigma2[:, 2:], rtol=0.1, atol=0)
     torch.testing.assert_close(found[:, 0], found[:, 1])  # k = 0 is one real number
 
@@ -368,8 +368,33 @@ def test_residuals_are_those_of_each_entry(premultiplied, robust, fit):
             trust * shell_mean(residual, PLANE.shell, PLANE.radius + 1) / (misfit if robust else 1)
         )
         seen[group[i]] += trust * shell_mean(gain[i] ** 2, PLANE.shell, PLANE.radius + 1)
-    torch.testing.assert_close(found.noise[0], left, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(found.noise[1], seen, rtol=1e-4, atol=1e-4)
+    noise = shell_sums(found.noise, PLANE)
+    torch.testing.assert_close(noise[0], left, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(noise[1], seen, rtol=1e-4, atol=1e-4)
+
+
+def test_noise_does_not_depend_on_how_images_are_batched():
+    """The model is compared with masked images (here: part of each), and leaves less than nothing
+    of some samples of a whole one; not of all images together."""
+    generator, n = torch.Generator().manual_seed(2), 60
+    sigma2 = torch.ones(1, PLANE.radius + 1)
+    ones, model = torch.ones(n, len(PLANE)), torch.full((n, len(PLANE)), 3.0 + 0j)
+    masked = model + _coloured(n, sigma2.expand(n, -1), generator)
+    whole = masked + _coloured(n, sigma2.expand(n, -1), generator)
+    terms = image_terms(masked, ones, ones, premultiplied=torch.zeros(n), with_mean=True)
+
+    def noise_by(size: int) -> torch.Tensor:
+        total = torch.zeros(2, 1, len(PLANE), dtype=torch.float64)
+        for part in torch.arange(n).split(size):
+            some, one = terms.select_images(part), torch.ones(len(part))
+            group, flag = torch.zeros(len(part), dtype=torch.long), torch.zeros(len(part))
+            batch = Batch(part, group, some, some, whole[part], ones[part], flag, ones[:1], one)
+            expected = ImageTerms(model[part], squared_modulus(model[part]))
+            total += residuals(batch, expected, PLANE, fit=False, robust=False).noise
+        return noise_from_sums(shell_sums(total, PLANE))
+
+    torch.testing.assert_close(noise_by(1), noise_by(n), rtol=1e-6, atol=0)
+    torch.testing.assert_close(noise_by(7), noise_by(n), rtol=1e-6, atol=0)
 
 
 def test_norm_and_scale_weigh_the_terms(tmp_path):

@@ -114,7 +114,9 @@ class PosePriorStatistic:
 
     def empty(self, iteration: Iteration) -> Float[Tensor, " P"]:
         prior = self._before(iteration)
-        return torch.zeros(prior.directions.numel() + 2, device=iteration.problem.device)
+        # in double precision: one process and several must learn the same
+        empty = torch.zeros(prior.directions.numel() + 2, dtype=torch.float64)
+        return empty.to(iteration.problem.device)
 
     def add(self, partial: Float[Tensor, " P"], weighed: WeighedBatch) -> Float[Tensor, " P"]:
         mates = weighed.iteration.problem.symmetry.rotations
@@ -127,7 +129,7 @@ class PosePriorStatistic:
     def finish(
         self, partial: Float[Tensor, " P"], iteration: Iteration, update: Update, state: State
     ) -> State:
-        return state.keeping(next_prior(self._before(iteration), partial).to("cpu"))
+        return state.keeping(next_prior(self._before(iteration), partial.float()).to("cpu"))
 
     def _before(self, iteration: Iteration) -> PosePrior:
         prior = iteration.state.find(PosePrior)

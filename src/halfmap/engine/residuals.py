@@ -18,13 +18,13 @@ INITIAL_NOISE_IMAGES = 1000  # RELION's number of images for the first power spe
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the model leaves of a batch. `noise` holds per noise group and shell `sum_e Gamma_e |X -
-    m s C S_t R_e|^2 / nu^2` and `sum m^2`: their quotient estimates sigma^2. Per image, over the
-    plane without k = 0: `cross` a = `sum Re(conj(d) R)` and `power` b = `sum p |R|^2` on the scored
-    samples, and `misfit`, the mean of `|X - m s C S_t R|^2 / (nu^2 m^2 sigma^2)`, 1 where all is as
-    expected."""
+    """What the model leaves of a batch. `noise` holds per noise group and sample `sum_e Gamma_e |X
+    - m s C S_t R_e|^2 / nu^2` and `sum m^2`: their quotient estimates sigma^2 (`shell_sums`). Per
+    image, over the plane without k = 0: `cross` a = `sum Re(conj(d) R)` and `power` b = `sum p
+    |R|^2` on the scored samples, and `misfit`, the mean of `|X - m s C S_t R|^2 / (nu^2 m^2
+    sigma^2)`, 1 where all is as expected."""
 
-    noise: Float[Tensor, "2 G S"]
+    noise: Float[Tensor, "2 G J"]
     cross: Float[Tensor, " B"]
     power: Float[Tensor, " B"]
     misfit: Float[Tensor, " B"]
@@ -47,7 +47,7 @@ def residuals(
     more than its share of power by 1 / (nu^2 misfit) only: images full of something else neither
     raise the noise of others nor colour it.
     """
-    n_groups, n_shells = len(batch.sigma2), plane.radius + 1
+    n_groups = len(batch.sigma2)
     weight = plane.hermitian_weight.clone()
     weight[0] = 0  # the mean grey value says nothing of signal and noise
     squares = (
@@ -92,13 +92,7 @@ def residuals(
         )
     else:
         seen = torch.zeros_like(left).index_add_(0, batch.group, noise * trust[:, None])
-    sums = torch.stack(
-        [
-            shell_mean(left.clamp(min=0), plane.shell, n_shells),
-            shell_mean(seen, plane.shell, n_shells),
-        ]
-    )
-    return Residuals(sums, cross_power[0], cross_power[1], misfit)
+    return Residuals(torch.stack([left, seen]), cross_power[0], cross_power[1], misfit)
 
 
 def _squared_gain(batch: Batch) -> Float[Tensor, "B J"] | None:
@@ -117,6 +111,19 @@ def _expected_noise(
     if batch.noise_share is None or gain2 is None:
         return batch.noise_share if gain2 is None else gain2
     return batch.noise_share * gain2
+
+
+def shell_sums(noise: Float[Tensor, "2 G J"], plane: HalfPlane) -> Float[Tensor, "2 G S"]:
+    """`Residuals.noise` of all images, averaged over each shell.
+
+    References are compared with masked images, so that what they leave of whole ones may be less
+    than nothing on a few samples. It is held against 0 when all images are there: in each batch by
+    itself, noise would depend on how images are batched.
+    """
+    left, seen = noise
+    n_shells = plane.radius + 1
+    shells = [shell_mean(values, plane.shell, n_shells) for values in (left.clamp(min=0), seen)]
+    return torch.stack(shells)
 
 
 def noise_from_sums(sums: Float[Tensor, "2 G S"]) -> Float[Tensor, "G S"]:
@@ -141,16 +148,16 @@ def initial_noise(
 ) -> Float[Tensor, "G S"]:
     """sigma^2 from the power of the first 1000 images of `index`: at cryo-EM's SNR an image's power
     is its noise (RELION). Where memory runs out, batches are halved."""
-    sums = torch.zeros(2, n_groups, plane.radius + 1, device=settings.device)
+    sums = torch.zeros(2, n_groups, len(plane), dtype=torch.float64).to(settings.device)
     ones = torch.ones(n_groups, plane.radius + 1, device=settings.device)
 
-    def power_of(piece: Int[Tensor, " B"]) -> Float[Tensor, "2 G S"]:
+    def power_of(piece: Int[Tensor, " B"]) -> Float[Tensor, "2 G J"]:
         still = torch.zeros(len(piece), 2, device=settings.device)
         batch = load_batch(particles, piece, plane, ones, still, settings)
         return residuals(batch, None, plane, fit=False, robust=False).noise
 
-    def add(power: Float[Tensor, "2 G S"]) -> None:
+    def add(power: Float[Tensor, "2 G J"]) -> None:
         sums.add_(power)
 
     in_batches(index[:INITIAL_NOISE_IMAGES], batch_size, power_of, [add])
-    return noise_from_sums(sums)
+    return noise_from_sums(shell_sums(sums, plane).float())

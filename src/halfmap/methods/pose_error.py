@@ -44,7 +44,7 @@ class PoseErrorStatistic:
     name = "pose error"
 
     def empty(self, iteration: Iteration) -> _Sum:
-        return _Sum(torch.zeros(2, device=iteration.problem.device))
+        return _Sum(torch.zeros(2, dtype=torch.float64, device=iteration.problem.device))
 
     def add(self, partial: _Sum, weighed: WeighedBatch) -> _Sum:
         iteration = weighed.iteration
@@ -86,7 +86,7 @@ class PoseErrorStatistic:
         ridge = 1e-6 * size * torch.eye(5, dtype=torch.float64, device=size.device)
         squared = (moved * torch.linalg.solve(hessian.double() + ridge, moved)).sum(1) / 10
         sure = weight[image].double()  # of an unsure image the best pose may be none
-        partial.total += torch.stack([(sure * squared).sum(), sure.sum()]).float()
+        partial.total += torch.stack([(sure * squared).sum(), sure.sum()])
         return partial
 
     def reduce(self, partial: _Sum) -> _Sum:
