@@ -140,6 +140,12 @@ def read_fsc_mask(
     return mask
 
 
+def is_mask_of(path: str | Path, mask: Float[Tensor, "N N N"]) -> bool:
+    """Whether a mask is still the one of its file, clamped to 0..1 as `read_mask` does."""
+    values = torch.from_numpy(read_map(path)[0]).clamp(0, 1)
+    return values.shape == mask.shape and bool((values == mask).all())
+
+
 @takes_arrays
 def reaches_edge(mask: Float[Tensor, "N N N"]) -> bool:
     """Whether the box cuts the mask: a value of one half or more on one of its six faces."""
@@ -148,8 +154,17 @@ def reaches_edge(mask: Float[Tensor, "N N N"]) -> bool:
 
 @takes_arrays
 def inside_box(mask: Float[Tensor, "N N N"]) -> Float[Tensor, "N N N"]:
-    """A mask that ends inside the box: where the box cuts it, its part in the `whole_sphere`."""
-    return mask.minimum(whole_sphere(mask.shape[-1]).to(mask)) if reaches_edge(mask) else mask
+    """A mask that ends inside the box: one that the box cuts falls to 0 at its faces, along a
+    raised cosine."""
+    if not reaches_edge(mask):
+        return mask
+    box = mask.shape[-1]
+    away = torch.arange(box, device=mask.device).minimum(
+        torch.arange(box - 1, -1, -1).to(mask.device)
+    )
+    edge = 0.5 * (1 - torch.cos(pi * (away / SPHERE_EDGE_PX).clamp(max=1))).to(mask)
+    faces = edge[:, None, None].minimum(edge[:, None]).minimum(edge)
+    return mask.minimum(faces)
 
 
 def whole_sphere(box: int) -> Float[Tensor, "N N N"]:

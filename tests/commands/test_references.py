@@ -1,5 +1,5 @@
 """`--reference` takes a map, a job, or the table in which RELION names its maps; a mask fits into its
-box, or is refused."""
+box, or is made to."""
 
 from pathlib import Path
 
@@ -99,3 +99,35 @@ def test_a_job_whose_particle_fills_its_box_goes_on_into_postprocess(tmp_path: P
     halves = [tmp_path / f"job/class001_half{h}.mrc" for h in (1, 2)]
     mask = tmp_path / "job/mask.mrc"
     halfmap.postprocess(halves, tmp_path / "sharpened", mask=mask, quiet=True)
+
+
+def test_a_mask_that_the_box_cuts_ends_inside_it_in_a_job_too(tmp_path: Path) -> None:
+    made = {"n": 60, "snr": 5.0, "box": BOX, "pixel_size_angstrom": PIXEL, "quiet": True}
+    halfmap.simulate(["phantom"], tmp_path / "sim", **made)
+    write_map(tmp_path / "cut.mrc", torch.ones(BOX, BOX, BOX).numpy(), PIXEL)
+    star, job = tmp_path / "sim/truth.star", tmp_path / "job"
+    halfmap.reconstruct(star, job, halves=True, mask=tmp_path / "cut.mrc", quiet=True)
+    used = torch.from_numpy(read_map(job / "mask.mrc")[0])
+    torch.testing.assert_close(used, inside_box(torch.ones(BOX, BOX, BOX)))
+    assert "cut.mrc" not in (job / "fsc.star").read_text()  # not the mask that it was made with
+    assert "cut by the box" in (job / "messages.txt").read_text()
+    halfmap.postprocess(job, tmp_path / "sharpened", quiet=True)  # which refuses one that is cut
+
+
+def test_a_whole_mask_keeps_its_file_and_one_of_a_face_alone_is_refused(tmp_path: Path) -> None:
+    made = {"n": 60, "snr": 5.0, "box": BOX, "pixel_size_angstrom": PIXEL, "quiet": True}
+    halfmap.simulate(["phantom"], tmp_path / "sim", **made)
+    ball = soft_sphere(BOX, radius_px=10, edge_px=3)
+    write_map(tmp_path / "ball.mrc", ball.numpy(), PIXEL)
+    star = tmp_path / "sim/truth.star"
+    halfmap.reconstruct(star, tmp_path / "job", halves=True, mask=tmp_path / "ball.mrc", quiet=True)
+    assert "ball.mrc" in (tmp_path / "job/fsc.star").read_text()
+    assert not (tmp_path / "job/mask.mrc").exists()
+    face = torch.zeros(BOX, BOX, BOX)
+    face[0] = 1
+    write_map(tmp_path / "face.mrc", face.numpy(), PIXEL)
+    with pytest.raises(InputError, match=r"face\.mrc: lies on the faces"):
+        halfmap.refine(
+            star, tmp_path / "sim/truth_1.mrc", tmp_path / "no", mask=tmp_path / "face.mrc"
+        )
+    assert not (tmp_path / "no").exists()

@@ -17,7 +17,7 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.fsc_files import write_fsc_star
 from halfmap.io.mrc import write_map
-from halfmap.masks import inside_box
+from halfmap.masks import inside_box, is_mask_of
 from halfmap.methods.reference_update import regularised, trusted_ssnr
 from halfmap.methods.settings import Settings
 from halfmap.plots.tiles import save_map_picture
@@ -82,11 +82,7 @@ def final_maps(
     total.num.add_(sums[1].num)
     total.den.add_(sums[1].den)
     sums.clear()  # nobody needs them any more: there may be no room for both and for what follows
-    values = settings.fsc_mask.cpu()
-    if mask is None:  # `postprocess` and others take it up again, and refuse one that the box cuts
-        values = inside_box(values)
-    name = MASK if mask is None else str(mask)
-    inside = FscMask(values, name, mask_in_words(problem, mask))
+    inside = _fsc_mask(problem, settings, mask)
     pixel = problem.particles.pixel_size_angstrom
     curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
@@ -96,18 +92,23 @@ def final_maps(
     return FinalMaps(maps.cpu(), halves, curves, inside)
 
 
+def _fsc_mask(problem: Problem, settings: Settings, mask: str | Path | None) -> FscMask:
+    """The settings' mask of the FSC under the name of the user's file. A sphere, and what is no
+    longer that file (moved, on another grid, ended inside the box), the job writes: `postprocess`
+    takes it up again, and refuses one that the box cuts."""
+    values = settings.fsc_mask.cpu()
+    if mask is None:
+        return FscMask(inside_box(values), MASK, mask_in_words(problem, None))
+    name = str(mask) if is_mask_of(mask, values) else MASK
+    return FscMask(values, name, mask_in_words(problem, name))
+
+
 def in_own_mask(final: FinalMaps, pixel_size_angstrom: float) -> FinalMaps:
     """The same maps of one class, their FSC in a mask made of the half maps, inside the sphere that
     they were refined in; the maps' regularisation stays what the sphere gave."""
     half1, half2 = final.halves[:, 0]
     mask = own_mask(half1, half2, pixel_size_angstrom, final.mask.values, final.mask.words)
     return replace(final, curves=[curves_in(half1, half2, pixel_size_angstrom, mask)], mask=mask)
-
-
-def in_moved_mask(final: FinalMaps) -> FinalMaps:
-    """The same maps, whose mask is no longer that of the user's file: the job writes it."""
-    mask = replace(final.mask, name=MASK, words=f"mask {MASK}")
-    return replace(final, curves=[replace(c, mask_name=MASK) for c in final.curves], mask=mask)
 
 
 def write_map_files(

@@ -1,7 +1,7 @@
 """What goes into a job: particles and their faults, halves, starting references, radius and
 masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ from halfmap.fourier import lowpass
 from halfmap.image_grids import ImageGrid
 from halfmap.io.mrc import open_stack, read_density, read_map, same_pixel_size
 from halfmap.io.relion import SAME_PIXEL_SIZE
-from halfmap.masks import read_mask, soft_sphere
+from halfmap.masks import inside_box, reaches_edge, read_mask, soft_sphere
 from halfmap.particles import STACK_SUFFIXES, Contrast, Particles, load_particles
 from halfmap.resampling import resample_volume
 from halfmap.so3 import euler_to_matrix
@@ -274,14 +274,36 @@ def _tell_resampled(
 
 
 def read_job_mask(
-    path: str | Path, particles: Particles, progress: Progress
+    path: str | Path,
+    particles: Particles,
+    progress: Progress,
+    *,
+    moved: Callable[[Float[Tensor, "N N N"]], Float[Tensor, "N N N"]] | None = None,
 ) -> Float[Tensor, "N N N"]:
     """A mask file on the images' grid; of another box or pixel size, it is interpolated linearly,
-    which keeps it between 0 and 1, and the user is told.
+    which keeps it between 0 and 1; `moved` lays it where it belongs; where the box cuts it then, it
+    ends softly inside, for a hard edge correlates half maps by itself. The user is told.
 
     Raises:
-        InputError: as `read_mask`.
+        InputError: as `read_mask`, or nothing of it is left inside.
     """
+    mask = _mask_on_grid(path, particles, progress)
+    mask = mask if moved is None else moved(mask)
+    if not reaches_edge(mask):
+        return mask
+    inside = inside_box(mask)
+    if not bool((inside > 0).any()):
+        raise InputError(
+            f"mask {path}: lies on the faces of the box, where no particle is; make one around the "
+            "particle"
+        )
+    progress.note(f"mask {path}: is cut by the box, where it now ends softly")
+    return inside
+
+
+def _mask_on_grid(
+    path: str | Path, particles: Particles, progress: Progress
+) -> Float[Tensor, "N N N"]:
     data, pixel = read_map(path)
     if pixel <= 0:
         return read_mask(path, particles.box, particles.pixel_size_angstrom)
@@ -340,10 +362,11 @@ def solvent_mask(
     dimensions: Literal[2, 3],
     device: torch.device,
     progress: Progress,
+    moved: Callable[[Float[Tensor, "N N N"]], Float[Tensor, "N N N"]] | None = None,
 ) -> Float[Tensor, "*box"]:
-    """The mask file given, or a soft sphere (circle) of the particle's radius."""
+    """The mask file given (`read_job_mask`), or a soft sphere (circle) of the particle's radius."""
     if mask is not None:
-        return read_job_mask(mask, particles, progress).to(device)
+        return read_job_mask(mask, particles, progress, moved=moved).to(device)
     edge = min(EDGE_PX, max(1.0, particles.box / 2 - radius_px))
     return soft_sphere(particles.box, radius_px=radius_px, edge_px=edge, dimensions=dimensions).to(
         device

@@ -4,6 +4,7 @@ up to the first iteration."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,6 @@ from halfmap.engine.problem import Problem
 from halfmap.engine.residuals import initial_noise
 from halfmap.engine.state import State
 from halfmap.fourier import largest_radius
-from halfmap.masks import inside_box
 from halfmap.methods.registry import ML
 from halfmap.methods.settings import Settings
 from halfmap.particles import Contrast
@@ -135,10 +135,14 @@ def open_volumes(
         start = torch.stack([laid.apply_to_map(volume) for volume in start])
     radius_px = _inputs.particle_radius_px(options.diameter_angstrom, data, start[0])
     solvent = _inputs.solvent_mask(
-        options.mask, data, radius_px, dimensions=3, device=device, progress=progress
+        options.mask,
+        data,
+        radius_px,
+        dimensions=3,
+        device=device,
+        progress=progress,
+        moved=None if laid is None else partial(mask_about, laid),
     )
-    if laid is not None and options.mask is not None:
-        solvent = inside_box(mask_about(laid, solvent))
     problem = _setup.open_problem(
         data,
         job,

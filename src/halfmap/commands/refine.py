@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from halfmap.commands._doubts import doubts
-from halfmap.commands._final_maps import in_moved_mask, in_own_mask, last_maps, write_map_files
+from halfmap.commands._final_maps import in_own_mask, last_maps, write_map_files
 from halfmap.commands._iterations import made_of, run_iterations, show_volumes
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
@@ -199,8 +199,6 @@ def refine(
         write_pictures(job, problem, settings, state)
         state = state.without_references()
         final = last_maps(problem, settings, chosen, state, progress, mask)
-        if mask is not None and centre_angstrom is not None:
-            final = in_moved_mask(final)
         pixel = problem.particles.pixel_size_angstrom
         if mask is None:
             progress.start_stage("mask", 0)
