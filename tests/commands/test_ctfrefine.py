@@ -9,6 +9,7 @@ import pytest
 import halfmap
 from halfmap.ctf_parameters import CTFParameters
 from halfmap.errors import InputError
+from halfmap.masks import soft_sphere
 from halfmap.particles import Particles, load_particles
 
 N, BOX, PIXEL, PER_MICROGRAPH = 300, 60, 2.5, 20
@@ -40,7 +41,9 @@ def _refined(scene: Path, tmp_path: Path, wrong, **options) -> tuple[Particles, 
     truth = load_particles(scene / "truth.star")
     spoiled = truth.with_transfer(wrong(truth.transfer))
     spoiled.write_star(tmp_path / "spoiled.star")
-    result = halfmap.ctfrefine(tmp_path / "spoiled.star", tmp_path / "ctf", **OPTIONS, **options)
+    result = halfmap.ctfrefine(
+        tmp_path / "spoiled.star", tmp_path / "ctf", **{**OPTIONS, **options}
+    )
     return truth, spoiled, load_particles(result.particles_path)
 
 
@@ -69,6 +72,34 @@ def test_the_defocus_of_particles_is_found(scene, tmp_path):
     before = np.median(np.abs(_defocus(spoiled) - _defocus(truth)))
     after = np.median(np.abs(_defocus(found) - _defocus(truth)))
     assert after < 0.5 * before
+
+
+def test_what_is_solvent_does_not_tell_the_defocus(tmp_path):
+    """In a mask of its own a map knows more than in a sphere that holds mostly solvent."""
+    rng, box = np.random.default_rng(3), 64
+    rod = np.zeros((box,) * 3)
+    z, y, x = np.indices(rod.shape) - box // 2
+    for _ in range(80):  # along z: in a sphere it fills a fiftieth
+        cx, cy, cz = rng.normal(0, 1, 3) * (2.5, 2.5, 9)
+        rod += np.exp(-((x - cx) ** 2 + (y - cy) ** 2 + (z - cz) ** 2) / (2 * 0.7**2))
+    halfmap.write_map(tmp_path / "rod.mrc", rod.astype(np.float32), 1.5)
+    halfmap.simulate(tmp_path / "rod.mrc", tmp_path / "sim", n=300, snr=0.1, seed=5, quiet=True)
+    sphere = soft_sphere(box, radius_px=0.45 * box, edge_px=3)
+    halfmap.write_map(tmp_path / "sphere.mrc", sphere.numpy(), 1.5)
+    error = 300 * rng.standard_normal(300)
+    left = {}
+    for name, mask in (("own", None), ("sphere", tmp_path / "sphere.mrc")):
+        (tmp_path / name).mkdir()
+        options = {"mask": mask, "symmetry": "C1"}
+        truth, _, found = _refined(
+            tmp_path / "sim", tmp_path / name, lambda p: _moved(p, error), **options
+        )
+        left[name] = np.std(_defocus(found) - _defocus(truth))
+    assert left["own"] < 0.85 * left["sphere"]
+    own = halfmap.read_map(tmp_path / "own/ctf/mask.mrc")[0]
+    assert own[rod > 0.2 * rod.max()].min() > 0.9
+    assert own.mean() < 0.3 * float(sphere.mean())
+    assert not (tmp_path / "sphere/ctf/mask.mrc").exists()
 
 
 def test_the_defocus_and_astigmatism_of_micrographs_are_found(scene, tmp_path):

@@ -10,7 +10,6 @@ from halfmap.distributed import is_first
 from halfmap.engine.problem import Problem
 from halfmap.methods.aberration_fit import mean_defocus
 from halfmap.methods.ctf_refinement import Step, Wanted
-from halfmap.methods.settings import Settings
 from halfmap.methods.wavefront import Wavefront, measure_wavefront
 from halfmap.plots.wavefront import PhaseError, save_micrograph_plot, save_wavefront_plot
 from halfmap.workspace.figures import FIGURES, Figure, add_figures
@@ -32,7 +31,6 @@ def kinds_shown(wanted: Wanted) -> dict[str, str]:
 
 def draw_wavefronts(
     job: Job,
-    settings: Settings,
     given: CTFParameters,
     last: Step,
     wanted: Wanted,
@@ -42,7 +40,7 @@ def draw_wavefronts(
     kinds = kinds_shown(wanted)
     if not kinds:
         return
-    found = measure_wavefront(last.problem, settings, last.state, given, advance)
+    found = measure_wavefront(last.problem, last.state, given, advance)
     shown = [
         PhaseError(
             f"optics group {one.group}: {kinds[one.kind]}",

@@ -11,6 +11,7 @@ import torch
 from halfmap.commands import _inputs, _setup
 from halfmap.commands._ctf_pictures import draw_micrographs, draw_wavefronts, kinds_shown
 from halfmap.commands._figures import counts_figure
+from halfmap.commands._finishing import MASK
 from halfmap.commands._job import OpenJob, open_job
 from halfmap.commands._options import (
     Annotated,
@@ -20,7 +21,6 @@ from halfmap.commands._options import (
     Diameter,
     Folds,
     Literal,
-    Mask,
     Memory,
     Option,
     OutFolder,
@@ -40,8 +40,10 @@ from halfmap.distributed import is_first
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.errors import InputError
+from halfmap.io.mrc import write_map
+from halfmap.masks import resampled
 from halfmap.methods.aberration_fit import TETRAFOIL, TREFOIL, mean_defocus
-from halfmap.methods.ctf_refinement import Step, Wanted, passes, refine_ctf
+from halfmap.methods.ctf_refinement import OwnMask, Step, Wanted, passes, refine_ctf
 from halfmap.methods.settings import Settings
 from halfmap.options import command
 from halfmap.particles import Particles
@@ -99,7 +101,14 @@ def ctfrefine(
         int, Option("How often all that is asked for is refined in turn", at_least=1, metavar="N")
     ] = 2,
     diameter_angstrom: Diameter = None,
-    mask: Mask = None,
+    mask: Annotated[
+        str | Path | None,
+        Option(
+            "Mask (MRC, values 0 to 1) that maps are cut out with",
+            metavar="MAP",
+            unset="made of the half maps",
+        ),
+    ] = None,
     folds: Folds = 4,
     data_dir: DataDir = None,
     passthrough: Passthrough = None,
@@ -114,7 +123,8 @@ def ctfrefine(
 ) -> CtfRefined:
     """Refine defocus, astigmatism and aberrations of particles whose poses are known.
 
-    Each image is compared with a map of its half that it is no part of, at its pose:
+    Each image is compared with a map of its half that it is no part of, at its pose, cut out with
+    the mask given or with one that is made of the half maps (`mask.mrc`):
     `argmax log P(X | V, phi, C)` over the parameters of C. `particles.star` in the job folder holds
     the new ones in RELION's columns; go on with `halfmap refine --local`, or `halfmap reconstruct`.
     A job that was stopped starts again.
@@ -143,7 +153,8 @@ def ctfrefine(
         )
     with open_job(ctfrefine, arguments) as run:
         data = _read(particles, arguments)
-        found = _refine(_opened(data, run, arguments), wanted, run.job, run.progress)
+        opened = _opened(data, run, arguments)
+        found = _refine(opened, wanted, run.job, run.progress, with_own_mask=mask is None)
         run.job.update(found=list(found), particles=len(data))
     return CtfRefined(Path(out), Path(out, "particles.star"), found)
 
@@ -202,14 +213,19 @@ def _opened(data: Particles, run: OpenJob, arguments: Mapping[str, Any]) -> Open
     return Opened(problem, settings, first_state(problem, no_maps, 2 * pixel))
 
 
-def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tuple[str, ...]:
+def _refine(
+    opened: Opened, wanted: Wanted, job: Job, progress: Progress, *, with_own_mask: bool
+) -> tuple[str, ...]:
     """Stage by stage, told as they are done; the particles are written at the end."""
     problem, settings = opened.problem, opened.settings
     used = problem.used.numpy()
     measured = 1 if kinds_shown(wanted) else 0  # a pass more, for the picture of the wavefront
     progress.start_stage("refining the CTF", (passes(wanted) + measured) * len(used))
     last = None
-    for step in refine_ctf(problem, settings, opened.state, wanted, progress.advance):
+    steps = refine_ctf(
+        problem, settings, opened.state, wanted, progress.advance, with_own_mask=with_own_mask
+    )
+    for step in steps:
         words = _change(step, last.problem if last else problem, used)
         progress.note(words)
         job.event(iteration=step.state.iteration, round=step.round, stage=step.stage, words=words)
@@ -217,7 +233,7 @@ def _refine(opened: Opened, wanted: Wanted, job: Job, progress: Progress) -> tup
     assert last is not None
     _write(job, last, used)
     given = problem.particles.transfer
-    draw_wavefronts(job, settings, given, last, wanted, progress.advance)
+    draw_wavefronts(job, given, last, wanted, progress.advance)
     if is_first():
         draw_micrographs(job, given, last.problem, wanted, used)
         with drawing(FIGURES):
@@ -294,9 +310,13 @@ _ABERRATIONS: dict[str, Callable[[CTFParameters], str]] = {
 
 
 def _write(job: Job, last: Step, used: np.ndarray) -> None:
-    """`particles.star`: the new parameters, and shifts where beam tilts had hidden in them."""
+    """`particles.star`: the new parameters, and shifts where beam tilts had hidden in them; and
+    `mask.mrc`, if maps were cut out with one of their own."""
     if not is_first():
         return
+    if isinstance(own := last.state.method, OwnMask):
+        box, pixel = last.problem.particles.box, last.problem.particles.pixel_size_angstrom
+        write_map(job.path(MASK), resampled(own.values, box).numpy(), pixel)
     data, shift_px = last.problem.particles, last.state.poses.shift_px
     shift_angstrom = shift_px.double().numpy() * data.pixel_size_angstrom
     data.take(used).with_results(

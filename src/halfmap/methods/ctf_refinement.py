@@ -8,8 +8,9 @@ To the engine it is a method that searches no pose. Its statistics sum what `met
 needs: per particle the log likelihood over a range of defocus, per micrograph and per optics group
 the terms of any error of the phase. A map that an image is part of agrees with the CTF that it
 was put in with, by the image's own noise; so each half is divided into folds, and an image meets
-the map of its half without its fold. Zivanov et al., eLife 7, e42166 (2018); Zivanov, Nakane and
-Scheres, IUCrJ 7, 253 (2020).
+the map of its half without its fold. Noise of a map where there is only solvent is most of what it
+gets wrong at high frequencies, so maps are cut out with a mask that is made of them. Zivanov et
+al., eLife 7, e42166 (2018); Zivanov, Nakane and Scheres, IUCrJ 7, 253 (2020).
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from halfmap.ctf_parameters import CTFParameters
 from halfmap.engine.loop import iterate
@@ -28,6 +31,8 @@ from halfmap.engine.posterior_weights import assign_hard
 from halfmap.engine.problem import Problem
 from halfmap.engine.state import Poses, State
 from halfmap.fourier import half_plane
+from halfmap.mask_making import mask_from_half_maps
+from halfmap.masks import resampled
 from halfmap.methods.aberration_fit import (
     mean_defocus,
     refine_astigmatism,
@@ -47,7 +52,7 @@ from halfmap.methods.ctf_statistics import (
     OddTermsStatistic,
 )
 from halfmap.methods.defocus import micrograph_defocus, posterior_defocus
-from halfmap.methods.reference_update import map_update
+from halfmap.methods.reference_update import half_maps, map_update
 from halfmap.methods.search_schedule import at_present_poses
 from halfmap.methods.settings import Settings
 from halfmap.projection import Sums
@@ -93,6 +98,13 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class OwnMask:
+    """The mask (N, N, N), made of the half maps, that the present maps are cut out with."""
+
+    values: Float[Tensor, "N N N"]
+
+
+@dataclass(frozen=True)
 class Step:
     """After a stage: the problem with the new transfer functions, the state with the new shifts."""
 
@@ -108,20 +120,25 @@ def refine_ctf(
     state: State,
     wanted: Wanted,
     advance: Advance = lambda n: None,
+    *,
+    with_own_mask: bool = True,
 ) -> Iterator[Step]:
     """Refine the transfer functions of the particles, stage by stage; maps are made anew in each
     round, every image is compared with one that it is no part of (`Problem.fold`).
 
     The state holds poses, and noise spectra to begin with; its references do not count.
+    `with_own_mask`: the settings' masks are only what one made of the half maps (`OwnMask`, kept in
+    the state) lies in.
     """
     given = problem.particles.transfer
+    update = partial(update_in_own_mask if with_own_mask else map_update, settings)
     for n in range(wanted.rounds):
         for stage in wanted.stages:
             if _meets_new_maps(stage, wanted):
-                state = one_pass(problem, settings, state, (), advance)
+                state = one_pass(problem, state, update, (NoiseStatistic(),), advance)
             statistic = (_statistic(stage, wanted, problem),)
             for _ in range(STEPS_A_MAP.get(stage, 1)):
-                found = one_pass(problem, settings, state, statistic, advance)
+                found = one_pass(problem, state, None, statistic, advance)
                 problem, state = _after_step(stage, problem, found, wanted, given, state)
             yield Step(n + 1, stage, problem, state)
 
@@ -214,23 +231,46 @@ def _kept(found: State, kind: type[Kept]) -> Kept:
 
 def one_pass(
     problem: Problem,
-    settings: Settings,
     state: State,
+    update: Callable[[Iteration, Poses, list[Sums]], Update] | None,
     statistics: tuple[Statistic[Any], ...],
     advance: Advance = lambda n: None,
 ) -> State:
-    """The state after one pass over all images at their poses: with new maps and noise or, with
-    statistics, with what these have summed against the maps there are."""
+    """The state after one pass over all images at their poses, with what the statistics have
+    summed; with new maps if there is an update, else against the maps there are."""
     method = Method(
         prepare=at_present_poses,
         assign=assign_hard,
-        update=partial(map_update, settings),
+        update=update or _same_maps,
         converged=lambda state: True,
-        statistics=(NoiseStatistic(),),
+        statistics=statistics,
     )
-    if statistics:
-        method = replace(method, update=_same_maps, statistics=statistics, terms=None)
+    if update is None:
+        method = replace(method, terms=None)
     return iterate(problem, method, state, advance=advance)[0]
+
+
+def update_in_own_mask(
+    settings: Settings, iteration: Iteration, poses: Poses, parts: list[Sums]
+) -> Update:
+    """`map_update` in a mask made of the half maps, inside that of the settings; in the settings'
+    own where nothing stands out of the noise."""
+    own = own_mask(iteration.problem, parts, settings.reference_mask)
+    mask = own.to(iteration.problem.device)
+    settings = replace(settings, reference_mask=mask, fsc_mask=mask)
+    return replace(map_update(settings, iteration, poses, parts), kept=OwnMask(own))
+
+
+def own_mask(
+    problem: Problem, parts: list[Sums], sphere: Float[Tensor, "N N N"]
+) -> Float[Tensor, "n n n"]:
+    """The mask made of the half maps of these sums, on their grid."""
+    box = problem.reference_box(parts[0].radius)
+    half1, half2 = (half[0].cpu() for half in half_maps(problem, parts, box))
+    within = resampled(sphere, box).cpu()
+    pixel = problem.particles.pixel_size_angstrom * problem.particles.box / box
+    made = mask_from_half_maps(half1, half2, pixel_size_angstrom=pixel, within=within)
+    return within if made is None else made.values
 
 
 def _same_maps(iteration: Iteration, poses: Poses, parts: list[Sums]) -> Update:

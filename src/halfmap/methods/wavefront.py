@@ -29,7 +29,6 @@ from halfmap.methods.ctf_statistics import (
     OddTermsStatistic,
 )
 from halfmap.methods.phase_errors import even_evidence, odd_evidence
-from halfmap.methods.settings import Settings
 from halfmap.transfer_function import wavefront_rad
 
 SMOOTHED = 1 / 24  # of the radius: deviation of the Gaussian within which samples are brought
@@ -53,7 +52,6 @@ class Wavefront:
 
 def measure_wavefront(
     problem: Problem,
-    settings: Settings,
     state: State,
     given: CTFParameters,
     advance: Callable[[int], None] = lambda n: None,
@@ -63,7 +61,7 @@ def measure_wavefront(
     ones."""
     group = problem.noise_group
     statistics = (OddTermsStatistic(group), EvenTermsStatistic(group))
-    found = one_pass(problem, settings, state, statistics, advance)
+    found = one_pass(problem, state, None, statistics, advance)
     odd, even = found.find(OddTerms), found.find(EvenTerms)
     assert odd is not None
     assert even is not None
