@@ -444,8 +444,7 @@ MISSED = """## What is missed
 - [cFAR]({orientations}) was asked not to depend on the molecule's shape by more than 10 %: a ball, a rod and a disc are apart by 1 to 4 % in masks of their own half maps (in one sphere 14 and 13 % where views are severe
   and extreme: thin shapes hold more of its noise). An L and a pair of balls are up to 15 and 20 % above them there: each cone's noise is the same within 1 % with one spectrum for all, but where a molecule has more power at low
   resolution, the same noise costs less of a cone's area; no area of FSC can be free of that. SCF* is: it is of the views alone.
-- [`ctfrefine`]({ctfrefine}): the map from refined transfer functions was asked to come within a shell of the clean set's; by the area under the FSC it does (0.9 of a shell), by the frequency of 0.5, where the clean curve is flat, it is two
-  shells short (RELION 3.1.3: nine), at three times RELION's CPU. What is left is defocus of single images: maps of 560 images tell it to 71 A, the true map to 28 A. Of a magnification 2 % off, 0.02 to 0.08 % is left after two rounds (asked: 0.1 %);
+- [`ctfrefine`]({ctfrefine}) takes four times RELION's CPU. Of a magnification 2 % off, 0.02 to 0.08 % is left after two rounds (asked: 0.1 %), measured when maps were cut out with a sphere;
   the benchmark beside RELION has not run to its end.
 - [Mates of relaxed symmetry]({relaxed}): of a ligand of 5 to 6 % of the mass on O and I carriers images know 92 and 71 %; from a map with the ligand 79 and 45 % are found, from the carrier alone 16 and 4 %. What is missing is a
   start that breaks the symmetry: give one (a ligand modelled at any of its places) where there are many mates.
