@@ -1,18 +1,17 @@
 """Masks made of a density and its noise, of atoms, of other masks; dilated, with a soft edge.
 
 `density -> low-pass -> threshold -> largest connected parts -> holes filled -> dilation -> edge`.
-Connected parts and distances are scipy's.
+Connected parts and distances are scipy's, which is imported only for them.
 """
 
 from dataclasses import dataclass, replace
 from math import isfinite, pi
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy import ndimage
-from scipy.special import ndtri
 from torch import Tensor
 
 from halfmap.arrays import takes_arrays
@@ -67,7 +66,7 @@ def noise_threshold(density: Float[Tensor, "N N N"], lowpass_px: float) -> float
     median = float(rim.median())
     sigma = _MAD_TO_SIGMA * float((rim - median).abs().median())
     independent = max(1.0, (2 * box / max(2.0, lowpass_px)) ** 3)
-    above_noise = -float(ndtri(FALSE_ALARM / independent)) * sigma
+    above_noise = -NormalDist().inv_cdf(FALSE_ALARM / independent) * sigma
     reach = float(density.max()) - median
     if above_noise > CLEARLY * reach:
         return None
@@ -99,8 +98,10 @@ def mask_from_density(
     smooth, found = _smooth(density.float(), pixel_size_angstrom, lowpass_angstrom, threshold)
     if found is None or not bool((smooth.density > found).any()):
         return None
+    from scipy.ndimage import binary_fill_holes
+
     kept, n_kept, n_found = _largest_parts((smooth.density > found).numpy(), parts)
-    solid = torch.from_numpy(ndimage.binary_fill_holes(kept))
+    solid = torch.from_numpy(binary_fill_holes(kept))
     values = soften(solid, extend_px=extend_px, edge_px=edge_px)
     return DensityMask(values, found, smooth.lowpass_angstrom, n_kept, n_found)
 
@@ -203,10 +204,12 @@ def soften(
     low = (filled.min(0).values - margin).clamp_min(0)
     high = (filled.max(0).values + margin + 1).clamp_max(box)
     part = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    from scipy.ndimage import distance_transform_edt
+
     inside = solid[part].numpy()
-    distance = ndimage.distance_transform_edt(~inside)
+    distance = distance_transform_edt(~inside)
     if extend_px < 0:
-        distance = distance - ndimage.distance_transform_edt(inside) + inside
+        distance = distance - distance_transform_edt(inside) + inside
     along = torch.from_numpy(distance - extend_px).float()
     if edge_px > 0:
         values = 0.5 + 0.5 * torch.cos(pi * (along / edge_px).clamp(0, 1))
@@ -230,7 +233,9 @@ def combine_masks(masks: Float[Tensor, "K N N N"], how: Combination) -> Float[Te
 
 def _largest_parts(solid: np.ndarray, parts: int | None) -> tuple[np.ndarray, int, int]:
     """The largest connected parts (by faces), how many were kept, and how many there are."""
-    labels, found = ndimage.label(solid)
+    from scipy.ndimage import label
+
+    labels, found = label(solid)
     sizes = np.bincount(labels.ravel(), minlength=found + 1)[1:]
     order = np.argsort(-sizes, kind="stable")
     if parts is None:

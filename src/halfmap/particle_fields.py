@@ -4,7 +4,6 @@ import os
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from halfmap.ctf_parameters import CTFParameters
 from halfmap.errors import InputError
@@ -86,7 +85,7 @@ def fields_of_star(
             f"found {half_set[wrong[0]]}"
         )
     micrograph = (
-        pd.factorize(particles.strings("rlnMicrographName"))[0]
+        _numbered(particles.strings("rlnMicrographName"))
         if "rlnMicrographName" in particles
         else np.zeros(n, np.int64)
     )
@@ -117,6 +116,12 @@ def fields_of_star(
         grids=grids,
         _stacks=stacks,
     )
+
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    """Each name's number, from 0 in the order in which they come first."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
 
 def _doubts_of_units(

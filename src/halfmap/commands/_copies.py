@@ -4,9 +4,6 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from halfmap.particles import Particles
 
@@ -58,6 +55,9 @@ def find_copies(particles: Particles, min_distance_angstrom: float | None = None
     pairs = _near_pairs(particles, reach)
     if not len(pairs):
         return Copies(image, same, 0, reach)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     first = np.unique(image, return_index=True)[1]
     links = np.concatenate([pairs, np.stack([np.arange(len(image)), first[image]], axis=1)])
     graph = coo_array((np.ones(len(links), bool), links.T), shape=(len(image),) * 2)
@@ -90,6 +90,8 @@ def _near_pairs(particles: Particles, reach_angstrom: float) -> np.ndarray:
     known = np.isfinite(place).all(axis=1)
     if not known.any() or not np.ptp(place[known], axis=0).any():  # written to write something
         return np.zeros((0, 2), np.int64)
+    from scipy.spatial import cKDTree
+
     place = place * micrograph_pixel_angstrom(particles)[:, None] - particles.shift_angstrom
     order = np.argsort(particles.micrograph, kind="stable")
     starts = np.flatnonzero(np.diff(particles.micrograph[order], prepend=-1))

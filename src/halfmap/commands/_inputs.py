@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.ndimage import affine_transform
 from torch import Tensor
 
 from halfmap.commands._summaries import counted
@@ -312,6 +311,8 @@ def _mask_on_grid(
         return values
     mask = values.numpy()
     _tell_resampled(path, data, pixel, particles, progress)
+    from scipy.ndimage import affine_transform
+
     ratio, box = particles.pixel_size_angstrom / pixel, particles.box
     first = data.shape[0] // 2 - ratio * (box // 2)
     return torch.from_numpy(

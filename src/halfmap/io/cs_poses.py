@@ -4,7 +4,6 @@ import re
 import warnings
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from halfmap.io.cs_files import fields
 from halfmap.io.relion import ANGLES, ORIGINS, ParticleTables
@@ -20,6 +19,8 @@ _READ = ("pose", "shift", "psize_A", "split", "class", "class_posterior", *_NUMB
 def rotation_vector_to_euler_deg(vectors: np.ndarray) -> np.ndarray:
     """RELION angles (rot, tilt, psi) `(n, 3)` of cryoSPARC rotation vectors `(n, 3)`: exp([v]x) =
     A^T = Rz(rot) Ry(tilt) Rz(psi)."""
+    from scipy.spatial.transform import Rotation
+
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", UserWarning
@@ -30,6 +31,8 @@ def rotation_vector_to_euler_deg(vectors: np.ndarray) -> np.ndarray:
 def euler_deg_to_rotation_vector(angles: np.ndarray) -> np.ndarray:
     """cryoSPARC rotation vectors `(n, 3)` of RELION angles (rot, tilt, psi) `(n, 3)`; the inverse
     of `rotation_vector_to_euler_deg`."""
+    from scipy.spatial.transform import Rotation
+
     return Rotation.from_euler("ZYZ", np.asarray(angles, np.float64), degrees=True).as_rotvec()
 
 

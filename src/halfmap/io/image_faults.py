@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.ndimage import label, median_filter
 
 # Every image is asked this first, and nearly all pass: in Gaussian noise one pixel in 10^11 lies
 # seven standard deviations out.
@@ -51,6 +50,8 @@ def examine(image: np.ndarray) -> tuple[str, np.ndarray]:
     typical = float(np.percentile(distance, TYPICAL_PERCENTILE))
     if typical <= 0:
         return "", none
+    from scipy.ndimage import label  # most data sets have no hot pixel
+
     hot, strict = _hot_pixels(image, distance, typical)
     spots, _ = label(hot, structure=_AROUND)
     largest = int(np.bincount(spots[hot]).max()) if hot.any() else 0
@@ -64,6 +65,8 @@ def examine(image: np.ndarray) -> tuple[str, np.ndarray]:
 def _hot_pixels(image: np.ndarray, distance: np.ndarray, typical: float) -> tuple[np.ndarray, bool]:
     """Where hot pixels are, with what glows around them, and whether any of them is hot whatever
     is around it."""
+    from scipy.ndimage import median_filter
+
     strict = distance > HOT * typical
     beside = _AROUND.copy()
     beside[1, 1] = False

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from halfmap.errors import InputError
 from halfmap.io.mrc import MrcStack, open_stack
@@ -87,9 +86,10 @@ def read_headers(
     boxes, sizes = np.zeros(len(names.files), np.int64), np.zeros(len(names.files))
     faults: list[StackFault] = []
     missing: InputError | None = None
-    rows = pd.Series(np.arange(len(names.file))).groupby(names.file).indices
+    by_file = np.argsort(names.file, kind="stable")
+    starts = np.searchsorted(names.file, np.arange(len(found) + 1), sorter=by_file)
     for number, place in enumerate(found):
-        of_it = rows[number]
+        of_it = by_file[starts[number] : starts[number + 1]]
         if place is None:
             missing = missing or not_found(names.files[number], int(of_it[0]), path, data_dir)
             faults.append(StackFault("not found", len(of_it), missing))
