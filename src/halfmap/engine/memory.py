@@ -29,7 +29,7 @@ COMPLEX, REAL = 8, 4  # bytes
 CELL = COMPLEX + REAL  # of the two sums, and of a slice and its square
 # Python with its libraries, drawn pictures and compiled kernels, by dimensions: a job on tiny
 # images; slices of volumes have kernels of their own
-PROGRAM_BYTES = {2: 560_000_000, 3: 640_000_000}
+PROGRAM_BYTES = {2: 450_000_000, 3: 540_000_000}
 # arrays of a piece of a grid that a transform along one axis holds: rows and their weights, padded,
 # transformed, cropped
 ARRAYS_OF_A_TRANSFORM = 4
