@@ -1,6 +1,7 @@
 """halfmap class3d on a mixture whose truth is known: the kinds are found from two maps and from
 one; resumed; bad input refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,7 +254,9 @@ def test_the_principal_coordinate_tells_the_kinds_apart(data):
     assert max(right, 1 - right) > 0.95
     # the second component is what is left over: not the first again
     assert abs(torch.corrcoef(z[torch.from_numpy(used)].T)[0, 1]) < 0.5
-    assert torch.equal(z, principal_loadings(problem, settings, state, 2, seed=1))
+    # the same again, and of halves that are divided into folds: all of them count
+    folded = replace(problem, fold=torch.arange(N) // 2 % 4, n_folds=4)
+    assert torch.equal(z, principal_loadings(folded, settings, state, 2, seed=1))
 
 
 def _grey_scale(problem: Problem, volume: torch.Tensor) -> float:

@@ -82,7 +82,7 @@ def principal_loadings(
     Components are found on as many particles, drawn at random, as `REMEMBERED_BYTES` hold; loadings
     of them are given to all.
     """
-    problem = replace(problem, matched_to="shared", n_classes=1)
+    problem = replace(problem, matched_to="shared", n_classes=1, fold=None, n_folds=1)
     some = _few_particles(problem, state, seed)
     generator = torch.Generator().manual_seed(seed)
     known = KnownPart(state, (state.references.mean(0),), ())
@@ -94,8 +94,7 @@ def principal_loadings(
             last = new
         component, found = last.method, last.find(Loadings)
         if int((some >= 0).sum()) < len(problem.used):
-            everyone = torch.where(problem.half >= 0, 0, -1)
-            method = principal_component(problem, settings, known, everyone)
+            method = principal_component(problem, settings, known, problem.half)
             at_component = replace(last, references=component.volume[None])
             found = iterate(problem, method, at_component)[0].find(Loadings)
         assert found is not None
@@ -107,7 +106,7 @@ def principal_loadings(
 def principal_component(
     problem: Problem, settings: Settings, known: KnownPart, half: Int[Tensor, " N"]
 ) -> Method:
-    """The method as the engine runs it, on the particles whose `half` is 0."""
+    """The method as the engine runs it, on the particles whose `half` is not -1."""
     volumes = [volume.to(problem.device) for volume in known.volumes]
     box = problem.particles.box
     taken_off = [prepare_references(volume, known.state.radius, box=box) for volume in volumes]
@@ -145,7 +144,7 @@ def _first_state(state: State, loadings: Float[Tensor, " N"]) -> State:
 
 
 def _few_particles(problem: Problem, state: State, seed: int) -> Int[Tensor, " N"]:
-    """Halves with 0 for as many particles as `REMEMBERED_BYTES` hold, -1 for the others."""
+    """The halves of as many particles as `REMEMBERED_BYTES` hold, -1 for the others."""
     used = problem.used
     samples = len(half_plane(problem.particles.box, state.radius, problem.device))
     some = used[: REMEMBERED_BYTES // (12 * samples)]
@@ -153,7 +152,7 @@ def _few_particles(problem: Problem, state: State, seed: int) -> Int[Tensor, " N
         chosen = np.random.default_rng([seed, 6]).choice(len(used), len(some), replace=False)
         some = used[torch.from_numpy(np.sort(chosen))]
     half = torch.full_like(problem.half, -1)
-    half[some] = 0
+    half[some] = problem.half[some]
     return half
 
 
