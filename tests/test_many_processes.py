@@ -140,9 +140,10 @@ def test_refine_equals_one_process(data, alone, tmp_path, processes):
     assert [e["iteration"] for e in read_events(out)] == [1, 2, 3, 4, 5]
     events = zip(read_events(alone), read_events(out), strict=True)
     # two processes have whole folds each, and sum them in the order of one process: the same bits.
-    # Three cut through two folds, whose sums are added up in another order: 1e-7. A pose at which a
-    # sample crosses a face of the reference's grid, where slopes jump, makes 1e-3 of it.
-    bounds = (1e-9,) * 5 if processes == 2 else (1e-6, 1e-6, 1e-2)
+    # Three cut through two folds, whose sums are added up in another order. Where a sample of a
+    # pose crosses a face of the reference's grid, where slopes jump, that image ends elsewhere: of
+    # six seeds the worst had 3e-10, 4e-5 and 1e-3 in three iterations.
+    bounds = (1e-9,) * 5 if processes == 2 else (1e-8, 1e-4, 1e-2)
     for (one, many), apart in zip(events, bounds, strict=False):
         for name in ("mean_log_likelihood", "resolution_angstrom", "accuracy_deg", "scale_max"):
             assert many[name] == pytest.approx(one[name], rel=apart), (one["iteration"], name)
