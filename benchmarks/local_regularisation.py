@@ -2,6 +2,7 @@
 place and without."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,7 +184,7 @@ def made(folder: Path, kind: str, *, n: int, snr: float, seed: int = 1) -> Path:
 
 
 @dataclass(frozen=True)
-class Varied:
+class Varied(Sequence[torch.Tensor]):
     """One volume per image, made when it is asked for: the core, and a part that each image has in
     its own way."""
 
@@ -194,7 +195,7 @@ class Varied:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> torch.Tensor:  # type: ignore[override]
         if index >= self.n:
             raise IndexError(index)
         return self.core + self.part.of(index)

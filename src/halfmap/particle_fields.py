@@ -141,6 +141,14 @@ def _doubts_of_units(
                 f"{path}: _rlnDefocusU and _rlnDefocusV: expected Angstrom, the largest found is "
                 f"{largest:.3g}, as of micrometres; multiply both columns by 10,000"
             )
+        small = np.abs(defocus) < LEAST_DEFOCUS_ANGSTROM
+        if some := int(small.sum()):
+            row = int(np.argmax(small))
+            notes.append(
+                f"{path}: {some:,} of {len(defocus):,} images have a defocus of less than "
+                f"{LEAST_DEFOCUS_ANGSTROM:g} A, for example row {row + 1}: {defocus[row]:.3g}; not "
+                "found, or in micrometres?"
+            )
         if over := int((defocus < 0).sum()):
             notes.append(
                 f"{path}: {over:,} of {len(defocus):,} images have a negative defocus, which is "

@@ -84,6 +84,23 @@ def test_copies_of_one_image_are_no_two_halves(scene, capsys) -> None:
     assert f"1 found in {N} rows, the others are copies" in error
 
 
+def test_half_sets_that_are_copies_of_each_other_are_told_so(scene, capsys) -> None:
+    """And not that the column says the same in all rows."""
+    names = [f"{i % 12 + 1:06d}@particles.mrcs" for i in range(N)]
+    written(scene, rlnImageName=names, rlnRandomSubset=[1] * 12 + [2] * 12)
+    error = refused(capsys, "reconstruct", "--particles", "v.star", "--out", "m.mrc", "--quiet")
+    assert "every image of one half set is a copy of one in the other (12 images in 24" in error
+
+
+def test_projections_of_a_map_whose_header_says_1_are_on_the_images_grid(scene) -> None:
+    volume = read_map("truth_1.mrc")[0]
+    for name, pixel in (("right", PIXEL), ("untold", 1.0)):
+        write_map(f"{name}.mrc", volume, pixel)
+        done = halfmap.project(f"{name}.mrc", "truth.star", f"{name}.mrcs")
+        assert any("a header of 1 A" in note for note in done.notes) == (name == "untold")
+    assert (scene / "right.mrcs").read_bytes() == (scene / "untold.mrcs").read_bytes()
+
+
 @pytest.mark.parametrize("known", [0, N - 2])
 def test_places_that_are_not_known_are_no_copies(scene, capsys, known) -> None:
     """Coordinates of NaN, in all rows or in two; of those known, two are one particle."""
@@ -349,6 +366,10 @@ def test_other_signs_and_units_are_told(scene) -> None:
     over = {name: -table.floats(name) for name in ("rlnDefocusU", "rlnDefocusV")}
     (note,) = load_particles(written(scene, **over)).notes
     assert "24 of 24 images have a negative defocus, which is overfocus" in note
+    for factor in (0.0, 1e-4):  # not found, or in micrometres
+        some = table.floats("rlnDefocusU") * np.where(np.arange(N) == 4, factor, 1)
+        (note,) = load_particles(written(scene, rlnDefocusU=some, rlnDefocusV=some)).notes
+        assert "1 of 24 images have a defocus of less than 20 A, for example row 5" in note
     names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
     turned = {name: np.radians(table.floats(name)) for name in names}
     (note,) = load_particles(written(scene, **turned)).notes

@@ -155,13 +155,21 @@ def examine_images(
 
 def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
     """What is to be said where all images are in one half."""
-    if (particles.half_set > 0).all() and len(particles) > 1:
+    column = "rlnRandomSubset"
+    named = np.unique(particles.table.ints(column)) if column in particles.table else ()
+    images = np.stack([particles.image_file, particles.image_index])
+    shown = len(np.unique(images, axis=1).T)
+    if len(named) == 1 and named[0] > 0 and len(particles) > 1:
         return InputError(
-            f"{particles.path}: column _rlnRandomSubset is {int(half[0]) + 1} in all "
-            f"{len(particles)} rows, expected 1 and 2; "
-            "remove the column, and the halves are drawn at random"
+            f"{particles.path}: column _{column} is {named[0]} in all {len(particles)} rows, "
+            "expected 1 and 2; remove the column, and the halves are drawn at random"
         )
-    shown = len(np.unique(np.stack([particles.image_file, particles.image_index]), axis=1).T)
+    if len(named) > 1 and shown > 1:
+        return InputError(
+            f"{particles.path}: every image of one half set is a copy of one in the other "
+            f"({shown} images in {len(particles)} rows): halfmap select --unique takes copies out; "
+            f"remove the column _{column}, and the halves are drawn at random"
+        )
     copies = "" if shown == len(particles) else f" in {len(particles)} rows, the others are copies"
     return InputError(
         f"{particles.path}: no image in one of the halves: at least 2 images are needed, "
@@ -248,20 +256,31 @@ def read_references(
 def _on_grid_of(
     path: str | Path, volume: np.ndarray, pixel: float, particles: Particles, progress: Progress
 ) -> bool:
-    """Whether a map has the images' box and pixel size; of the same box, 1 A in a header is what
-    programs write that know none, and not believed, which is told."""
+    """Whether a map has the images' box and pixel size; a header that is not believed is told."""
     if volume.shape[0] != particles.box:
         return False
     if same_pixel_size(pixel, particles.pixel_size_angstrom):
         return True
-    if abs(pixel - UNTOLD_PIXEL_ANGSTROM) > SAME_PIXEL_SIZE:
-        return False
-    progress.note(
+    if header_is_untold(pixel):
+        progress.note(not_believed(path, pixel, particles.pixel_size_angstrom))
+        return True
+    return False
+
+
+def header_is_untold(pixel_size_angstrom: float) -> bool:
+    """Whether the pixel size of a map of the images' box is what programs write that know none: 0,
+    or 1 A."""
+    untold = abs(pixel_size_angstrom - UNTOLD_PIXEL_ANGSTROM) <= SAME_PIXEL_SIZE
+    return untold or pixel_size_angstrom <= 0
+
+
+def not_believed(path: str | Path, pixel: float, images_pixel: float) -> str:
+    """What is said of a map whose header is untold."""
+    return (
         f"{path}: has the images' box, and a header of {pixel:g} A, which programs write that know "
-        f"none: taken to be {particles.pixel_size_angstrom:.4g} A as the images are; if it is not, "
-        "resample it with halfmap volume"
+        f"none: taken to be {images_pixel:.4g} A as the images are; if it is not, resample it with "
+        "halfmap volume"
     )
-    return True
 
 
 def _tell_resampled(

@@ -119,7 +119,8 @@ def project(
         if file.exists() and not overwrite:
             raise InputError(f"{file}: the file exists; choose another name, or --overwrite it")
     refuse_own_images(poses, stacks)
-    projected_map = _Map(torch.from_numpy(volume), _known_pixel(map, volume, voxel_angstrom, poses))
+    pixel, doubts = _known_pixel(map, volume, voxel_angstrom, poses)
+    projected_map = _Map(torch.from_numpy(volume), pixel)
     place = np.zeros((2, len(poses)), np.int64)  # the stack of each projection, and where in it
     for number, size in enumerate(sizes):
         with StackWriter(stacks[number], size[1]) as stack:
@@ -134,6 +135,7 @@ def project(
                     stack.append(_images(poses, rows, grid, slices, ctf=ctf))
     _write_star(poses, out, stacks, place, ctf=ctf)
     notes = [note for note in poses.notes if "brought to" not in note and "taken out" not in note]
+    notes += doubts
     notes += [
         f"{map}: {ImageGrid(len(volume), projected_map.pixel_size_angstrom)}, resampled to {grid}"
         for grid in poses.grids
@@ -153,16 +155,20 @@ class _Map:
 
 def _known_pixel(
     path: str | Path, volume: np.ndarray, voxel_angstrom: float, poses: Particles
-) -> float:
-    """The map's pixel size; the particles' where it is that within 1 %, or no header tells it."""
-    if same_pixel_size(voxel_angstrom, poses.pixel_size_angstrom):
-        if voxel_angstrom <= 0 and volume.shape[0] != poses.box:
+) -> tuple[float, tuple[str, ...]]:
+    """The map's pixel size, and what is to be said of it; the particles' where it is that within
+    1 %, no header tells it, or one of a map of their box is not to be believed."""
+    pixel, same_box = poses.pixel_size_angstrom, volume.shape[0] == poses.box
+    if same_pixel_size(voxel_angstrom, pixel):
+        if voxel_angstrom <= 0 and not same_box:
             raise InputError(
                 f"{path}: the map's box is {volume.shape[0]}, the particles' is {poses.box}, and "
                 "its header has no pixel size by which to resample it; write it there"
             )
-        return poses.pixel_size_angstrom
-    return voxel_angstrom
+        return pixel, ()
+    if same_box and _inputs.header_is_untold(voxel_angstrom):
+        return pixel, (_inputs.not_believed(path, voxel_angstrom, pixel),)
+    return voxel_angstrom, ()
 
 
 def _alike(one: _Map, grid: ImageGrid) -> bool:
