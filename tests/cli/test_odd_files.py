@@ -271,6 +271,16 @@ def test_a_figure_that_is_none_goes_on_as_none(scene, capsys, column, field) -> 
     np.testing.assert_array_equal(found, expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("voltage", [0.0, np.nan, -300.0])
+def test_a_voltage_that_cannot_be_is_one_line(scene, capsys, voltage) -> None:
+    """And no warning of a division beside it."""
+    data = cs(scene)
+    data["ctf/accel_kv"][4] = voltage
+    save(scene / "v.cs", data)
+    error = refused(capsys, "reconstruct", "--particles", "v.cs", "--out", "m.mrc", "--quiet")
+    assert "row 5, column _rlnVoltage" in error
+
+
 def test_a_cs_file_that_is_none_is_refused_in_words_of_the_user(scene, capsys) -> None:
     (scene / "v.cs").write_bytes(b"<html>")
     error = refused(capsys, "info", "v.cs")

@@ -113,7 +113,7 @@ def examine_images(
             `both_halves`, no image is left at all.
     """
     if both_halves and not (bool((half == 0).any()) and bool((half == 1).any())):
-        raise _one_half_only(particles, half)
+        raise _one_half_only(particles)
     bad: dict[int, str] = {}
     hot: dict[int, np.ndarray] = {}
     looked_at = torch.nonzero(half >= 0)[:, 0]
@@ -153,10 +153,11 @@ def examine_images(
     return particles.mended(hot), half, bad
 
 
-def _one_half_only(particles: Particles, half: Int[Tensor, " N"]) -> InputError:
+def _one_half_only(particles: Particles) -> InputError:
     """What is to be said where all images are in one half."""
     column = "rlnRandomSubset"
-    named = np.unique(particles.table.ints(column)) if column in particles.table else ()
+    there = column in particles.table
+    named = np.unique(particles.table.ints(column)) if there else np.empty(0, np.int64)
     images = np.stack([particles.image_file, particles.image_index])
     shown = len(np.unique(images, axis=1).T)
     if len(named) == 1 and named[0] > 0 and len(particles) > 1:

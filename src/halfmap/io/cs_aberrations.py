@@ -141,7 +141,9 @@ def _is_there(data: np.ndarray, name: str) -> bool:
 
 
 def _wavelength(voltage_kv: np.ndarray) -> np.ndarray:
-    return electron_wavelength_angstrom(voltage_kv.astype(np.float64))[:, None]
+    """`(n, 1)`; of a voltage that cannot be, which is refused where it is read, not a number."""
+    possible = np.where(voltage_kv > 0, voltage_kv.astype(np.float64), np.nan)
+    return electron_wavelength_angstrom(possible)[:, None]
 
 
 def _third(wavelength: np.ndarray) -> np.ndarray:
