@@ -14,6 +14,7 @@ from halfmap.io.convert import convert
 from halfmap.io.mrc import read_map, write_map
 from halfmap.io.stack_writer import write_stack
 from halfmap.io.star import read_star, write_star
+from halfmap.io.table import Table
 from halfmap.particles import load_particles
 from odd_scene import BOX, PIXEL, N, refused, told, written
 
@@ -63,6 +64,20 @@ def test_a_broken_cell_of_the_optics_table_is_named(scene, column) -> None:
     path = written(scene, optics={column: [value]})
     with pytest.raises(halfmap.InputError, match=message):
         load_particles(path)
+
+
+def test_a_broken_cell_of_a_group_that_no_particle_is_in_is_no_fault(scene) -> None:
+    optics = read_star(scene / "truth.star").blocks["optics"]
+    columns = {name: [*optics.strings(name), *optics.strings(name)] for name in optics.names}
+    columns |= {"rlnOpticsGroup": [1, 5], "rlnVoltage": [300, "nan"], "rlnImageSize": [BOX, "nan"]}
+    blocks = dict(read_star(scene / "truth.star").blocks)
+    write_star("v.star", blocks | {"optics": Table.from_columns(columns)})
+    assert load_particles("v.star").box == BOX
+    write_star(
+        "v.star", blocks | {"optics": Table.from_columns(columns | {"rlnOpticsGroup": [5, 1]})}
+    )
+    with pytest.raises(halfmap.InputError, match=r"row 2 \(line \d+\), column _rlnImageSize"):
+        load_particles("v.star")
 
 
 def test_one_shift_column_without_the_other_is_refused(scene) -> None:

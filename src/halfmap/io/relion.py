@@ -48,17 +48,33 @@ class ParticleTables:
         Raises:
             InputError: absent without a default, not a number, or NaN or infinite where `finite`.
         """
-        read = _finite if finite else Table.floats
         if self.optics is not None and name in self.optics:
-            return read(self.optics, name)[self.optics_group]
-        if name in self.particles:
-            return read(self.particles, name)
-        if default is None:
+            values = self.optics.floats(name)[self.optics_group]
+        elif name in self.particles:
+            values = self.particles.floats(name)
+        elif default is None:
             raise InputError(
                 f"{self.path}: column _{name} is missing (neither optics nor particle table has "
                 "it); add it"
             )
-        return np.full(len(self.particles), float(default))
+        else:
+            return np.full(len(self.particles), float(default))
+        bad = np.flatnonzero(~np.isfinite(values))
+        if finite and len(bad):
+            raise InputError(
+                f"{self.where(int(bad[0]), name)}: expected a finite number, found "
+                f"{values[bad[0]]}; correct or remove the row"
+            )
+        return values
+
+    def where(self, row: int, name: str) -> str:
+        """Place of a particle's value (row from 0) for messages: the optics table's cell, if it was
+        read from a file; else the particle's row."""
+        if self.optics is not None and name in self.optics and self.optics.is_of_file(name):
+            return self.optics.where(int(self.optics_group[row]), name)
+        if name in self.particles:
+            return self.particles.where(row, name)
+        return f"{self.path}: row {row + 1}, column _{name}"
 
     def lists(self, name: str) -> np.ndarray:
         """Lists of numbers per particle `(n, Z)`, from the table that `floats` would take them of;
@@ -95,17 +111,6 @@ def _numbers(cell: str) -> list[float] | None:
     except ValueError:
         return None
     return values if np.isfinite(values).all() else None
-
-
-def _finite(table: Table, name: str) -> np.ndarray:
-    values = table.floats(name)
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        raise InputError(
-            f"{table.where(int(bad[0]), name)}: expected a finite number, found {values[bad[0]]}; "
-            "correct or remove the row"
-        )
-    return values
 
 
 def particle_tables(star: StarFile) -> ParticleTables:

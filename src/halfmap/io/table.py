@@ -231,6 +231,10 @@ class Table:
             first += len(chunk)
         return out
 
+    def is_of_file(self, name: str) -> bool:
+        """Whether a column's cells still are the file's."""
+        return isinstance(self.columns[name], FileCells)
+
     def where(self, row: int, name: str) -> str:
         """Place of a cell for messages: file, 1-based data row, line where the cell still is the
         file's, column."""
