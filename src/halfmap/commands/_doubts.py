@@ -1,5 +1,5 @@
-"""What a refinement must not keep to itself: that its resolution may be the start's, or that its
-images do not know the map."""
+"""What a job must not keep to itself: that its resolution may be the start's, or that its images do
+not know the map, or their classes."""
 
 from halfmap.commands._summaries import angstrom
 from halfmap.engine.state import State
@@ -38,3 +38,20 @@ def doubts(
             "what is left of the start",
         )
     return told
+
+
+def doubted_classes(said: float, borne_out: float, n_classes: int, differ: bool) -> tuple[str, ...]:
+    """A line where classes are not what they were found to be: `said` is the mean probability of
+    the images' classes after classification, `borne_out` what is left of it on split noise, where
+    half sets `differ`, or do not, in the same way between classes."""
+    if not differ:
+        return (
+            f"the images do not tell these classes apart: they said {said:.2f} of their class in "
+            f"the mean, by noise; each has {1 / n_classes:.2f} now, and the maps are one",
+        )
+    if borne_out < said:
+        return (
+            f"the images tell these classes less surely than they said: {borne_out:.2f} of their "
+            f"class in the mean, not {said:.2f}, is borne out where noise cannot confirm itself",
+        )
+    return ()

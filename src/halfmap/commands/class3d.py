@@ -10,7 +10,8 @@ its own share in them, or those of other parts of its own half.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from halfmap.commands import _inputs
+from halfmap.commands import _halves, _inputs
+from halfmap.commands._doubts import doubted_classes
 from halfmap.commands._final_maps import last_maps, write_map_files
 from halfmap.commands._iterations import made_of, run_iterations, show_volumes
 from halfmap.commands._job import open_job
@@ -54,8 +55,10 @@ from halfmap.commands._references import references_of
 from halfmap.commands._results import write_particles, write_pictures
 from halfmap.commands._summaries import OPTIMISTIC, angstrom, counted, ending, mask_in_words, where
 from halfmap.commands._volumes import OpenedVolumes, first_state, open_volumes, volume_options
+from halfmap.engine.problem import Problem
 from halfmap.engine.state import State
 from halfmap.errors import InputError
+from halfmap.methods.class_check import CHECK_FOLDS, CHECK_ITERATIONS, checked_classes
 from halfmap.methods.reference_update import class_sizes
 from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
@@ -177,9 +180,10 @@ def class3d(
     poses are first found against it alone, and the classes start where the particles differ most
     (`halfmap.methods.principal_components`). Options as in `refine`.
 
-    The halves of a class are matched to each other's references, so that the resolutions told are
-    optimistic, and at low signal images surer of their class than they should be: classes may be
-    found in noise. `--folds 4` keeps the halves apart. Or `refine` a class's particles.
+    At the end classes are checked on images whose noise is split (`halfmap.methods.class_check`):
+    where they are not borne out, `halfmapClassProbability` and the maps follow what is, and the job
+    says so. The halves of a class are matched to each other's references, so that the resolutions
+    told are optimistic; `--folds 4` keeps the halves apart. Or `refine` a class's particles.
 
     With `--no-alignment` and a `--focus-mask`, particles whose poses are known are sorted by a
     small part: outside the focus mask all classes are the same.
@@ -247,6 +251,9 @@ def class3d(
             iterations=limit,
             show=lambda new: show_volumes(job, problem, settings, new),
         )
+        if method == "ml" and classes > 1:
+            state, doubts = _checked(problem, settings, state, seed, progress)
+            job.update(doubts=doubts)
         write_pictures(job, problem, settings, state)
         state = state.without_references()
         final = last_maps(problem, settings, chosen, state, progress, mask)
@@ -283,6 +290,20 @@ def class3d(
         converged=chosen.converged(state),
         optimistic=folds == 1,
     )
+
+
+def _checked(
+    problem: Problem, settings: Settings, state: State, seed: int, progress: Progress
+) -> tuple[State, tuple[str, ...]]:
+    """The state with the classes that images tell where their noise cannot confirm itself; and what
+    the user must know of it."""
+    progress.start_stage("classes on split noise", (CHECK_ITERATIONS + 1) * len(problem.used))
+    fold = _halves.divide_into_folds(problem.particles, CHECK_FOLDS, seed)
+    checked = checked_classes(problem, settings, state, fold, seed, advance=progress.advance)
+    told = doubted_classes(checked.said, checked.borne_out, problem.n_classes, checked.differ)
+    for one in told:
+        progress.note(one)
+    return checked.state, told
 
 
 def _focused(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from halfmap.engine.box_edges import SEEN_PX, have_seams
 from halfmap.engine.preprocessing import Batch, load_batch
+from halfmap.engine.split_noise import SplitNoise
 from halfmap.engine.state import State
 from halfmap.errors import InputError
 from halfmap.fourier import HalfPlane
@@ -92,9 +93,11 @@ def load_images(
     *,
     radius: int | None = None,
     centre: Float[Tensor, "B 2"] | None = None,
+    split: SplitNoise | None = None,
 ) -> Batch:
     """Images of the particles `index`, weighted by the state's image model on a half-plane; scored
-    on shells up to `radius`, the mask around each particle's present place, or its `centre`."""
+    on shells up to `radius`, the mask around each particle's present place, or its `centre`; with
+    `split`, scored and summed with different noise."""
     strength = state.find(NormAndScale)
     norm = None if strength is None else strength.norm[index]
     scale = None if strength is None else strength.scale[problem.scale_group[index]]
@@ -111,6 +114,7 @@ def load_images(
         norm=norm,
         scale=scale,
         reference_variance=None if references is None else references.variance,
+        split=split,
     )
     if poses is None:
         return batch

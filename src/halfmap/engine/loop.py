@@ -48,6 +48,8 @@ def iterate(
     give_back_memory()
     with clock("update"):
         sampled = [s.reduce(one) for s, one in zip(method.statistics, sampled, strict=True)]
+        names = (statistic.name for statistic in method.statistics)
+        iteration = replace(iteration, summed=dict(zip(names, sampled, strict=True)))
         poses = gather_over_processes(state.poses, found, iteration.half >= 0)
         for n in range(len(sums)):  # none of them is held beside the list
             _reduced(sums[n])

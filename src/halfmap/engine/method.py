@@ -27,13 +27,15 @@ Made = TypeVar("Made")
 @dataclass(frozen=True)
 class Iteration:
     """What all batches of one iteration share: the state before, the half-plane of sums and noise,
-    its part that is scored, and the half of each particle, -1 for those that sit it out."""
+    its part that is scored, and the half of each particle, -1 for those that sit it out; for the
+    M-step, by name, what the statistics have added up."""
 
     problem: Problem
     state: State
     plane: HalfPlane
     scored: HalfPlane
     half: Int[Tensor, " N"]
+    summed: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def part(self) -> Int[Tensor, " N"]:

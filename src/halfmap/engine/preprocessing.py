@@ -11,6 +11,7 @@ from torch import Tensor
 
 from halfmap.engine.box_edges import have_seams, without_seams
 from halfmap.engine.ramps import background_mask, remove_planes
+from halfmap.engine.split_noise import SplitNoise, noise_images
 from halfmap.fourier import HalfPlane, fourier_transform, half_plane
 from halfmap.likelihood import ImageTerms, image_terms
 from halfmap.particles import Particles
@@ -198,6 +199,7 @@ def load_batch(
     norm: Float[Tensor, " B"] | None = None,
     scale: Float[Tensor, " B"] | None = None,
     reference_variance: Float[Tensor, " S"] | None = None,
+    split: SplitNoise | None = None,
 ) -> Batch:
     """Read images and prepare their terms; the mask is centred on each particle's present shift,
     rounded to a pixel.
@@ -205,7 +207,8 @@ def load_batch(
     `whole` reaches to the plane's radius, `scored` to `scored_radius` (None: the plane's); the
     noise variance may have more shells. With X = s C S R + nu N (`intensity`; both 1 if None) the
     terms are `s C X / (nu^2 sigma^2)` and `s^2 C^2 / (nu^2 sigma^2)`. What is scored has
-    `nu^2 sigma^2 + s^2 C^2 v` in place of `nu^2 sigma^2`, v the `reference_variance`.
+    `nu^2 sigma^2 + s^2 C^2 v` in place of `nu^2 sigma^2`, v the `reference_variance`. With `split`
+    what is scored and the whole images have noises that are independent of each other.
     """
     rows = index.cpu().numpy()
     device = settings.device
@@ -215,16 +218,8 @@ def load_batch(
         else half_plane(plane.box, min(scored_radius, plane.radius), device)
     )
     read = read_images(particles, rows, plane, settings)
-    transforms = fourier_transform(read.plain, plane)
-    masked = fourier_transform(
-        mask_particles(read.multiplied, settings.mask_radius_px, -shift_px.round()), inner
-    )
     frequencies = plane.frequencies(particles.pixel_size_angstrom)
     optics = particles.transfer_at(rows, *frequencies, use_ctf=settings.use_ctf)
-    whole_images = transforms if read.done is None else fourier_transform(read.multiplied, plane)
-    summed = _without_seams(read.multiplied, whole_images, shift_px, plane, settings.mask_radius_px)
-    transforms = optics.correct_phases(transforms)
-    masked, summed = (optics.correct_phases(one, done=read.done) for one in (masked, summed))
     transfer, stored_once = optics.ctf, optics.premultiplied.to(torch.float32)
     once = stored_once
     if read.done is not None and read.power is not None:
@@ -236,8 +231,25 @@ def load_batch(
     sigma2 = by_group.index_select(0, group)
     if norm is not None:
         sigma2.mul_(norm.to(device)[:, None] ** 2)
+    share = _noise_share(particles.coverage(rows), optics)
+    transforms = fourier_transform(read.plain, plane)
+    to_score = to_sum = read.multiplied
+    if split is not None:
+        drawn = split.draw(index, plane)
+        noise = noise_images(drawn, sigma2, share, transfer, once, plane)
+        to_score, to_sum = to_score + split.g * noise, to_sum - noise / split.g
+    masked = fourier_transform(
+        mask_particles(to_score, settings.mask_radius_px, -shift_px.round()), inner
+    )
+    plain = to_sum is read.plain
+    whole_images = transforms if plain else fourier_transform(to_sum, plane)
+    summed = _without_seams(to_sum, whole_images, shift_px, plane, settings.mask_radius_px)
+    transforms = optics.correct_phases(transforms)
+    masked, summed = (optics.correct_phases(one, done=read.done) for one in (masked, summed))
     n = len(inner)
     beside = sigma2[:, :n]
+    if split is not None:
+        beside, sigma2 = split.first * beside, split.second * sigma2
     if reference_variance is not None:
         shown = transfer[:, :n] if scale is None else transfer[:, :n] * scale.to(device)[:, None]
         beside = beside + shown**2 * reference_variance.to(device)[inner.shell]
@@ -248,7 +260,6 @@ def load_batch(
             terms.data.mul_(scale.to(device)[:, None])
             terms.power.mul_(scale.to(device)[:, None] ** 2)
     norm = torch.ones_like(stored_once) if norm is None else norm.to(device)
-    share = _noise_share(particles.coverage(rows), optics)
     return Batch(
         index.to(device),
         group,

@@ -26,7 +26,8 @@ class Problem:
     an image is compared with: its "own" (gold standard: the halves never meet), the "other" half's
     (classification: no image is compared with itself), or references that both "share".
     Each half may be divided into `n_folds` folds (`fold`, from 0): an image is then compared with
-    references made of its half without its fold, so that it does not meet its own noise there.
+    references made of its half without its fold, or, where they are shared, of all images but those
+    of its fold and half, so that it does not meet its own noise there.
     With `memory_bytes` an iteration may not need more: folds are given up for it, when resolution
     grows.
     `learn_norm_and_scale` tells whether the strength of signal and noise in each image is learnt
@@ -103,8 +104,16 @@ class Problem:
 
     @property
     def share_compared(self) -> float:
-        """Of a half's images, those that a set of references is made of."""
-        return 1.0 if self.n_folds == 1 else 1 - 1 / self.n_folds
+        """Of a half's images, or of all where references are shared, those that a set of references
+        is made of."""
+        if self.n_folds == 1:
+            return 1.0
+        return 1 - 1 / (self.n_parts if self.matched_to == "shared" else self.n_folds)
+
+    @property
+    def n_reference_sets(self) -> int:
+        """One for each part, or one that all share."""
+        return 1 if self.matched_to == "shared" and self.n_folds == 1 else self.n_parts
 
     def folds_at(self, scored_radius: int) -> int:
         """As many folds as the memory allows an iteration that scores up to a radius: all, or half
@@ -127,7 +136,8 @@ class Problem:
     def reference_set(self, part: int) -> int:
         """Which set of references the images of a part are compared with."""
         half = part // self.n_folds
-        return {"own": part, "other": 1 - half, "shared": 0}[self.matched_to]
+        left_out = part if self.n_folds > 1 else 0  # the one part that its references do not hold
+        return {"own": part, "other": 1 - half, "shared": left_out}[self.matched_to]
 
     @property
     def used(self) -> Int[Tensor, " M"]:

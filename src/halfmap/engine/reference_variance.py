@@ -46,13 +46,19 @@ class ReferenceVarianceStatistic:
 def reference_variance(problem: Problem, update: Update) -> Float[Tensor, " S"]:
     """v by shell, the mean over classes; 0 on shells of which the references show nothing. The
     power is that of the first set of references."""
-    power = shell_power(update.references[0])[:, : update.curves.shape[1]]
-    power = power * (problem.particles.box / update.references.shape[-1]) ** (
-        2 * problem.dimensions
-    )
-    fsc = update.curves.to(power)[:, : power.shape[1]].clamp(min=0)
-    ssnr = ssnr_from_fsc(fsc, of_sum=problem.matched_to == "shared") * problem.share_compared
-    variance = power / ssnr.clamp(min=LEAST_SSNR)
-    known = torch.where(ssnr > LEAST_SSNR, variance, torch.zeros_like(variance)).mean(0).float()
+    of_sum = problem.matched_to == "shared"
+    ssnr = ssnr_from_fsc(update.curves.clamp(min=0), of_sum=of_sum) * problem.share_compared
+    known = unknown_power(problem, update.references[0], ssnr).mean(0).float()
     missing = update.curves.shape[1] - len(known)  # of references kept in a smaller box
     return torch.nn.functional.pad(known, (0, max(0, missing)))
+
+
+def unknown_power(
+    problem: Problem, references: Float[Tensor, "K *box"], ssnr: Float[Tensor, "K S"]
+) -> Float[Tensor, "K s"]:
+    """`<|R|^2> / S` of each reference, on the shells that it is sampled for."""
+    power = shell_power(references)[:, : ssnr.shape[1]]
+    power = power * (problem.particles.box / references.shape[-1]) ** (2 * problem.dimensions)
+    ssnr = ssnr.to(power)[:, : power.shape[1]]
+    variance = power / ssnr.clamp(min=LEAST_SSNR)
+    return torch.where(ssnr > LEAST_SSNR, variance, torch.zeros_like(variance))

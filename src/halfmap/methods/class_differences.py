@@ -46,14 +46,19 @@ def difference_ssnr(
         ).correlation
         for a, b in zip(*halves, strict=True)
     ]
+    return smoothed_ssnr(torch.stack(fsc), of_sum=False)
+
+
+def smoothed_ssnr(fsc: Float[Tensor, "K S"], *, of_sum: bool) -> Float[Tensor, "K S"]:
+    """SSNR from curves averaged over three shells."""
     smooth = torch.nn.functional.avg_pool1d(
-        torch.stack(fsc)[:, None],
+        fsc[:, None],
         SMOOTHED_SHELLS,
         stride=1,
         padding=SMOOTHED_SHELLS // 2,
         count_include_pad=False,
     )[:, 0]
-    return ssnr_from_fsc(smooth.clamp(min=0), of_sum=False)
+    return ssnr_from_fsc(smooth.clamp(min=0), of_sum=of_sum)
 
 
 def shrunk_differences(

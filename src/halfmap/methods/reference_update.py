@@ -83,8 +83,7 @@ def update_references(
     variance = variance.to(ssnr.device)[:, : ssnr.shape[1]]
     folds = problem.folds_at(radius)
     after = problem.with_reference_sets(2 * folds)
-    sets = 1 if problem.matched_to == "shared" else after.n_parts
-    shape = (sets, len(ssnr), *([box] * problem.dimensions))
+    shape = (after.n_reference_sets, len(ssnr), *([box] * problem.dimensions))
     references = parts[0].den.new_empty(shape)
     for n, sums in enumerate(compared_sums(problem, parts, join, folds)):
         references[n] = regularised(sums, settings, variance, ssnr * after.share_compared, box=box)
@@ -136,12 +135,14 @@ def total(parts: list[Sums]) -> Sums:
 def compared_sums(
     problem: Problem, parts: list[Sums], join: float | None, folds: int
 ) -> Iterator[Sums]:
-    """The sums of each set of references: both halves together; each half; or each half without one
-    of its `folds`, of which there may be fewer than parts. Up to the radius `join` they are the
-    mean with the other half's. One at a time is held beside the parts; where a set is a part, it is
-    that part itself, whose middle is the mean only until the next is asked for."""
+    """The sums of each set of references: both halves together, or without one part; each half; or
+    each half without one of its `folds`, of which there may be fewer than parts. Up to the radius
+    `join` they are the mean with the other half's. One at a time is held beside the parts; where a
+    set is a part, it is that part itself, whose middle is the mean only until the next is asked
+    for."""
     if problem.matched_to == "shared":
-        yield total(parts)
+        for p in range(problem.n_reference_sets):
+            yield total([part for q, part in enumerate(parts) if q != p or len(parts) == 2])
         return
     n = problem.n_folds
     centres = None
