@@ -142,8 +142,8 @@ def test_refine_equals_one_process(data, alone, tmp_path, processes):
     # two processes have whole folds each, and sum them in the order of one process: the same bits.
     # Three cut through two folds, whose sums are added up in another order. Where a sample of a
     # pose crosses a face of the reference's grid, where slopes jump, that image ends elsewhere: of
-    # six seeds the worst had 3e-10, 4e-5 and 1e-3 in three iterations.
-    bounds = (1e-9,) * 5 if processes == 2 else (1e-8, 1e-4, 1e-2)
+    # six seeds the worst had 3e-10, 2e-4 and 1e-3 in three iterations.
+    bounds = (1e-9,) * 5 if processes == 2 else (1e-8, 1e-3, 1e-2)
     for (one, many), apart in zip(events, bounds, strict=False):
         for name in ("mean_log_likelihood", "resolution_angstrom", "accuracy_deg", "scale_max"):
             assert many[name] == pytest.approx(one[name], rel=apart), (one["iteration"], name)
@@ -158,7 +158,9 @@ def test_class2d_equals_one_process(data, tmp_path, method):
             processes, "class2d", "--particles", data / "particles.star", *options, "--out", out
         )
     a, b = (load_particles(folder / "particles.star") for folder in folders)
-    assert float((a.class_number == b.class_number).mean()) > 0.97
+    assert np.array_equal(a.class_number, b.class_number)
+    for one, two in zip(*map(read_events, folders), strict=True):  # whole halves: the same bits
+        assert two["mean_score"] == pytest.approx(one["mean_score"], rel=1e-9)
 
 
 def test_a_job_begun_by_one_process_goes_on_with_two(data, alone, tmp_path):
