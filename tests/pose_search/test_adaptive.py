@@ -23,7 +23,7 @@ from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.coarse_to_fine import best_cells, best_children, coarse_scores
 from halfmap.pose_search.refinement import PassSizes, SearchSettings, distinct_poses
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
-from halfmap.pose_search.search_plan import GlobalSearch
+from halfmap.pose_search.search_plan import GlobalSearch, terms_on_level
 from halfmap.projection import extract_slices, prepare_references
 from halfmap.so3 import (
     angular_distance_deg,
@@ -352,15 +352,15 @@ def test_the_level_between_drops_children_and_keeps_the_best(channel, scene_of):
         arguments = (search, scene.terms, torch.zeros(60, 2), scene.plane, cells, counts)
         return best_children(*arguments).best(1).score[:, 0]
 
-    slices_of = GlobalSearch.slices_of
+    slices_and_power = GlobalSearch.slices_and_power
 
-    def counting(self, children, plane):
+    def counting(self, children, terms, plane):
         if plane.radius == plan.planes[1].radius:
             scored.append(children.numel())
-        return slices_of(self, children, plane)
+        return slices_and_power(self, children, terms, plane)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GlobalSearch, "slices_of", counting)
+        patch.setattr(GlobalSearch, "slices_and_power", counting)
         sifted = found(plan)
         few, scored[:] = sum(scored), []
         everything = found(without)
@@ -458,3 +458,18 @@ def test_too_few_distinct_candidates_do_no_harm():
     assert found.score.shape == (3, 4)
     torch.testing.assert_close(found.score[:, 0], candidates.score.amax(1))
     assert distinct_poses(candidates, 50, 1e-3).score.shape == (3, 10)
+
+
+def test_power_is_the_same_from_a_product_with_all_children_and_from_an_images_own(
+    channel, scene_of
+):
+    scene = scene_of(channel, 4, snr=0.2)
+    plan = prepare_search(prepare_references(channel, 15), _settings(score=LOG_LIKELIHOOD), 15)
+    level = plan.planes[1]
+    terms = terms_on_level(scene.terms, torch.zeros(4, 2), scene.plane, level)
+    everything = torch.arange(len(plan.children[1])).expand(4, -1)
+    few = everything[:, : len(everything[0]) // 64]
+    of_all = plan.slices_and_power(everything, terms, level)
+    of_own = plan.slices_and_power(few, terms, level)
+    assert torch.equal(of_own[0], of_all[0][:, : few.shape[1]])
+    torch.testing.assert_close(of_own[1], of_all[1][:, : few.shape[1]], rtol=1e-4, atol=1e-3)

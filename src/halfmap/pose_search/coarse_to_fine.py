@@ -16,7 +16,6 @@ from halfmap.likelihood import (
     cross_terms,
     cross_terms_own,
     slice_power,
-    slice_power_own,
 )
 from halfmap.pose_search.grid_posterior import grid_candidates
 from halfmap.pose_search.image_groups import concatenated, groups_of_similar_count, side_by_side
@@ -130,16 +129,14 @@ def _by_count(
     as many go together, so that each costs what its own posterior asks for."""
     order, found = torch.argsort(counts, stable=True), []
     places = search.settings.passes.samples // len(level.plane)
+    phases = shift_phases(level.shifts, level.plane)
     for rows in groups_of_similar_count(order, counts, places):
         kept = int(counts[rows[-1]])
         own = children[rows, :kept]
         inside = terms_on_level(terms.select_images(rows), centre_px[rows], plane, level.plane)
-        slices, squared = search.slices_of(own, level.plane)
         with fast_products():
-            cross = cross_terms_own(
-                inside, shift_phases(level.shifts, level.plane), slices, level.plane
-            )
-            power = slice_power_own(inside, squared, level.plane)
+            slices, power = search.slices_and_power(own, inside, level.plane)
+            cross = cross_terms_own(inside, phases, slices, level.plane)
         cell = own // search.grid.children.shape[1]
         unused = torch.arange(kept, device=rows.device) >= counts[rows, None]
         prior = search.cell_prior[cell].masked_fill(unused, -torch.inf)

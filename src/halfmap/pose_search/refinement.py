@@ -65,7 +65,7 @@ class PassSizes:
     and their squares take no more than `table_bytes`."""
 
     scores: int = 2_000_000
-    samples: int = 4_000_000
+    samples: int = 1_000_000
     cells: int = 4_000_000
     poses: int = 20_000
     table_bytes: int = 1 << 30

@@ -12,11 +12,14 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from halfmap.fourier import HalfPlane, shift_phases
-from halfmap.likelihood import ImageTerms, squared_modulus
+from halfmap.likelihood import ImageTerms, slice_power, slice_power_own, squared_modulus
 from halfmap.pose_search.refinement import SearchSettings
 from halfmap.pose_search.sampling import Grid
 from halfmap.projection import FourierReferences, extract_slices
 
+# of all children that images have as their own, from which b of all takes less time than
+# fetching the squares of these: 83 images, 960 children of 211 samples break even at 3 %
+SHARE_FOR_ALL = 1 / 32
 Table = tuple[Complex[Tensor, "m J"], Float[Tensor, "m J"]]
 
 
@@ -88,19 +91,22 @@ class GlobalSearch:
             self._tables[plane.radius] = self._cut(rotations, classes, plane)
         return self._tables.get(plane.radius)
 
-    def slices_of(
-        self, children: Int[Tensor, "b n"], plane: HalfPlane
-    ) -> tuple[Complex[Tensor, "b n J"], Float[Tensor, "b n J"]]:
-        """Slices of each image's children, and their squares."""
-        own = children.flatten()
+    def slices_and_power(
+        self, children: Int[Tensor, "b n"], terms: ImageTerms, plane: HalfPlane
+    ) -> tuple[Complex[Tensor, "b n J"], Float[Tensor, "b n"]]:
+        """Slices of each image's children, and b of the image and each."""
+        own, shape = children.flatten(), (*children.shape, len(plane))
+        rotations, classes = self.children
         table = self._table(plane, len(own))
         if table is None:
-            rotations, classes = self.children
-            cut = self._cut(rotations[own], classes[own], plane)
+            slices, squared = self._cut(rotations[own], classes[own], plane)
         else:
-            cut = table[0].index_select(0, own), table[1].index_select(0, own)
-        slices, squared = (part.view(*children.shape, len(plane)) for part in cut)
-        return slices, squared
+            slices = table[0].index_select(0, own)
+            if children.shape[1] > SHARE_FOR_ALL * len(classes):
+                power = slice_power(terms, table[1].T, plane).gather(1, children)
+                return slices.view(shape), power
+            squared = table[1].index_select(0, own)
+        return slices.view(shape), slice_power_own(terms, squared.view(shape), plane)
 
     def _cut(
         self, rotations: Float[Tensor, "m 3 3"], classes: Int[Tensor, " m"], plane: HalfPlane
