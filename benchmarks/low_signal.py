@@ -200,7 +200,8 @@ def refined(
 def far_wider(settings: SearchSettings) -> SearchSettings:
     """Limits so wide that what they still lose no search of this kind would find: a quarter of all
     cells, however sure the coarse grid is, and 128 candidates."""
-    return replace(settings, n_refined=128, largest_cell_share=0.25, significance=math.inf)
+    wide = replace(settings, n_refined=128, most_refined=128, followed_share=1.0)
+    return replace(wide, largest_cell_share=0.25, significance=math.inf)
 
 
 # --- poses beside poses ------------------------------------------------------------------------
@@ -218,8 +219,9 @@ def in_frame_of_job(known: Poses, errors: truth.PoseErrors, pixel_size_angstrom:
 
 
 def refined_from(opened: OpenedVolumes, poses: Poses) -> Candidates:
-    """Poses given, refined where they are as the job does in an iteration that does not search."""
-    state = settled(opened.state).keeping(SignificantPoses(as_candidates(poses)))
+    """Poses given, refined where they are as the job does with images that are sure of theirs."""
+    state = replace(settled(opened.state), poses=poses)
+    state = state.keeping(SignificantPoses(as_candidates(poses)))
     return search(opened, opened.settings, state)[1]
 
 

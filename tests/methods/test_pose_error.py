@@ -2,11 +2,13 @@
 images, the more."""
 
 import pytest
+import torch
 
 import halfmap
 from halfmap.engine import memory
 from halfmap.engine.checkpoint import state_from_arrays
 from halfmap.engine.image_model import PoseError
+from halfmap.methods.pose_error import PoseErrorStatistic
 from halfmap.workspace.job import load_checkpoint
 
 
@@ -57,3 +59,32 @@ def test_coarser_references_tell_the_same(tmp_path, monkeypatch):
     (fine, ratio), (coarse, other) = found
     assert coarse < fine
     assert other == pytest.approx(ratio, rel=0.2)
+
+
+def test_the_ratio_is_over_the_noise_alone(tmp_path, monkeypatch):
+    """Images whose scores were weakened, as if there were twice the noise, tell the same."""
+    folder, found = tmp_path / "images", []
+    halfmap.simulate("phantom", folder, n=80, snr=0.1, box=32, pixel_size_angstrom=7.0, quiet=True)
+    finish = PoseErrorStatistic.finish
+    for before in (0.0, 1.0):
+        measured = []
+
+        def keeping(self, partial, iteration, update, state, measured=measured, before=before):
+            kept = finish(self, partial, iteration, update, state)
+            measured.append(float(kept.find(PoseError).ratio))
+            return state.keeping(PoseError(torch.tensor(before)))
+
+        monkeypatch.setattr(PoseErrorStatistic, "finish", keeping)
+        halfmap.refine(
+            folder / "particles.star",
+            folder / "truth_1.mrc",
+            tmp_path / f"refined_{before:g}",
+            iterations=2,
+            initial_lowpass_angstrom=40,
+            threads=1,
+            quiet=True,
+        )
+        found.append(measured[1])
+    # unsure images count less than before; left as weakened, it would be 0.63 times the other
+    assert found[1] == pytest.approx(found[0], rel=0.3)
+    assert found[0] > 0.05

@@ -21,7 +21,13 @@ from halfmap.likelihood import (
 )
 from halfmap.pose_search.adaptive import prepare_search, search_globally
 from halfmap.pose_search.coarse_to_fine import best_cells, best_children, coarse_scores
-from halfmap.pose_search.refinement import PassSizes, SearchSettings, distinct_poses
+from halfmap.pose_search.refinement import (
+    FOLLOWED_CANDIDATES,
+    PassSizes,
+    SearchSettings,
+    distinct_poses,
+    holding,
+)
 from halfmap.pose_search.sampling import radius_of_step, search_grid, shift_grid
 from halfmap.pose_search.search_plan import GlobalSearch, terms_on_level
 from halfmap.projection import extract_slices, prepare_references
@@ -368,6 +374,25 @@ def test_the_level_between_drops_children_and_keeps_the_best(channel, scene_of):
     assert (sifted > everything - 1).float().mean() > 0.95
 
 
+def test_little_of_a_posterior_is_lost_with_candidates_that_are_not_refined(channel, scene_of):
+    """What a search that refines all candidates finds beside the default's, as a share of the whole:
+    by that much every probability is too large. With 24 candidates of every image it is more."""
+    scene = scene_of(channel, 60, snr=0.05)
+    settings = _settings(score=LOG_LIKELIHOOD, prior=_flat_prior())
+    references, centre = prepare_references(channel, 15), torch.zeros(60, 2)
+
+    def evidence(**limits) -> torch.Tensor:
+        plan = prepare_search(references, replace(settings, **limits), 15)
+        found = search_globally(plan, scene.terms, centre, scene.plane, 15)
+        return torch.logsumexp(found.log_weight, 1)
+
+    whole = evidence(n_refined=200, followed_share=1.0)
+    lost, lost_of_few = (
+        (1 - torch.exp(e - whole)).mean() for e in (evidence(), evidence(most_refined=24))
+    )
+    assert lost < 0.005 < 0.01 < lost_of_few
+
+
 def test_children_are_those_of_an_images_own_cells(channel, scene_of):
     """Images that keep one cell go together with one that keeps many."""
     scene, prior = scene_of(channel, 4, snr=0.2), _prior([0.5, 0.5])
@@ -403,6 +428,10 @@ def test_a_known_pose_out_of_the_searchs_reach_is_kept(channel, scene_of):
     angle, shift = _errors(found, scene)
     assert angle[far].max() < 0.5
     assert shift[far].max() < 0.1
+
+
+def _flat_prior():
+    return uniform_prior(1, 3, order=2, shift_sigma_px=2.0, device="cpu")
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -445,6 +474,36 @@ def test_distinct_candidates_lie_apart_and_start_with_the_best():
                 <= 20.0 + 1e-2
             )
             assert near[better].all()
+
+
+def test_as_many_distinct_candidates_as_hold_the_posterior():
+    """An image whose four best hold it gets no more, one with an even posterior gets all asked
+    for, each in the order of `n` alone."""
+    candidates = _candidates(60, 60.0)
+    weight = torch.full((3, 60), -20.0)
+    weight[0, :4] = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    weight[1:] = candidates.log_weight[1:]
+    candidates = replace(candidates, log_weight=weight)
+    found = distinct_poses(candidates, 4, 5.0, most=12, share=0.999)
+    number = torch.isfinite(found.log_weight).sum(1)
+    assert number.tolist() == [4, 12, 12]
+    alone = distinct_poses(candidates, 12, 5.0)
+    torch.testing.assert_close(found.rotations[1:], alone.rotations[1:])
+    torch.testing.assert_close(found.log_weight[1:], alone.log_weight[1:])
+
+
+def test_followed_candidates_hold_the_share_asked_for():
+    candidates = _candidates(60, 60.0)
+    sharp = candidates.log_weight.clone()
+    sharp[0] *= 30
+    candidates = replace(candidates, log_weight=sharp)
+    found = holding(candidates, 0.9, fewest=FOLLOWED_CANDIDATES)
+    number = torch.isfinite(found.log_weight).sum(1)
+    share = torch.exp(torch.logsumexp(found.log_weight, 1) - torch.logsumexp(sharp, 1))
+    assert number[0] == FOLLOWED_CANDIDATES < number[1]
+    assert (share > 0.9 - 1e-4).all()
+    fewer = found.best(int(number[1]) - 1).log_weight[1]
+    assert torch.exp(torch.logsumexp(fewer, 0) - torch.logsumexp(sharp[1], 0)) < 0.9
 
 
 def test_candidates_of_other_classes_may_lie_close():

@@ -212,6 +212,7 @@ def class2d(
             shift_range_px=shift_range_px,
             shift_step_px=shift_step_px,
             n_refined=4,
+            most_refined=4,
         )
         circle = _inputs.solvent_mask(
             None, data, radius_px, dimensions=2, device=where, progress=progress

@@ -33,6 +33,7 @@ IMAGES = 300  # of each half: five numbers of each tell r to a few per cent
 @dataclass
 class _Sum:
     total: Float[Tensor, " 2"]  # of d^T H d / 2 n and of images, by the weight of the best pose
+    weakened: float  # by which H is smaller than that of the noise alone
     # the part that is being added, and the other half's references, prepared for it
     other: tuple[int, FourierReferences] | None = None
 
@@ -44,7 +45,10 @@ class PoseErrorStatistic:
     name = "pose error"
 
     def empty(self, iteration: Iteration) -> _Sum:
-        return _Sum(torch.zeros(2, dtype=torch.float64, device=iteration.problem.device))
+        before = iteration.state.find(PoseError)
+        weakened = 1.0 if before is None else 1 / (1 + float(before.ratio))
+        total = torch.zeros(2, dtype=torch.float64, device=iteration.problem.device)
+        return _Sum(total, weakened)
 
     def add(self, partial: _Sum, weighed: WeighedBatch) -> _Sum:
         iteration = weighed.iteration
@@ -90,8 +94,9 @@ class PoseErrorStatistic:
         return partial
 
     def reduce(self, partial: _Sum) -> _Sum:
-        return _Sum(all_sum(partial.total))
+        return _Sum(all_sum(partial.total), partial.weakened)
 
     def finish(self, partial: _Sum, iteration: Iteration, update: Update, state: State) -> State:
         total, images = partial.total.tolist()
-        return state.keeping(PoseError(torch.tensor(total / max(images, 1e-6))))
+        ratio = total / max(images, 1e-6) / partial.weakened
+        return state.keeping(PoseError(torch.tensor(ratio)))

@@ -1,7 +1,9 @@
 """Where each iteration looks for poses, how far, and when to stop: the same for every method."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +22,7 @@ from halfmap.pose_search.branch_and_bound import prepare_bounded, search_bounded
 from halfmap.pose_search.centring import particles_outside
 from halfmap.pose_search.refinement import refine_candidates, score_classes
 from halfmap.projection import FourierReferences
+from halfmap.so3 import angular_distance_deg
 
 SETTLED_CLASSES = 0.01  # share of images that may still change class
 # Of a shift whose two coordinates are Gaussian, the length exceeds c medians with a probability of
@@ -39,6 +42,9 @@ FEWEST_ITERATIONS = 4  # two pairs, of which the second is compared with all bef
 STILL_FALLING = 0.7  # of the last change: poses that move no less than that have stopped settling
 FIRST_RADIUS_OF_MATES = 8  # shells
 AT_REST_STEP = 0.02  # of the grid's step: 0.15 degrees of 7.5
+# share of the posterior around an image's best orientation from which it is refined there alone:
+# what else there is, lost from the sum, may not raise a probability by more than a hundredth
+SURE = 0.99
 GLOBAL_CHECK_EVERY = (
     4  # once poses have settled, every so many iterations all orientations are looked at again
 )
@@ -47,8 +53,8 @@ GLOBAL_CHECK_EVERY = (
 def prepare(
     problem: Problem, settings: Settings, references: FourierReferences, state: State
 ) -> Search:
-    """Global search until poses settle; then each image is refined around the pose it has, with a
-    global check now and then."""
+    """Global search until poses settle; then each image is refined around the poses it has, and one
+    that is unsure of them searched as before, with a global check of all now and then."""
     plane, radius = problem.plane, state.radius
     relaxed = settings.relaxed_symmetry
     # mates are many, and few shells tell most of them apart
@@ -99,31 +105,37 @@ def prepare(
             )
 
         return where_they_are
-    if settings.anchor is not None or (
-        is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY
-    ):
+    if settings.anchor is not None:
         return local
     reach_px = shift_reach_px(problem, settings, state)
+
     search = replace(settings.search, shift_range_px=reach_px)
-    plan = prepare_search(references, search, radius)
-    bounded = (
-        prepare_bounded(references, search, radius)
-        if settings.branch_and_bound and not plan.coarse_grid_resolves
-        else None
-    )
+    # made when the first image asks for them: where all are sure, none does
+    plan = cache(lambda: prepare_search(references, search, radius))
+    bounded = cache(lambda: prepare_bounded(references, search, radius))
 
     def around(terms: ImageTerms, centre_px: Tensor, known: Candidates | None) -> Candidates:
-        if bounded is not None:
-            return search_bounded(bounded, terms, centre_px, plane, radius, known=known)
-        return search_globally(plan, terms, centre_px, plane, radius, known=known)
+        if settings.branch_and_bound and not plan().coarse_grid_resolves:
+            return search_bounded(bounded(), terms, centre_px, plane, radius, known=known)
+        return search_globally(plan(), terms, centre_px, plane, radius, known=known)
+
+    def where_unsure(batch: Batch, poses: Poses) -> Candidates:
+        found, step_deg = local(batch, poses), settings.search.angular_step_deg
+        rows = unsure_images(before(batch), poses, step_deg, problem.symmetry.rotations)
+        return searched_again(around, batch.scored, found, rows, poses.shift_px[rows])
+
+    if is_settled(settings, state) and (state.iteration + 1) % GLOBAL_CHECK_EVERY:
+        with_posterior = settings.search.prior is not None and problem.dimensions == 3
+        return where_unsure if with_posterior else local
+    plan()  # before the first batch: it counts as preparation
 
     def everywhere(batch: Batch, poses: Poses) -> Candidates:
         known = None if state.iteration == 0 else before(batch)  # no pose to keep in the first
         found = around(batch.scored, poses.shift_px, known)
-        if plan.coarse_grid_resolves or plan.fine_grid_resolves:  # too diffuse to have an edge
+        if plan().coarse_grid_resolves or plan().fine_grid_resolves:  # too diffuse to have an edge
             return found
         rows, centre_px = particles_outside(
-            plan, batch.scored, poses.shift_px, plane, reach_px=reach_px
+            plan(), batch.scored, poses.shift_px, plane, reach_px=reach_px
         )
         found = searched_again(around, batch.scored, found, rows, centre_px)
         second_px = poses.shift_px.index_copy(0, rows, centre_px)
@@ -140,6 +152,17 @@ def at_present_poses(references: FourierReferences, state: State) -> Search:
         return as_candidates(poses)
 
     return present
+
+
+def unsure_images(
+    known: Candidates, poses: Poses, step_deg: float, symmetry: Float[Tensor, "G 3 3"]
+) -> Int[Tensor, " b"]:
+    """The images whose posterior, when it was last looked at, held less than `SURE` around its best
+    orientation: all modes within a grid step of it, of any class and shift, over the sum of all."""
+    best = known.best(1).rotations
+    near = angular_distance_deg(known.rotations, best, symmetry=symmetry) < step_deg
+    held = torch.logsumexp(known.log_weight.masked_fill(~near, -torch.inf), 1)
+    return torch.nonzero(held - poses.log_likelihood < math.log(SURE))[:, 0]
 
 
 def at_edge(

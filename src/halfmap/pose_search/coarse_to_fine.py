@@ -194,4 +194,10 @@ def _candidates(search: GlobalSearch, scored: Scored) -> Candidates:
         torch.full_like(where, torch.nan),
     )
     separation_deg = search.grid.fine_step_deg * CHILD_SEPARATION
-    return distinct_poses(candidates, settings.n_refined, separation_deg)
+    return distinct_poses(
+        candidates,
+        settings.n_refined,
+        separation_deg,
+        most=settings.most_refined,
+        share=settings.followed_share,
+    )

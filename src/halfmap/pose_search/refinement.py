@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.engine.pose_prior import PosePrior
@@ -43,14 +43,16 @@ LARGEST_CELL_SHARE = 1 / 4  # of all coarse cells
 LARGEST_CHILD_SHARE = 1 / 16  # of all cells of the finer grid
 FEWEST_OF_SMALL_GRIDS = 16  # of a grid that the share would leave less of (high symmetry, 2D)
 REFINED_CANDIDATES = 24
+MOST_REFINED = 96  # of an image whose posterior the first ones do not hold
 
-FOLLOWED_CANDIDATES = 8  # of an image, to the last shells
+FOLLOWED_CANDIDATES = 8  # of an image, to the last shells, and those that its posterior needs
+# of an image's posterior, by the candidates that are refined and followed: what is missing of the
+# sum makes every probability too large, more than by its share here, for more shells tell more of
+# the others apart
+FOLLOWED_SHARE = 1 - 1e-4
 
-# Of a refinement: two steps choose among candidates on few shells, four finish on the last. The
-# better third goes on to twice as many shells, whose area is four times as large: each round costs
-# about as much as the one before.
+# Of a refinement: two steps choose among candidates on few shells, four finish on the last.
 STEPS_ON_FEW_SHELLS, STEPS_ON_ALL_SHELLS = 2, 4
-CANDIDATES_PER_SURVIVOR = 3
 
 # poses that stand for the posterior of one image on a grid: of even weight, each is 0.4 % of it
 MOST_ENTRIES = 256
@@ -78,10 +80,11 @@ class SearchSettings:
 
     `angular_step_deg` is the step of the finer of the two grids. Coarse cells that hold the share
     `significance` of an image's posterior are subdivided, no more than `largest_cell_share` of all
-    (or `fewest_cells`). `n_refined` distinct candidates are then refined continuously, held near
-    their image's anchor if a `restraint` is given. With a `prior`, candidates get the weights of a
-    posterior; without, they are compared by their scores alone. With `posterior_on_grid`, cells of
-    the finer grid under the best coarse ones are the posterior where that grid resolves all shells;
+    (or `fewest_cells`). `n_refined` distinct candidates, and up to `most_refined` where they do not
+    hold `followed_share`, are then refined continuously, held near their image's anchor if a
+    `restraint` is given. With a `prior`, candidates get the weights of a posterior; without, they
+    are compared by their scores alone. With `posterior_on_grid`, cells of the finer grid under the
+    best coarse ones are the posterior where that grid resolves all shells;
     nothing is refined there. `beta` tells by what annealed scores have been multiplied: their peaks
     are wider by its inverse root. `most_entries` poses stand for a posterior on a grid at most;
     `passes` bounds the memory.
@@ -96,6 +99,8 @@ class SearchSettings:
     largest_child_share: float = LARGEST_CHILD_SHARE
     fewest_cells: int = FEWEST_OF_SMALL_GRIDS
     n_refined: int = REFINED_CANDIDATES
+    most_refined: int = MOST_REFINED
+    followed_share: float = FOLLOWED_SHARE
     score: Score = CORRELATION
     restraint: Restraint | None = None
     prior: PosePrior | None = None
@@ -105,17 +110,46 @@ class SearchSettings:
     passes: PassSizes = PassSizes()
 
 
-def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Candidates:
+def distinct_poses(
+    candidates: Candidates,
+    n: int,
+    separation_deg: float,
+    *,
+    most: int | None = None,
+    share: float = FOLLOWED_SHARE,
+) -> Candidates:
     """The n best candidates of each image of which no two of one class lie within `separation_deg`
-    (greedily, best first).
+    (greedily, best first); up to `most` of an image whose posterior those and what is near them do
+    not hold to that share.
 
     Places that an image cannot fill are empty.
     """
-    log_weight = candidates.log_weight.clone()
+    n = min(n, candidates.log_weight.shape[1])
+    most = max(n, min(most or n, candidates.log_weight.shape[1]))
+    log_weight, cosine = candidates.log_weight.clone(), math.cos(math.radians(separation_deg))
+    chosen, weights = _picked(candidates, log_weight, n, cosine)
+    if most > n:
+        total = torch.logsumexp(candidates.log_weight, 1)
+        left = torch.logsumexp(log_weight, 1) - total
+        unsure = torch.nonzero(left.exp() > 1 - share)[:, 0]
+        more = chosen.new_zeros(len(chosen), most - n)
+        lighter = torch.full_like(more, -torch.inf, dtype=weights.dtype)
+        if len(unsure):
+            rest = candidates.select_images(unsure)
+            picked = _picked(rest, log_weight[unsure], most - n, cosine)
+            more[unsure], lighter[unsure] = picked
+        chosen, weights = torch.cat([chosen, more], 1), torch.cat([weights, lighter], 1)
+    return replace(candidates.select_poses(chosen), log_weight=weights)
+
+
+def _picked(
+    candidates: Candidates, log_weight: Float[Tensor, "B m"], n: int, cosine: float
+) -> tuple[Int[Tensor, "B n"], Float[Tensor, "B n"]]:
+    """Which n candidates `distinct_poses` takes, and their weights; in `log_weight` they and what
+    is near them are emptied."""
     chosen, weights = [], []
-    cosine = math.cos(math.radians(separation_deg))
     row = torch.arange(len(log_weight), device=log_weight.device)
-    for _ in range(min(n, log_weight.shape[1])):
+    for _ in range(n):
         value, best = log_weight.max(1)
         chosen.append(best)
         weights.append(value)
@@ -125,10 +159,22 @@ def distinct_poses(candidates: Candidates, n: int, separation_deg: float) -> Can
             candidates.classes == candidates.classes[row, best][:, None]
         )
         near[row, best] = True
-        log_weight = log_weight.masked_fill(near, -torch.inf)
-    return replace(
-        candidates.select_poses(torch.stack(chosen, 1)), log_weight=torch.stack(weights, 1)
-    )
+        log_weight.masked_fill_(near, -torch.inf)
+    return torch.stack(chosen, 1), torch.stack(weights, 1)
+
+
+def holding(candidates: Candidates, share: float, *, fewest: int) -> Candidates:
+    """Of each image the likeliest candidates, best first: as many as hold the share of its
+    posterior, and `fewest` at least."""
+    ordered = candidates.best(candidates.score.shape[1])
+    weight = torch.softmax(ordered.log_weight, 1)
+    before = torch.cumsum(weight, 1) - weight
+    place = torch.arange(weight.shape[1], device=weight.device)
+    kept = (before < share) | (place < fewest)
+    kept &= torch.isfinite(ordered.log_weight)
+    needed = max(1, int(kept.sum(1).max()))
+    held = ordered.log_weight.masked_fill(~kept, -torch.inf)
+    return replace(ordered, log_weight=held).best(needed)
 
 
 def without_improbable(candidates: Candidates) -> Candidates:
@@ -168,10 +214,11 @@ def refine_candidates(
     anchor: Poses | None = None,
     mates: SymmetryOperators | None = None,
 ) -> Candidates:
-    """Refine all candidates on few shells, the better third of those still probable on twice as
-    many, and so on: most work is spent on poses that can win, and an image whose posterior is sharp
-    costs one pose. Up to `FOLLOWED_CANDIDATES` are followed to the last shells."""
-    survivors, shells = candidates.score.shape[1], min(radius, first_radius)
+    """Refine all candidates on few shells, those that hold the posterior there on twice as many,
+    and so on: most work is spent on poses that can win, an image whose posterior is sharp costs one
+    pose, and an unsure one as many as its posterior has. What is dropped on the way is missing from
+    the sum that all probabilities are shares of."""
+    shells = min(radius, first_radius)
     while shells < radius:
         candidates, _ = refine_each(
             references,
@@ -185,9 +232,10 @@ def refine_candidates(
             anchor=anchor,
             mates=mates,
         )
-        survivors = max(FOLLOWED_CANDIDATES, survivors // CANDIDATES_PER_SURVIVOR)
         shells = min(radius, 2 * shells)
-        candidates = without_improbable(candidates).best(survivors)
+        candidates = holding(
+            without_improbable(candidates), settings.followed_share, fewest=FOLLOWED_CANDIDATES
+        )
     candidates, equations = refine_each(
         references,
         terms,
