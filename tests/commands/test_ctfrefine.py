@@ -187,3 +187,19 @@ def test_what_cannot_be_done_is_refused_in_one_line(scene, tmp_path):
     stored.write_star(tmp_path / "stored.star")
     with pytest.raises(InputError, match="row 1: the image is CTF-premultiplied"):
         halfmap.ctfrefine(tmp_path / "stored.star", tmp_path / "c", quiet=True)
+
+
+def test_what_images_do_not_tell_is_left_as_it_was(tmp_path):
+    """Of 40 images in which the noise is 1000 times the signal nothing is to be learnt."""
+    few = {"n": 40, "snr": 0.001, "box": 32, "pixel_size_angstrom": 6.0, "seed": 2, "quiet": True}
+    halfmap.simulate(["phantom"], tmp_path / "sim", particles_per_micrograph=10, **few)
+    asked = {"beam_tilt": True, "astigmatism": True, "spherical_aberration": True}
+    truth, spoiled, found = _refined(
+        tmp_path / "sim", tmp_path, lambda p: _moved(p, np.full(40, 50.0)), **asked
+    )
+    np.testing.assert_allclose(_defocus(found), _defocus(spoiled), atol=0.01)
+    assert np.abs(_astigmatism(found) - _astigmatism(spoiled)).max() < 0.01
+    p, q = found.transfer, truth.transfer
+    np.testing.assert_allclose(p.beam_tilt_x_mrad, q.beam_tilt_x_mrad, atol=1e-6)
+    np.testing.assert_allclose(p.spherical_aberration_mm, q.spherical_aberration_mm, atol=1e-6)
+    assert "left as it was" in (tmp_path / "ctf/messages.txt").read_text()

@@ -249,6 +249,8 @@ def _change(step: Step, before: Problem, used: np.ndarray) -> str:
         "odd": "beam tilt and trefoil",
         "even": "spherical aberration and tetrafoil",
     }.get(step.stage, step.stage)
+    if not step.told:
+        return f"{name}, round {step.round}: images do not tell it from noise; left as it was"
     change = np.median(np.abs(mean_defocus(new) - mean_defocus(old))[used])
     by = f": defocus changed by {change:.0f} A (median)" if step.stage == "defocus" else ""
     return f"{name} refined, round {step.round}{by}"

@@ -23,6 +23,8 @@ from halfmap.methods.phase_errors import (
     best_start,
     even_evidence,
     fit_phase,
+    gain,
+    is_more_than_noise,
     odd_evidence,
 )
 from halfmap.transfer_function import electron_wavelength_angstrom, zernike_terms
@@ -61,13 +63,18 @@ def refine_astigmatism(
     group: Int[Tensor, " N"],
     frequencies: Frequencies,
     range_angstrom: float,
+    *,
+    surely: bool = False,
 ) -> CTFParameters:
-    """Astigmatism of each group of particles (a micrograph's), and its mean defocus with it."""
+    """Astigmatism of each group of particles (a micrograph's), and its mean defocus with it; with
+    `surely` the same object where images do not tell them from noise."""
     kx, ky = frequencies
     per_angstrom = torch.pi * _wavelength(transfer, group)
     basis = _basis(per_angstrom, (kx**2 - ky**2, 2 * kx * ky, kx**2 + ky**2))
     ranges = [range_angstrom, range_angstrom, 0.0]
-    u = _fitted(even_evidence(terms.terms.double()), basis, ranges, group)
+    u = _fitted(even_evidence(terms.terms.double()), basis, ranges, group, surely=surely)
+    if not u.any():
+        return transfer
     mean = mean_defocus(transfer) + u[:, 2]
     half = (transfer.defocus_u_angstrom - transfer.defocus_v_angstrom) / 2
     twice = np.radians(2 * transfer.defocus_angle_deg)
@@ -89,9 +96,10 @@ def refine_odd_aberrations(
     *,
     beam_tilt: bool,
     trefoil: bool,
+    surely: bool = False,
 ) -> tuple[CTFParameters, np.ndarray]:
     """Beam tilt and trefoil of each optics group, those that are asked for; also how far (A) each
-    particle (N, 2) then lies from where its pose says."""
+    particle (N, 2) then lies from where its pose says. `surely`: as in `refine_astigmatism`."""
     kx, ky = frequencies
     wavelength = _wavelength(transfer, group)
     cs = _of_group(transfer.spherical_aberration_mm, group) * ANGSTROM_PER_MM
@@ -106,8 +114,11 @@ def refine_odd_aberrations(
         third = zernike_terms(kx, ky, ODD_COEFFICIENTS, parity=1)[list(TREFOIL)]
         parts.append(_basis(torch.ones_like(wavelength), tuple(third)))
         ranges += [0.0, 0.0]
-    u = _fitted(odd_evidence(terms.sums.to(torch.complex128)), torch.cat(parts, 1), ranges, group)
+    evidence, basis = odd_evidence(terms.sums.to(torch.complex128)), torch.cat(parts, 1)
+    u = _fitted(evidence, basis, ranges, group, surely=surely)
     new = transfer
+    if not u.any():
+        return new, u[:, :2]
     if beam_tilt:
         new = replace(
             new,
@@ -129,9 +140,10 @@ def refine_even_aberrations(
     *,
     spherical: bool,
     tetrafoil: bool,
+    surely: bool = False,
 ) -> CTFParameters:
     """Spherical aberration and tetrafoil of each optics group, those that are asked for, and what
-    its particles' defoci share of them."""
+    its particles' defoci share of them. `surely`: as in `refine_astigmatism`."""
     kx, ky = frequencies
     wavelength = _wavelength(transfer, group)
     squared = kx**2 + ky**2
@@ -143,7 +155,10 @@ def refine_even_aberrations(
         fourth = zernike_terms(kx, ky, EVEN_COEFFICIENTS, parity=0)[list(TETRAFOIL)]
         parts.append(_basis(-torch.ones_like(wavelength), tuple(fourth)))
     basis = torch.cat(parts, 1)
-    u = _fitted(even_evidence(terms.terms.double()), basis, [0.0] * basis.shape[1], group)
+    evidence, ranges = even_evidence(terms.terms.double()), [0.0] * basis.shape[1]
+    u = _fitted(evidence, basis, ranges, group, surely=surely)
+    if not u.any():
+        return transfer
     new = with_defocus_change(transfer, u[:, 0])
     if spherical:
         cs = new.spherical_aberration_mm + u[:, 1]
@@ -195,10 +210,15 @@ def _fitted(
     basis: Float[Tensor, "G m J"],
     ranges: list[float],
     group: Int[Tensor, " N"],
+    *,
+    surely: bool,
 ) -> np.ndarray:
-    """The best coefficients of each particle's group, (N, m)."""
-    start = best_start(evidence, basis, _starts(basis, ranges))
-    return fit_phase(evidence, basis, start).numpy()[group.numpy()]
+    """The best coefficients of each particle's group, (N, m); with `surely` 0 where those of all
+    groups together are no better than noise makes them."""
+    u = fit_phase(evidence, basis, best_start(evidence, basis, _starts(basis, ranges)))
+    if surely and not is_more_than_noise(gain(evidence, basis, u), u.numel()):
+        u = torch.zeros_like(u)
+    return u.numpy()[group.numpy()]
 
 
 def _added(

@@ -106,12 +106,14 @@ class OwnMask:
 
 @dataclass(frozen=True)
 class Step:
-    """After a stage: the problem with the new transfer functions, the state with the new shifts."""
+    """After a stage: the problem with the new transfer functions, the state with the new shifts;
+    whether images have told them from noise, or all was left as it was."""
 
     round: int
     stage: str
     problem: Problem
     state: State
+    told: bool = True
 
 
 def refine_ctf(
@@ -132,6 +134,7 @@ def refine_ctf(
     """
     given = problem.particles.transfer
     update = partial(update_in_own_mask if with_own_mask else map_update, settings)
+    told: set[str] = set()  # stages that have found more than noise
     for n in range(wanted.rounds):
         for stage in wanted.stages:
             if _meets_new_maps(stage, wanted):
@@ -139,8 +142,13 @@ def refine_ctf(
             statistic = (_statistic(stage, wanted, problem),)
             for _ in range(STEPS_A_MAP.get(stage, 1)):
                 found = one_pass(problem, state, None, statistic, advance)
-                problem, state = _after_step(stage, problem, found, wanted, given, state)
-            yield Step(n + 1, stage, problem, state)
+                before, surely = problem.particles.transfer, stage not in told
+                problem, state = _after_step(
+                    stage, problem, found, wanted, given, state, surely=surely
+                )
+                if problem.particles.transfer is not before:
+                    told.add(stage)
+            yield Step(n + 1, stage, problem, state, stage in told)
 
 
 def _meets_new_maps(stage: str, wanted: Wanted) -> bool:
@@ -161,9 +169,14 @@ def _after_step(
     wanted: Wanted,
     given: CTFParameters,
     state: State,
+    *,
+    surely: bool,
 ) -> tuple[Problem, State]:
-    """The problem with the new transfer functions, the state with the shifts that go with them."""
-    transfer, moved = _refined(stage, problem, found, wanted, given, state.radius)
+    """The problem with the new transfer functions, the state with the shifts that go with them; the
+    same ones where `surely` asks for more than noise and there is no more."""
+    transfer, moved = _refined(stage, problem, found, wanted, given, state.radius, surely=surely)
+    if transfer is problem.particles.transfer:
+        return problem, state
     problem = replace(problem, particles=problem.particles.with_transfer(transfer))
     if moved is not None:
         shift = torch.from_numpy(moved / problem.particles.pixel_size_angstrom)
@@ -190,6 +203,8 @@ def _refined(
     wanted: Wanted,
     given: CTFParameters,
     radius: int,
+    *,
+    surely: bool,
 ) -> tuple[CTFParameters, np.ndarray | None]:
     """New transfer functions, and how far particles then lie from where their poses say."""
     particles, micrograph, optics = problem.particles, problem.scale_group, problem.noise_group
@@ -198,10 +213,12 @@ def _refined(
     if stage == "defocus":
         evidence = _kept(found, DefocusEvidence)
         if wanted.defocus == "micrograph":
-            change = micrograph_defocus(evidence, micrograph)
+            change = micrograph_defocus(evidence, micrograph, surely=surely)
         else:
             moved = torch.from_numpy(mean_defocus(transfer) - mean_defocus(given))
-            change = posterior_defocus(evidence, micrograph, moved) - moved
+            change = posterior_defocus(evidence, micrograph, moved, surely=surely) - moved
+        if not bool(change.any()):
+            return transfer, None
         return with_defocus_change(transfer, change.numpy()), None
     if stage == "magnification":
         return refine_magnification(transfer, _kept(found, MagnificationTerms), optics), None
@@ -213,12 +230,13 @@ def _refined(
             frequencies,
             beam_tilt=wanted.beam_tilt,
             trefoil=wanted.trefoil,
+            surely=surely,
         )
     terms = _kept(found, EvenTerms)
     if stage == "astigmatism":
-        reach = wanted.range_angstrom
-        return refine_astigmatism(transfer, terms, micrograph, frequencies, reach), None
-    which = {"spherical": wanted.spherical, "tetrafoil": wanted.tetrafoil}
+        where = micrograph, frequencies, wanted.range_angstrom
+        return refine_astigmatism(transfer, terms, *where, surely=surely), None
+    which = {"spherical": wanted.spherical, "tetrafoil": wanted.tetrafoil, "surely": surely}
     return refine_even_aberrations(transfer, terms, optics, frequencies, **which), None
 
 

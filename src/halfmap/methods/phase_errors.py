@@ -29,6 +29,7 @@ Evidence: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 NEWTON_STEPS = 30
 SETTLED_GAIN = 1e-4  # of log likelihood
+CHANCE_OF_NOISE = 0.05  # that noise alone is taken for an error of the phase, the usual level
 RAISED, EASED, FIRST_DAMPING = 10.0, 0.2, 1e-3  # Marquardt's rule, J. SIAM 11, 431 (1963)
 
 
@@ -119,6 +120,23 @@ def best_start(
         better = value > best
         best, u = torch.where(better, value, best), torch.where(better[:, None], trial, u)
     return u
+
+
+def gain(
+    evidence: Evidence, basis: Float[Tensor, "G m J"], u: Float[Tensor, "G m"]
+) -> Float[Tensor, " G"]:
+    """By how much coefficients raise the log likelihood of each sum."""
+    phase = _phase(u, basis)
+    return evidence(phase)[0] - evidence(torch.zeros_like(phase))[0]
+
+
+def is_more_than_noise(gained: Float[Tensor, " G"], coefficients: int) -> bool:
+    """Whether fits of so many coefficients in all have gained more log likelihood than noise gives
+    them: where there is nothing to fit, twice the gain is chi-square of as many degrees of freedom
+    (Wilks)."""
+    from scipy.stats import chi2
+
+    return 2 * float(gained.sum()) > float(chi2.isf(CHANCE_OF_NOISE, coefficients))
 
 
 def _phase(u: Float[Tensor, "G m"], basis: Float[Tensor, "G m J"]) -> Float[Tensor, "G J"]:
