@@ -295,15 +295,18 @@ def _figures(
         yield counts_figure("Astigmatism", label, "particles", 2 * half, inside=0.99)
 
 
+def _coefficients(zernike: np.ndarray, places: tuple[int, ...]) -> str:
+    """Two of a row of coefficients, which ends with the last that is not 0."""
+    return ", ".join(f"{zernike[n] if n < len(zernike) else 0:.2f}" for n in places)
+
+
 _ABERRATIONS: dict[str, Callable[[CTFParameters], str]] = {
     "beam_tilt": lambda p: (
         f"beam tilt {p.beam_tilt_x_mrad[0]:.3f}, {p.beam_tilt_y_mrad[0]:.3f} mrad"
     ),
-    "trefoil": lambda p: f"trefoil {', '.join(f'{p.odd_zernike[0, n]:.2f}' for n in TREFOIL)}",
+    "trefoil": lambda p: f"trefoil {_coefficients(p.odd_zernike[0], TREFOIL)}",
     "spherical": lambda p: f"spherical aberration {p.spherical_aberration_mm[0]:.3f} mm",
-    "tetrafoil": lambda p: (
-        f"tetrafoil {', '.join(f'{p.even_zernike[0, n]:.2f}' for n in TETRAFOIL)}"
-    ),
+    "tetrafoil": lambda p: f"tetrafoil {_coefficients(p.even_zernike[0], TETRAFOIL)}",
     "magnification": lambda p: (
         f"magnification {p.magnification_xx[0]:.4f} {p.magnification_xy[0]:.4f} "
         f"{p.magnification_yx[0]:.4f} {p.magnification_yy[0]:.4f}"
