@@ -31,7 +31,8 @@ def ctfrefine() -> Report:
     and the FSC to truth within a shell of the clean set's. With
     the true defoci put into what was found in a sphere, the map reached 4.94 A; so what it lacked
     was the defocus of single particles, and what that lacked were maps without the noise of the
-    solvent, which is three quarters of the sphere."""
+    solvent, which is three quarters of the sphere. RELION is given the sphere; in the mask of the
+    half maps it errs by 83 A, 166 A and 0.033 mrad."""
     report, folder = Report(), DATA / "antibody"
     if not (folder / "truth.star").exists():
         model = third_party("models", "1hzh.pdb")
