@@ -36,6 +36,14 @@ SETS = {
         ["ribosome70S_64_5A.mrc", "ribosome70S_64_5A_state2.mrc"],
         ["--n", "3000", "--snr", "0.2", "--seed", "32", "--colour", "0.5"],
     ),
+    "trpv1_low": (
+        ["trpv1_96_2.5A.mrc"],
+        ["--n", "600", "--snr", "0.05", "--seed", "41", "--colour", "0.5"],
+    ),
+    "ribo_mix_low": (
+        ["ribosome70S_64_5A.mrc", "ribosome70S_64_5A_state2.mrc"],
+        ["--n", "1500", "--snr", "0.05", "--seed", "42", "--colour", "0.5"],
+    ),
 }
 
 

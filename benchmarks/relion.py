@@ -37,6 +37,9 @@ REFINEMENT = {
         2500, "stopped", "9, not converged", "21.3 A", 15.8, 2.26, 3.76, 0.75
     ),
 }
+# trpv1_low, from 40 A; ribo_mix_low, K = 16, 15 iterations
+LOW_REFINEMENT = RecordedRefinement(710, "", "14, converged", "", 5.09, 1.07, 1.79, 0.45)
+LOW_CLASS2D_CPU_S = 370
 CLASS2D_CPU_S, CLASS2D_MS, CLASS2D_SPREAD_DEG = (
     716,
     15.9,

@@ -32,6 +32,7 @@ import gallery
 import known_poses
 import local_regularisation
 import low_signal
+import low_signal_cost
 import low_signal_numbers
 import many_processes
 import optics
@@ -55,6 +56,7 @@ ALL = {
         refine_simulated.ribo,
         low_signal.low_signal,
         low_signal_numbers.low_signal_numbers,
+        low_signal_cost.low_signal_cost,
         class_posteriors.class_posteriors,
         bias.bias,
         classes2d.ribo_mix_2d,

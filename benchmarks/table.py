@@ -14,7 +14,10 @@ DOCS = ROOT / "docs"
 # every benchmark on one page: file name, title, benchmarks in order
 PAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "refinement": ("Refinement and reconstruction", ("trpv1", "ribo", "reconstruct")),
-    "low_signal": ("Low signal", ("low_signal", "low_signal_numbers", "class_posteriors", "bias")),
+    "low_signal": (
+        "Low signal",
+        ("low_signal", "low_signal_numbers", "low_signal_cost", "class_posteriors", "bias"),
+    ),
     "classes": (
         "Classes in 2D and 3D",
         (
