@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from halfmap.commands import _halves, _inputs
@@ -30,9 +30,10 @@ _LARGEST_BATCH = 256
 # A choice: images are normalised if, in the median of a few hundred, their background's mean is
 # within a fifth of 0 and its deviation within a quarter of 1.
 NORMALISED_MEAN, NORMALISED_SPREAD, IMAGES_LOOKED_AT = 0.2, (0.8, 1.25), 300
-# Choices: so must be the median of each optics group of so many, as sets are joined that were
-# normalised apart; and of all, no more than so many may be off by a deviation, or by a factor of 2
-OF_A_GROUP, SHARE_OFF, MEAN_OFF, FACTOR_OFF = 5, 0.05, 1.0, 2.0
+# Choices: sets are joined that were normalised apart. So the median of each optics group of so many
+# may be off by no more than a deviation, and a factor of 2; and of all images no more than a tenth,
+# if nearly all that are not near 1 are off by as much: images without noise are in between
+OF_A_GROUP, MEAN_OFF, FACTOR_OFF, SHARE_OFF, OF_A_SET = 5, 1.0, 2.0, 0.1, 0.8
 # of the machine's memory, that a job with folds may need, and one without: folds are given up
 # one by one as resolution grows
 MOST_FOR_FOLDS, MOST_WITHOUT = 0.75, 0.5
@@ -238,7 +239,9 @@ def needs_normalising(
         for one, n in zip(*group.unique(return_counts=True), strict=True)
         if n >= OF_A_GROUP
     ]
-    if all(_normalised(mean[of_it], spread[of_it]) for of_it in [group >= 0, *groups]):
+    in_the_middle = bool(_near_normalised(mean.abs().median(), spread.median()))
+    apart = any(_off(mean[of_it].median(), spread[of_it].median()) for of_it in groups)
+    if in_the_middle and not apart and not _hold_a_set_apart(mean, spread):
         return False
     if particles.transfer.premultiplied.any():
         progress.note(
@@ -247,21 +250,25 @@ def needs_normalising(
         )
         return False
     which, found = "images", f"mean {mean.median():.3g}, deviation {spread.median():.3g}"
-    if _normalised_in_the_middle(mean, spread):
+    if in_the_middle:
         which, found = "some images", f"deviation {spread.min():.3g} to {spread.max():.3g}"
     progress.note(f"{which} are not normalised (background {found}): each is brought to 0 and 1")
     return True
 
 
-def _normalised_in_the_middle(mean: Float[Tensor, " B"], spread: Float[Tensor, " B"]) -> bool:
+def _near_normalised(mean: Float[Tensor, "*B"], spread: Float[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
     low, high = NORMALISED_SPREAD
-    return float(mean.abs().median()) < NORMALISED_MEAN and low < float(spread.median()) < high
+    return (mean.abs() < NORMALISED_MEAN) & (low < spread) & (spread < high)
 
 
-def _normalised(mean: Float[Tensor, " B"], spread: Float[Tensor, " B"]) -> bool:
-    """Whether images are, by the median of their backgrounds and but for a few."""
-    off = (mean.abs() > MEAN_OFF) | (spread > FACTOR_OFF) | (spread < 1 / FACTOR_OFF)
-    return _normalised_in_the_middle(mean, spread) and float(off.float().mean()) <= SHARE_OFF
+def _off(mean: Float[Tensor, "*B"], spread: Float[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
+    return (mean.abs() > MEAN_OFF) | (spread > FACTOR_OFF) | (spread < 1 / FACTOR_OFF)
+
+
+def _hold_a_set_apart(mean: Float[Tensor, " B"], spread: Float[Tensor, " B"]) -> bool:
+    """Whether of the images some are off, and hardly any between those and the others."""
+    off, near = _off(mean, spread), _near_normalised(mean, spread)
+    return int(off.sum()) > max(SHARE_OFF * len(off), OF_A_SET * int((~near).sum()))
 
 
 def affordable_folds(
