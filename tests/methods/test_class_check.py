@@ -95,7 +95,7 @@ def _classified(out, particles, maps, classes: int = 2) -> tuple[np.ndarray, np.
         quiet=True,
     )
     found = read_star(out / "particles.star").blocks["particles"]
-    doubts = json.loads((out / "job.json").read_text())["results"]["doubts"]
+    doubts = json.loads((out / "job.json").read_text())["results"].get("doubts", [])
     probability = np.asarray(found.floats("halfmapClassProbability"))
     return np.asarray(found.floats("rlnClassNumber")), probability, doubts
 
@@ -120,7 +120,7 @@ def test_images_of_one_state_or_of_none_say_that_they_do_not_know(tmp_path, monk
     assert "do not tell these classes apart" in doubt
     if snr < 0.01:
         return
-    monkeypatch.setattr(job, "_checked", lambda problem, settings, state, *told: (state, ()))
+    monkeypatch.setattr(job, "_checked", lambda job, problem, settings, state, *told: state)
     _, probability, doubts = _classified(tmp_path / "unchecked", *one)
     assert probability.mean() > 0.65
     assert not doubts

@@ -64,6 +64,7 @@ from halfmap.methods.registry import make_method
 from halfmap.methods.settings import Settings
 from halfmap.methods.splitting import split_start
 from halfmap.options import command
+from halfmap.workspace.job import Job
 from halfmap.workspace.progress import Progress
 
 ITERATIONS = 25
@@ -252,8 +253,7 @@ def class3d(
             show=lambda new: show_volumes(job, problem, settings, new),
         )
         if method == "ml" and classes > 1:
-            state, doubts = _checked(problem, settings, state, seed, progress)
-            job.update(doubts=doubts)
+            state = _checked(job, problem, settings, state, seed, progress)
         write_pictures(job, problem, settings, state)
         state = state.without_references()
         final = last_maps(problem, settings, chosen, state, progress, mask)
@@ -293,17 +293,19 @@ def class3d(
 
 
 def _checked(
-    problem: Problem, settings: Settings, state: State, seed: int, progress: Progress
-) -> tuple[State, tuple[str, ...]]:
-    """The state with the classes that images tell where their noise cannot confirm itself; and what
-    the user must know of it."""
+    job: Job, problem: Problem, settings: Settings, state: State, seed: int, progress: Progress
+) -> State:
+    """The state with the classes that images tell where their noise cannot confirm itself; the user
+    is told where that is less than was said."""
     progress.start_stage("classes on split noise", (CHECK_ITERATIONS + 1) * len(problem.used))
     fold = _halves.divide_into_folds(problem.particles, CHECK_FOLDS, seed)
     checked = checked_classes(problem, settings, state, fold, seed, advance=progress.advance)
     told = doubted_classes(checked.said, checked.borne_out, problem.n_classes, checked.differ)
     for one in told:
         progress.note(one)
-    return checked.state, told
+    most = max(job.results.get("estimated_memory_bytes", 0), checked.needed_bytes)
+    job.update(doubts=told, estimated_memory_bytes=most)
+    return checked.state
 
 
 def _focused(

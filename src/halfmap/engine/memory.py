@@ -192,6 +192,12 @@ class JobSize:
         searching += self.batch_bytes(batch, scored_radius)
         return PROGRAM_BYTES[self.dimensions] + held + max(searching, updating)
 
+    def check_bytes(self, scored_radius: int, batch: int = 1) -> int:
+        """Of an iteration in which classes are checked (`methods.class_check`): the sums of all
+        parts twice more, of earlier draws and along the directions of labels."""
+        grid = self.n_classes * self.cells(self.summed_radius(scored_radius))
+        return self.iteration_bytes(scored_radius, batch) + 2 * self.parts * grid * CELL
+
     def final_bytes(self, batch: int = 1) -> int:
         """Of the final maps: start and mask, the last references of all parts, maps and half maps
         of all classes, both halves of one class summed to the last shell, and what is most of a

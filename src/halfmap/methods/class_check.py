@@ -88,12 +88,14 @@ class Drawn:
 @dataclass(frozen=True)
 class CheckedClasses:
     """The state after the check; the mean probability of images' classes that they said before, and
-    what of it is borne out; and whether half sets agree on any difference of classes."""
+    what of it is borne out; whether half sets agree on any difference of classes; and the memory
+    that was needed."""
 
     state: State
     said: float
     borne_out: float
     differ: bool
+    needed_bytes: int
 
 
 def checked_classes(
@@ -112,9 +114,13 @@ def checked_classes(
     `fold` numbers are below `CHECK_FOLDS`; where the memory is not enough for two of them, the last
     posteriors are those of X_1, whose noise is in no map.
     """
-    problem = replace(problem, matched_to="shared", fold=fold, n_folds=CHECK_FOLDS)
-    n_folds = problem.folds_at(state.radius)
-    problem = replace(problem, fold=fold % n_folds, n_folds=n_folds, memory_bytes=None)
+    n_folds, memory = CHECK_FOLDS, problem.memory_bytes
+    while n_folds > 1 and memory is not None and check_bytes(problem, state, n_folds) > memory:
+        n_folds //= 2
+    needed = check_bytes(problem, state, n_folds)
+    problem = replace(
+        problem, matched_to="shared", fold=fold % n_folds, n_folds=n_folds, memory_bytes=None
+    )
     settings = replace(settings, poses_known=True)
     mean = state.references.mean(0, keepdim=True)
     checked = replace(state, references=mean.expand(problem.n_reference_sets, *mean.shape[1:]))
@@ -129,8 +135,13 @@ def checked_classes(
     told, _ = iterate(problem, last, replace(checked, method=None), advance=advance)
     said, borne_out = (class_certainty(problem, one) for one in (state, told))
     if differ and said - borne_out <= SPLITTING_COSTS:
-        return CheckedClasses(state, said, said, differ)
-    return CheckedClasses(with_classes(state, told), said, borne_out, differ)
+        return CheckedClasses(state, said, said, differ, needed)
+    return CheckedClasses(with_classes(state, told), said, borne_out, differ, needed)
+
+
+def check_bytes(problem: Problem, state: State, n_folds: int) -> int:
+    """Memory of the check with so many folds of each half."""
+    return problem.job_size.with_folds(n_folds).check_bytes(state.radius, problem.batch_size)
 
 
 def class_certainty(problem: Problem, state: State) -> float:
@@ -218,7 +229,9 @@ def _update(settings: Settings, iteration: Iteration, poses: Poses, parts: list[
     share, along = directions(iteration.summed[ClassOverlapStatistic.name].cpu())
     drawn = state.method if isinstance(state.method, Drawn) else None
     if drawn is not None and drawn.parts[0].radius == parts[0].radius:
-        parts = [new + _faded(old) for new, old in zip(parts, drawn.parts, strict=True)]
+        for new, old in zip(parts, drawn.parts, strict=True):
+            new.num.add_(old.num, alpha=REMEMBERED)  # in place: no room for a third set
+            new.den.add_(old.den, alpha=REMEMBERED)
     turned = [along_directions(part, share, along) for part in parts]
     box, variance = problem.reference_box(parts[0].radius), noise_variance(state)
     ssnr, shell = _ssnr(problem, settings, turned, share, box)
@@ -242,10 +255,6 @@ def _update(settings: Settings, iteration: Iteration, poses: Poses, parts: list[
             parts, torch.nn.functional.pad(beside, (0, beyond)).cpu(), bool(seen[:-1].any())
         ),
     )
-
-
-def _faded(sums: Sums) -> Sums:
-    return replace(sums, num=REMEMBERED * sums.num, den=REMEMBERED * sums.den)
 
 
 def _ssnr(

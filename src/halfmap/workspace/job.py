@@ -236,6 +236,11 @@ class Job:
         """What the command was called with; empty where the folder is another process's."""
         return dict(self._record.get("parameters", {}))
 
+    @property
+    def results(self) -> dict[str, Any]:
+        """What `update` has added so far."""
+        return dict(self._record.get("results", {}))
+
     def update(self, **fields: Any) -> None:
         """Add results worth showing beside the status (for example `resolution_angstrom`) to
         `job.json`."""
