@@ -29,7 +29,7 @@ COMPLEX, REAL = 8, 4  # bytes
 CELL = COMPLEX + REAL  # of the two sums, and of a slice and its square
 # Python with its libraries, drawn pictures and compiled kernels, by dimensions: a job on tiny
 # images; slices of volumes have kernels of their own
-PROGRAM_BYTES = {2: 450_000_000, 3: 540_000_000}
+PROGRAM_BYTES = {2: 450_000_000, 3: 500_000_000}
 # arrays of a piece of a grid that a transform along one axis holds: rows and their weights, padded,
 # transformed, cropped
 ARRAYS_OF_A_TRANSFORM = 4
@@ -37,8 +37,8 @@ ARRAYS_OF_A_TRANSFORM = 4
 # half-plane the CTF, noise, the terms of E-step and M-step
 BYTES_PER_PIXEL, BYTES_PER_SAMPLE = 40, 150
 POSES_OF_AN_IMAGE = 4  # significant, once they are refined, in the mean
-# a shell correlation holds both volumes masked, their transforms, and products of these
-VOLUMES_OF_A_CORRELATION = 6
+# a shell correlation holds both volumes masked, and their transforms
+VOLUMES_OF_A_CORRELATION = 4
 # with random phases: what is below their first shell and its masked transform of both, the powers
 # beyond, and two autocorrelations
 VOLUMES_OF_FINAL_CURVES = 10
@@ -55,7 +55,7 @@ class SearchSize:
     shells: tuple[int, int, int]
     entries: int = 256
     table_bytes: int = 1 << 30
-    at_once_bytes: int = 100_000_000  # scores and slices between a product and the pass over it
+    at_once_bytes: int = 30_000_000  # scores and slices between a product and the pass over it
 
     @classmethod
     def of(
