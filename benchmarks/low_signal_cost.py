@@ -4,8 +4,8 @@ import numpy as np
 
 import relion
 import truth
-from common import HALFMAP, SETS, Report, events, job_folder, run, simulated, third_party
-from refine_simulated import judged
+from common import HALFMAP, Report, events, job_folder, run, simulated
+from refine_simulated import refined
 
 REFINE, CLASSES_2D = "trpv1_low", "ribo_mix_low"
 CLASSES, ITERATIONS = 16, 15
@@ -25,19 +25,9 @@ def low_signal_cost() -> Report:
 
 
 def _refine(report: Report) -> None:
-    folder, reference = simulated(REFINE), third_party("maps", SETS[REFINE][0][0])
-    out = job_folder(REFINE)
-    command = [
-        HALFMAP,
-        "refine",
-        "--particles",
-        folder / "particles.star",
-        "--reference",
-        reference,
-    ]
-    command += ["--symmetry", "C4", "--initial-lowpass", "40", "--diameter", "170"]
-    cost = run(report, [*command, *ONE_THREAD, "--out", out], log=out.name)
-    reached = judged(out, cost, folder, reference, symmetry="C4", diameter_angstrom=170)
+    how = {"lowpass_angstrom": 40, "diameter_angstrom": 170, "symmetry": "C4", "threads": 1}
+    reached = refined(report, REFINE, ("--method", "ml"), **how)
+    cost = reached.cost
     theirs = relion.LOW_REFINEMENT
     ratio = theirs.cpu_s / cost.cpu_s
     beside = f"({relion.RECORDED})"

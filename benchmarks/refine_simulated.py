@@ -96,6 +96,7 @@ def refined(
     lowpass_angstrom: float,
     diameter_angstrom: float,
     symmetry: str,
+    threads: int = THREADS,
 ) -> Outcome:
     """`halfmap refine` on a set of `common.SETS` with one more option, from its true map
     low-passed; in the folder `NAME_VALUE`."""
@@ -123,7 +124,7 @@ def refined(
     ]
     cost = run(
         report,
-        [*command, "--threads", f"{THREADS}", "--out", out, "--overwrite", "--quiet"],
+        [*command, "--threads", f"{threads}", "--out", out, "--overwrite", "--quiet"],
         log=out.name,
     )
     return judged(

@@ -453,7 +453,7 @@ MISSED = """## What is missed
 - [`abinitio`]({abinitio_trpv1_c1}) makes 100 mini-batches by default since its record without symmetry; the other records of `abinitio` are of 60, cheaper by a third.
 - [`abinitio` at low signal]({abinitio_low_signal}): ten of ten seeds were asked; one of the dirty spikes (C3, SNR 0.03) is wrong, its axis not found. Its log likelihood is 16 an image where the other seeds have 28 to 29, so
   that `--runs 3` should keep another (not run); its correlation with its symmetry mates (0.41) is not below that of two right ones.
-- [`class2d`]({ribo_mix_2d}): 50 times less CPU than RELION 5 was asked; it is that by the marginal cost of an image, 40 times with start and end; [at SNR 0.05]({low_signal_cost}) 27 times, and `refine` there 32 times (40 were asked).
+- [`class2d`]({ribo_mix_2d}): 50 times less CPU than RELION 5 was asked; it is that by the marginal cost of an image, 40 times with start and end; [at SNR 0.05]({low_signal_cost}) 26 times, and `refine` there 32 times (40 were asked).
 - [Template matching]({mixture_purity_2d}) separates two molecules less well than maximum likelihood or RELION do (86 % against 93 to 96 %).
 - [`reconstruct`]({reconstruct}) takes 1.4 times RELION 3.1's CPU and twice its memory.
 - [Branch and bound]({branch_and_bound}) is slower than the adaptive grid at every noise level, and at SNR 0.02 slower than exhaustive search. What it loses of the poses is

@@ -56,14 +56,15 @@ def last_maps(
     progress.start_stage("final maps", problem.n_classes * int((problem.half >= 0).sum()))
     shape = problem.n_classes, *([problem.particles.box] * 3)
     maps, halves, curves = torch.empty(shape), torch.empty(2, *shape), []
+    inside = fsc_mask(problem, settings, mask)
     for k in range(problem.n_classes):  # one at a time: their sums are the largest of a job
         sums = sum_at_significant_poses(
             problem, method.assign, state, advance=progress.advance, only_class=k
         )
-        one = final_maps(problem, settings, sums, noise_variance(state), mask)
+        one = final_maps(problem, settings, sums, noise_variance(state), inside)
         maps[k], halves[:, k] = one.maps[0], one.halves[:, 0]
         curves += one.curves
-    return FinalMaps(maps, halves, curves, one.mask)
+    return FinalMaps(maps, halves, curves, inside)
 
 
 def final_maps(
@@ -71,7 +72,7 @@ def final_maps(
     settings: Settings,
     sums: list[Sums],
     variance: Float[Tensor, "G S"],
-    mask: str | Path | None,
+    inside: FscMask,
 ) -> FinalMaps:
     """Reconstruct every class: `num / (k + den)` over both halves, k from the half maps' FSC inside
     the mask, or the constant asked for. The sums of the first half become those of both."""
@@ -82,7 +83,6 @@ def final_maps(
     total.num.add_(sums[1].num)
     total.den.add_(sums[1].den)
     sums.clear()  # nobody needs them any more: there may be no room for both and for what follows
-    inside = _fsc_mask(problem, settings, mask)
     pixel = problem.particles.pixel_size_angstrom
     curves = [curves_in(a, b, pixel, inside) for a, b in zip(*halves, strict=True)]
     fsc = torch.stack([c.final.correlation for c in curves]).to(total.den)[:, : total.radius + 1]
@@ -92,7 +92,7 @@ def final_maps(
     return FinalMaps(maps.cpu(), halves, curves, inside)
 
 
-def _fsc_mask(problem: Problem, settings: Settings, mask: str | Path | None) -> FscMask:
+def fsc_mask(problem: Problem, settings: Settings, mask: str | Path | None) -> FscMask:
     """The settings' mask of the FSC under the name of the user's file. A sphere, and what is no
     longer that file (moved, on another grid, ended inside the box), the job writes: `postprocess`
     takes it up again, and refuses one that the box cuts."""

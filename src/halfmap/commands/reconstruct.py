@@ -8,7 +8,13 @@ from torch import Tensor
 
 from halfmap.commands import _halves, _inputs, _setup
 from halfmap.commands._contrast import tell_contrast
-from halfmap.commands._final_maps import FinalMaps, final_maps, in_own_mask, write_map_files
+from halfmap.commands._final_maps import (
+    FinalMaps,
+    final_maps,
+    fsc_mask,
+    in_own_mask,
+    write_map_files,
+)
 from halfmap.commands._iterations import made_of
 from halfmap.commands._job import open_job
 from halfmap.commands._options import (
@@ -161,7 +167,7 @@ def reconstruct(
         )
         poses = _inputs.poses_of(data).in_one_class()
         sums = _summed(problem, poses, noise, job, progress)
-        final = final_maps(problem, settings, sums, noise, mask)
+        final = final_maps(problem, settings, sums, noise, fsc_mask(problem, settings, mask))
         if mask is None:
             progress.start_stage("mask", 0)
             final = in_own_mask(final, data.pixel_size_angstrom)
